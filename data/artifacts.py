@@ -1,0 +1,117 @@
+"""Files that the stages hand to each other: stamped, checked, written whole or not at all.
+
+Every JSON that a stage writes carries ``schema``, ``args``, ``seed``, ``versions`` and ``units``; every
+reader checks ``schema`` and names the stage that should have written the file.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
+
+
+class InputError(ValueError):
+    """Something the user gave is unusable; the message says what was expected, found, and how to mend it."""
+
+
+def versions():
+    """Versions of Python and of the packages that can change a result, as {name: version}."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def write_text(path, text):
+    """Write `text` to a temporary name beside `path`, then rename: readers never see half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, schema, args, units, **content):
+    """Write a stage's result. `args` is the argparse namespace it ran with; `units` says what each figure means."""
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    record = {
+        "schema": schema,
+        "args": settings,
+        "seed": settings.get("seed"),
+        "versions": versions(),
+        "units": units,
+        **content,
+    }
+    # allow_nan=False: NaN is not JSON, and a NaN in a result is a bug that must not reach a reader.
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path, schema, made_by):
+    """Read a stage's result and check that it is one.
+
+    Raises FileNotFoundError if there is no such file, InputError if it is not JSON or of another schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; expected the file that {made_by} writes. Run: python {made_by} --help")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); write it again with: python {made_by}") from None
+    found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+    if found != schema:
+        raise InputError(f"{path}: expected schema '{schema}', found '{found}'; write it again with: python {made_by}")
+    return record
+
+
+def make_output_dir(path):
+    """Create an output directory and prove that it can be written. Raises InputError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write_test.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{path}: expected a directory that can be written, found: {error.strerror}; choose another --output_dir") from None
+    return path
+
+
+def bounded(kind, low, high, open_ends=False):
+    """An argparse type: a number of `kind` in [low, high], or in (low, high) if `open_ends`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {kind.__name__}, found '{text}'") from None
+        inside = low < value < high if open_ends else low <= value <= high
+        if not inside:  # also refuses NaN, for which every comparison is false
+            ends = "between" if open_ends else "from"
+            joint = "and" if open_ends else "to"
+            raise argparse.ArgumentTypeError(f"expected a number {ends} {low} {joint} {high}, found {text}")
+        return value
+
+    return parse
+
+
+def run(main):
+    """Run a script's `main()`; a user's mistake ends in one line on stderr and exit status 2, never in a traceback."""
+    try:
+        main()
+    except (InputError, FileNotFoundError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted; what was already saved is whole", file=sys.stderr)
+        sys.exit(130)

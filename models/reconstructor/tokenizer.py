@@ -1,0 +1,47 @@
+"""The tokenizer that every stage shares: loading it, telling two of them apart, and its mask token."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from data.artifacts import InputError
+
+BASE_DIR = Path(__file__).resolve().parent / "base"
+MASK_TOKEN = "<|mask|>"  # stands for "a token was here and was not sent"; neither padding nor end of text
+PROBE = "It's 3.14159 €uro — naïve\n\n\tTokens 🙂!"  # a text on which different tokenizers differ
+
+
+def load_tokenizer(name_or_dir):
+    """Load a tokenizer from a local directory or, by name, from the Hugging Face hub or its cache.
+
+    Raises InputError in one line if there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(name_or_dir))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"no tokenizer at '{name_or_dir}': expected a local directory with tokenizer.json or the name of a model "
+            f"in the Hugging Face hub or cache ({reason}); the embedded one is {BASE_DIR.relative_to(BASE_DIR.parents[2])}"
+        ) from None
+
+
+def fingerprint(tokenizer):
+    """16 hexadecimal digits that change with the vocabulary or the splitting rules, not with the mask token."""
+    vocabulary = {t: i for t, i in tokenizer.get_vocab().items() if t != MASK_TOKEN}
+    probe = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    record = json.dumps([sorted(vocabulary.items()), probe])
+    return hashlib.sha256(record.encode()).hexdigest()[:16]
+
+
+def bos_id(tokenizer):
+    """The id put in front of every text, so that its first token is predicted from something.
+
+    GPT-2's `<|endoftext|>`. Raises InputError if the tokenizer has neither BOS nor EOS.
+    """
+    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return token_id
+    raise InputError("the tokenizer has neither a BOS nor an EOS token; one of them must stand in front of every text")
