@@ -1,0 +1,269 @@
+"""The agent: a small network that looks at a whole text and gives every token a probability of being kept.
+
+It needs no language-model pass. Shapes: `B` texts, `T` tokens, `D` width of the network, `H` heads, `E` token
+features, `V` vocabulary. `valid` (B, T) bool is True at text, False at padding: the only mask polarity here.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from stable_baselines3.common.distributions import BernoulliDistribution
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
+CALIBRATION_PRICES = 12  # values of λ between the lowest and the highest, evenly in log λ
+FIRST_KEEP_LOGIT = 0.5  # an untrained policy keeps 62 % of the tokens: it explores both decisions
+
+
+class PositionalEncoding(nn.Module):
+    """Adds sinusoids of the position, times a learned scale. No longest length: a policy is used at any."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), 0.1))
+        # Pairs share a frequency: columns 2i and 2i + 1 have 1 / SINUSOID_BASE^(2i / D).
+        frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(SINUSOID_BASE) / width))
+        self.register_buffer("frequency", frequency, persistent=False)
+
+    def forward(self, x):
+        """x (B, T, D) to the same shape."""
+        angle = torch.arange(x.shape[1], device=x.device)[:, None] * self.frequency  # (T, D / 2)
+        wave = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, : x.shape[2]]  # (T, D)
+        return x + self.scale * wave
+
+
+class TokenImportanceAttention(nn.Module):
+    """Pools a text into one context vector by attention; the attention weights are the tokens' importances.
+
+    Every head has a learned query, so the cost is linear in T.
+    """
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.score, self.value, self.out = nn.Linear(width, heads), nn.Linear(width, width), nn.Linear(width, width)
+
+    def importances(self, x, valid):
+        """(B, H, T) weights of each head over the text: zero at padding, summing to 1."""
+        scores = self.score(x).transpose(1, 2)  # (B, H, T)
+        return scores.masked_fill(~valid[:, None], float("-inf")).softmax(-1)
+
+    def forward(self, x, valid):
+        """x (B, T, D), valid (B, T) to context (B, 1, D)."""
+        B, T, D = x.shape
+        values = self.value(x).view(B, T, self.heads, D // self.heads).transpose(1, 2)  # (B, H, T, D / H)
+        pooled = (self.importances(x, valid)[:, :, None] @ values).reshape(B, 1, D)
+        return self.out(pooled)
+
+
+class LocalContext(nn.Module):
+    """What stands around a token: a depthwise convolution over its neighbours, then a mixing of the channels."""
+
+    def __init__(self, width, kernel=5):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.pointwise = nn.Linear(width, width)
+
+    def forward(self, x, valid):
+        """x (B, T, D), valid (B, T) to (B, T, D)."""
+        shown = self.norm(x) * valid[..., None]  # padding must look like the zeros beyond the edge
+        return x + self.pointwise(F.gelu(self.depthwise(shown.transpose(1, 2)).transpose(1, 2)))
+
+
+class TransformerLayer(nn.Module):
+    """A pre-norm transformer layer with full attention. No dropout: rollout and update must see one policy."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x, attended):
+        """x (B, T, D); attended (B, 1, 1, T) bool, or None if every position is text."""
+        B, T, D = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attended)
+        x = x + self.out(mixed.transpose(1, 2).reshape(B, T, D))
+        return x + self.mlp(self.norm2(x))
+
+
+class ContextGate(nn.Module):
+    """Lets each token decide how much of a shared context it takes in: x + sigmoid(W [x, c]) * c."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gate = nn.Linear(2 * width, width)
+
+    def forward(self, x, context):
+        """x (B, T, D), context (B, 1, D) to (B, T, D)."""
+        context = context.expand_as(x)
+        return x + torch.sigmoid(self.gate(torch.cat([x, context], -1))) * context
+
+
+class EnhancedTokenCompressionPolicy(nn.Module):
+    """Token ids, validity and price λ in, one feature vector per token out.
+
+    Token features (a trainable embedding and the log frequency), the price, the position; local context by
+    convolution; transformer layers; and a gated context pooled by TokenImportanceAttention.
+    """
+
+    def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.register_buffer("log_frequency", torch.zeros(vocab_size))
+        self.lift = nn.Linear(embedding_dim + 1, width)
+        self.price = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
+        self.position = PositionalEncoding(width)
+        self.local = LocalContext(width)
+        self.layers = nn.ModuleList(TransformerLayer(width, heads) for _ in range(layers))
+        self.importance, self.gate = TokenImportanceAttention(width, heads), ContextGate(width)
+        self.norm = nn.LayerNorm(width)
+
+    def before_pooling(self, ids, valid, price):
+        """The token states (B, T, D) that TokenImportanceAttention pools."""
+        features = torch.cat([self.embedding(ids), self.log_frequency[ids][..., None]], -1)
+        scale, shift = self.price(price.log()[:, None]).chunk(2, -1)  # (B, 1, D) each
+        x = self.position(self.lift(features) * (1 + scale) + shift)
+        x = self.local(x, valid)
+        attended = None if bool(valid.all()) else valid[:, None, None]
+        for layer in self.layers:
+            x = layer(x, attended)
+        return x
+
+    def forward(self, ids, valid, price):
+        """ids (B, T) int64, valid (B, T) bool, price (B, 1) in nats per token, to features (B, T, D)."""
+        x = self.before_pooling(ids, valid, price)
+        return self.norm(self.gate(x, self.importance(x, valid)))
+
+    def importances(self, ids, valid, price):
+        """What TokenImportanceAttention looks at, mean over its heads: (B, T), each text sums to 1."""
+        return self.importance.importances(self.before_pooling(ids, valid, price), valid).mean(1)
+
+    @torch.no_grad()
+    def start_from(self, embeddings, counts):
+        """Start the token features from a reconstructor's input embeddings (>= V, D') and the corpus' counts (V,).
+
+        The embedding becomes their truncated SVD, at unit variance; the frequency feature is standardised.
+        """
+        V, E = self.embedding.weight.shape
+        centred = embeddings[:V].float() - embeddings[:V].float().mean(0)
+        left, values, _ = torch.svd_lowrank(centred, q=min(E, *centred.shape), niter=4)
+        reduced = left * values
+        self.embedding.weight.zero_()
+        self.embedding.weight[:, : reduced.shape[1]] = reduced / reduced.std(0).clamp(min=1e-6).mean()
+        log_frequency = torch.log(torch.as_tensor(counts[:V], dtype=torch.float32) + 1)
+        self.log_frequency[:] = (log_frequency - log_frequency.mean()) / log_frequency.std().clamp(min=1e-6)
+
+
+class TokenCompressionFeaturesExtractor(BaseFeaturesExtractor):
+    """EnhancedTokenCompressionPolicy as a Stable-Baselines3 features extractor: Dict observation to (B, L, D)."""
+
+    def __init__(self, observation_space, embedding_dim=32, width=96, layers=2, heads=4, tokenizer_fingerprint=""):
+        super().__init__(observation_space, features_dim=width)
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.network = EnhancedTokenCompressionPolicy(int(observation_space["tokens"].high.max()) + 1, embedding_dim, width, layers, heads)
+
+    @staticmethod
+    def unpack(observations):
+        """ids, valid, price from a batch of observations, which Stable-Baselines3 hands over as floats."""
+        return observations["tokens"].long(), observations["valid"] > 0, observations["price"].float()
+
+    def forward(self, observations):
+        return self.network(*self.unpack(observations))
+
+
+class TokenBernoulli(BernoulliDistribution):
+    """Independent keep decisions. The deterministic action is the keep probability, not its rounding."""
+
+    def log_prob(self, actions):
+        return self.distribution.log_prob(actions)  # (B, L)
+
+    def entropy(self):
+        return self.distribution.entropy()  # (B, L), nats
+
+    def mode(self):
+        return self.distribution.probs
+
+
+class TokenCompressionPolicy(MultiInputActorCriticPolicy):
+    """Actor and critic per token on shared features, for `TokenPPO` (`per_token=True`: every quantity is (B, L)).
+
+    With `per_token=False` log-probability, entropy and value are summed over the text, as Stable-Baselines3's own PPO
+    expects: the same network under text-level credit.
+    """
+
+    def __init__(self, *args, per_token=True, **kwargs):
+        self.per_token = per_token
+        kwargs.setdefault("features_extractor_class", TokenCompressionFeaturesExtractor)
+        super().__init__(*args, **{**kwargs, "net_arch": [], "ortho_init": False})
+
+    def _get_constructor_parameters(self):
+        return super()._get_constructor_parameters() | {"per_token": self.per_token}
+
+    def _build(self, lr_schedule):
+        self.action_dist = TokenBernoulli(self.action_space.shape[0])
+        self.action_net, self.value_net = nn.Linear(self.features_dim, 1), nn.Linear(self.features_dim, 1)
+        nn.init.normal_(self.action_net.weight, std=0.01)
+        nn.init.constant_(self.action_net.bias, FIRST_KEEP_LOGIT)
+        self.mlp_extractor = nn.Identity()
+        # λ at which the trained policy keeps a given share of a text: rows of (price, natural keep ratio).
+        self.register_buffer("calibration", torch.zeros(CALIBRATION_PRICES, 2))
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def _heads(self, obs):
+        """Distribution, values (B, L) and valid (B, L) from one pass of the shared features."""
+        features = self.extract_features(obs)
+        logits = self.action_net(features).squeeze(-1)
+        return self.action_dist.proba_distribution(logits), self.value_net(features).squeeze(-1), obs["valid"] > 0
+
+    def _per_text(self, x, valid):
+        """x (B, L) as it is, or summed over the text's tokens (B,)."""
+        return x if self.per_token else (x * valid).sum(1)
+
+    def forward(self, obs, deterministic=False):
+        distribution, values, valid = self._heads(obs)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self._per_text(values, valid), self._per_text(distribution.log_prob(actions), valid)
+
+    def evaluate_actions(self, obs, actions):
+        distribution, values, valid = self._heads(obs)
+        return tuple(self._per_text(x, valid) for x in (values, distribution.log_prob(actions), distribution.entropy()))
+
+    def get_distribution(self, obs):
+        return self._heads(obs)[0]
+
+    @torch.no_grad()
+    def keep_probability(self, ids, valid, price):
+        """Probability that each token is kept, (B, T) float32 on the CPU, for texts of any length.
+
+        ids (B, T) int, valid (B, T) bool, as arrays or tensors; price: λ in nats per token, a number or (B,).
+        """
+        ids, valid = torch.as_tensor(ids, device=self.device), torch.as_tensor(valid, device=self.device)
+        price = torch.as_tensor(price, dtype=torch.float32, device=self.device).expand(len(ids))[:, None]
+        features = self.features_extractor.network(ids.long(), valid, price)
+        return torch.sigmoid(self.action_net(features).squeeze(-1)).cpu()
+
+    def calibrate(self, ids, valid, low, high):
+        """Store the share of tokens that the thresholded policy keeps at prices from `low` to `high` on the given texts."""
+        prices = np.geomspace(low, high, CALIBRATION_PRICES)
+        keep_ratios = [float((self.keep_probability(ids, valid, p) > 0.5)[torch.as_tensor(valid)].float().mean()) for p in prices]
+        self.calibration.copy_(torch.tensor([*zip(prices, keep_ratios, strict=True)]))
+
+    def price_for(self, keep_ratio):
+        """The calibrated λ whose natural keep ratio is nearest to `keep_ratio`, interpolated in log λ."""
+        if not self.calibration.any():
+            raise ValueError("the policy was never calibrated; rl/train.py does that at each evaluation")
+        price, natural = self.calibration.double().cpu().numpy().T
+        natural = np.minimum.accumulate(natural)  # a dearer token is kept less often; noise may break the order
+        return float(np.exp(np.interp(-keep_ratio, -natural, np.log(price))))
+
+    def predict_values(self, obs):
+        _, values, valid = self._heads(obs)
+        return self._per_text(values, valid)

@@ -1,0 +1,187 @@
+"""The reconstructor: a causal language model made bidirectional, which predicts masked tokens.
+
+A text `x_1 … x_T` goes in as `[BOS, x_1 … x_T]`, with `<|mask|>` in place of what was not sent, under a full
+attention mask (an additive 4-D mask, which every stock transformers model takes). Token i is predicted from the
+position before it: masked next-token prediction (BehnamGhader et al. 2024, "LLM2Vec", section 2.1), which keeps
+the alignment that causal pre-training gave the output layer.
+
+Shapes: `B` texts, `T` tokens, `V` vocabulary, `D` model width, `M` masked tokens in a batch.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from data.artifacts import InputError, read_json, write_json
+from models.reconstructor.loss import summed_nats
+from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer
+
+SCHEMA = "rltc.reconstructor/1"
+MADE_BY = "models/reconstructor/train_cpu.py"
+ATTENTION = ("bidirectional", "causal")
+LOGIT_ROWS = 256  # masked tokens whose logits are alive at one time: 256 x 50,257 x 4 bytes = 51 MB
+
+
+class Prediction(NamedTuple):
+    """What the reconstructor says of every token. At kept tokens: nats 0, the token itself, confidence 1."""
+
+    nats: torch.Tensor  # (B, T) float32, -ln p(true token | kept tokens and gaps)
+    top1: torch.Tensor  # (B, T) int64, the most probable token
+    confidence: torch.Tensor  # (B, T) float32, its probability
+
+
+def load_causal_lm(name_or_dir):
+    """A causal language model in float32, from a directory or by name from the Hugging Face hub or its cache.
+
+    Raises InputError in one line if there is none.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(str(name_or_dir), dtype=torch.float32)
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"no causal language model at '{name_or_dir}': expected a directory with config.json and model.safetensors, or the "
+            f"name of a model in the Hugging Face hub or cache ({reason})"
+        ) from None
+
+
+class Reconstructor(torch.nn.Module):
+    """A causal LM, its tokenizer and the way it is used. `self.model` stays a stock transformers model."""
+
+    def __init__(self, model, tokenizer, attention="bidirectional"):
+        super().__init__()
+        if attention not in ATTENTION:
+            raise InputError(f"attention: expected one of {', '.join(ATTENTION)}, found '{attention}'")
+        if MASK_TOKEN not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": [MASK_TOKEN]})
+        self.model, self.tokenizer, self.attention = model, tokenizer, attention
+        self.mask_id, self.bos_id = tokenizer.convert_tokens_to_ids(MASK_TOKEN), bos_id(tokenizer)
+        if model.get_input_embeddings().num_embeddings <= self.mask_id:
+            # The new row is the mean of the others: a token about which nothing is known.
+            model.resize_token_embeddings(self.mask_id + 1, mean_resizing=False)
+            with torch.no_grad():
+                rows = model.get_input_embeddings().weight
+                rows[self.mask_id] = rows[: self.mask_id].mean(0)
+        self.vocab_size = self.mask_id  # the mask token comes last and is never an answer
+        self.fingerprint = fingerprint(tokenizer)
+        self.max_length = int(getattr(model.config, "max_position_embeddings", 2**31)) - 1  # BOS takes one position
+
+    @classmethod
+    def from_base(cls, name_or_dir, attention="bidirectional"):
+        """A reconstructor that has not been fine-tuned yet. Raises InputError."""
+        return cls(load_causal_lm(name_or_dir), load_tokenizer(name_or_dir), attention)
+
+    @classmethod
+    def load(cls, directory, device="cpu"):
+        """A fine-tuned reconstructor, ready to predict. Raises FileNotFoundError or InputError."""
+        info = read_json(Path(directory) / "reconstructor.json", SCHEMA, MADE_BY)
+        if not any(Path(directory).glob("*.safetensors")):
+            raise FileNotFoundError(f"{directory}: expected model.safetensors, found none; fine-tune again with: python {MADE_BY} --output_dir {directory}")
+        self = cls(load_causal_lm(directory), load_tokenizer(directory), info["attention"])
+        if self.fingerprint != info["tokenizer_fingerprint"]:
+            raise InputError(f"{directory}: expected tokenizer {info['tokenizer_fingerprint']}, found {self.fingerprint}; fine-tune again with: python {MADE_BY}")
+        return self.to(device).eval()
+
+    def save(self, directory, **record):
+        """Write a checkpoint that stock `AutoModelForCausalLM` and `AutoTokenizer` load, and `reconstructor.json` with `record`."""
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        info = {"attention": self.attention, "tokenizer_fingerprint": self.fingerprint}
+        write_json(Path(directory) / "reconstructor.json", SCHEMA, units={"max_length": "tokens"}, max_length=self.max_length, **info, **record)
+
+    @property
+    def device(self):
+        return self.model.device
+
+    def output_weight(self):
+        """The output layer (V, D), without the mask token's row."""
+        return self.model.get_output_embeddings().weight[: self.vocab_size]
+
+    def hidden(self, ids, keep_mask, valid):
+        """Last hidden states (B, T, D); the one at index i is the one that predicts token i."""
+        B, T = ids.shape
+        if T > self.max_length:
+            raise InputError(f"a text of {T} tokens: expected at most {self.max_length}, the reconstructor's positions less one; use a smaller --max_length")
+        shown = torch.where(keep_mask & valid, ids, torch.where(valid, self.mask_id, self.bos_id))
+        inputs = torch.cat([shown.new_full((B, 1), self.bos_id), shown], 1)  # (B, T + 1)
+        attended = torch.cat([valid.new_ones(B, 1), valid], 1)[:, None, None].expand(B, 1, T + 1, T + 1)
+        if self.attention == "causal":
+            attended = attended & torch.ones(T + 1, T + 1, dtype=torch.bool, device=ids.device).tril()
+        dtype = self.model.get_input_embeddings().weight.dtype
+        bias = torch.zeros(attended.shape, dtype=dtype, device=ids.device).masked_fill_(~attended, torch.finfo(dtype).min)
+        return self.model.base_model(input_ids=inputs, attention_mask=bias, use_cache=False).last_hidden_state[:, :-1]
+
+    def forward(self, ids, keep_mask, valid):
+        """Summed nats of the masked tokens of a batch, and how many they are: the training loss is their quotient."""
+        masked = valid & ~keep_mask
+        hidden = self.hidden(ids, keep_mask, valid)[masked]  # (M, D)
+        return summed_nats(hidden, self.output_weight(), ids[masked]), masked.sum()
+
+    @torch.inference_mode()
+    def predict(self, ids, keep_mask, valid=None):
+        """Score and fill the masked tokens of texts no longer than `max_length`, all in one pass.
+
+        ids (B, T) int64: the true tokens (read at masked positions only to look up their probability).
+        keep_mask, valid (B, T) bool; arrays or tensors. Returns a Prediction on this model's device.
+        """
+        ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
+        valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
+        masked = valid & ~keep_mask
+        nats = torch.zeros(ids.shape, dtype=torch.float32, device=self.device)
+        top1, confidence = ids.clone(), torch.ones_like(nats)
+        if masked.any():
+            hidden, truth, weight = self.hidden(ids, keep_mask, valid)[masked], ids[masked], self.output_weight()
+            parts = [self._read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
+            nats[masked], top1[masked], confidence[masked] = (torch.cat(p) for p in zip(*parts))
+        return Prediction(nats, top1, confidence)
+
+    @staticmethod
+    def _read_logits(logits, truth):
+        """nats (M,), top1 (M,) and confidence (M,) from logits (M, V)."""
+        logits = logits.float()
+        log_z = logits.logsumexp(1)
+        best, top1 = logits.max(1)
+        return log_z - logits.gather(1, truth[:, None])[:, 0], top1, (best - log_z).exp()
+
+    def reconstruct(self, ids, keep_mask, valid=None, steps=1):
+        """Fill the gaps of texts of any length, in one shot or in `steps` rounds, most confident first.
+
+        In each round an equal share of what is still masked is fixed and becomes context for the rest, as in
+        MaskGIT (Chang et al. 2022) with a linear schedule. nats are those of the true token in the round in which its
+        place was filled. Texts longer than `max_length` go through in windows that overlap by half; a token takes
+        its prediction from the window in which it is furthest from an edge. Arguments as in `predict`.
+        """
+        if steps < 1:
+            raise InputError(f"steps: expected at least 1 round, found {steps}")
+        ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
+        valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
+        known, shown = keep_mask | ~valid, ids.clone()
+        nats, confidence = torch.zeros(ids.shape, device=self.device), torch.ones(ids.shape, device=self.device)
+        for left in range(steps, 0, -1):
+            filled = self._predict_windows(shown, known, valid, truth=ids)
+            scores = torch.where(known, -1.0, filled.confidence)
+            quota = torch.ceil((~known).sum(1, keepdim=True) / left)
+            rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            chosen = ~known & (rank < quota)
+            shown, known = torch.where(chosen, filled.top1, shown), known | chosen
+            nats, confidence = torch.where(chosen, filled.nats, nats), torch.where(chosen, filled.confidence, confidence)
+        return Prediction(nats, shown, confidence)
+
+    def _predict_windows(self, shown, known, valid, truth):
+        """`predict` with `shown` as context and `truth` looked up, over overlapping windows where the text is too long."""
+        T, size = shown.shape[1], self.max_length
+        starts = [0] if T <= size else [*range(0, T - size, size // 2), T - size]
+        parts = []
+        for s in starts:
+            window = slice(s, s + size)
+            context = torch.where(known, shown, truth)[:, window]
+            parts.append(self.predict(context, known[:, window], valid[:, window]))
+        if len(parts) == 1:
+            return parts[0]
+        centres = np.array([s + size / 2 for s in starts])
+        best = np.abs(np.arange(T)[:, None] - centres[None]).argmin(1)  # (T,) the window of each token
+        return Prediction(*(torch.stack([parts[w][field][:, i - starts[w]] for i, w in enumerate(best)], 1) for field in range(3)))

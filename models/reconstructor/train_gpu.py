@@ -1,0 +1,23 @@
+"""Fine-tune the reconstructor on a GPU (CUDA or Apple's MPS): it learns to restore masked tokens.
+
+    python models/reconstructor/train_gpu.py --device cuda --max_length 512 --use_amp --gradient_accumulation_steps 4 --batch_size 4
+
+Reads the sequence files of data/prepare.py and a base model; writes a model directory that stock transformers
+loads, `checkpoint-*`, `training.json` and TensorBoard logs. The implementation is in `training.py`.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data.artifacts import run
+from models.reconstructor.training import fine_tune, parse_args
+
+
+def main(argv=None):
+    return fine_tune(parse_args(argv, devices=("cuda", "mps"), description=__doc__.split("\n\n")[0]))
+
+
+if __name__ == "__main__":
+    run(main)

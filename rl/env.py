@@ -1,0 +1,205 @@
+"""The environment: a text comes in, a keep mask goes out, and the reward weighs compression against reconstruction.
+
+An episode is one text, decided in one step. The reward is the Lagrangian of rate and distortion, in nats per
+token, J = λ (1 − R) − D, which is the sum over tokens of
+
+    token_rewards_i = masked_i (λ − nats_i) / T                                             (1)
+
+R is the share of tokens kept, D the nats of the masked tokens per original token, and λ ("price", nats per token
+saved) what a token costs to send: masking token i pays exactly if its reconstruction costs less than λ nats.
+Padding earns nothing, costs nothing, counts nowhere.
+
+Shapes: `B` texts, `L` = max_length, the padded length; `T` valid tokens of one text.
+"""
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from data.artifacts import InputError
+from data.sequences import pad_batch
+
+KEEP_THRESHOLD = 0.5  # an action above it keeps the token
+
+
+def observation_space(vocab_size, max_length, max_price):
+    """Small arrays only: token ids, which positions are text, and the price λ. Never embeddings."""
+    return spaces.Dict(
+        {
+            "tokens": spaces.Box(0, vocab_size - 1, (max_length,), np.int32),
+            "valid": spaces.Box(0, 1, (max_length,), np.int8),
+            "price": spaces.Box(0.0, max_price, (1,), np.float32),
+        }
+    )
+
+
+def token_rewards(keep_mask, valid, nats, price):
+    """Equation (1): each token's own share of J, (B, L) float32, from two bool masks (B, L), nats (B, L) and price (B,)."""
+    lengths = valid.sum(1, keepdims=True)
+    return ((valid & ~keep_mask) * (np.asarray(price)[:, None] - nats) / lengths).astype(np.float32)
+
+
+class TextStream:
+    """Texts and prices in the order in which episodes take them.
+
+    Random: every text once per epoch, prices log-uniform in `prices` = (low, high). Fixed (`shuffle=False`): the
+    texts in order, each with every price of the tuple, again and again.
+    """
+
+    def __init__(self, sequences, prices, shuffle=True):
+        if not len(sequences):
+            raise InputError("expected at least one text, found none")
+        self.sequences, self.prices, self.shuffle = sequences, tuple(float(p) for p in prices), shuffle
+        self.seed(0)
+
+    def seed(self, seed):
+        """Start again from the first text, with random draws from `seed`."""
+        self.rng = np.random.default_rng(seed)
+        self.position, self.order = 0, None
+
+    def restart(self):
+        self.position = 0
+
+    def next(self):
+        """The next text, int64 (T,), and its price."""
+        if self.shuffle:
+            return self._next_random()
+        text, price = divmod(self.position, len(self.prices))
+        self.position += 1
+        return self.sequences[text % len(self.sequences)], self.prices[price]
+
+    def _next_random(self):
+        within = self.position % len(self.sequences)
+        if within == 0 or self.order is None:
+            self.order = self.rng.permutation(len(self.sequences))
+        self.position += 1
+        low, high = np.log(self.prices[0]), np.log(self.prices[-1])
+        return self.sequences[int(self.order[within])], float(np.exp(self.rng.uniform(low, high)))
+
+
+class Judge:
+    """Pays for keep masks: one batched reconstructor call for any number of texts."""
+
+    def __init__(self, reconstructor, max_length):
+        if max_length > reconstructor.max_length:
+            raise InputError(f"max_length {max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one; use a smaller --max_length")
+        self.reconstructor, self.max_length = reconstructor, max_length
+
+    def observe(self, texts, prices):
+        """The observation of a batch of texts: a dict of arrays with first dimension B."""
+        ids, valid = pad_batch(texts, 0, self.max_length)
+        return {"tokens": ids.astype(np.int32), "valid": valid.astype(np.int8), "price": np.asarray(prices, np.float32)[:, None]}
+
+    def pay(self, observation, actions):
+        """Rewards (B,) float32 and one info dict per text, for actions (B, L) in [0, 1].
+
+        info: `token_rewards` (L,), which sum to the reward; `keep_ratio`; `nats` and `top1` per masked token (NaN if
+        nothing is masked); `distortion` in nats per original token.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != observation["tokens"].shape or not np.isfinite(actions).all():
+            raise ValueError(f"actions: expected finite numbers of shape {observation['tokens'].shape}, found shape {actions.shape}, all finite: {bool(np.isfinite(actions).all())}")
+        valid = observation["valid"].astype(bool)
+        keep_mask = (actions > KEEP_THRESHOLD) | ~valid
+        longest = int(valid.sum(1).max())  # nothing is computed over columns that are padding in every text
+        ids = observation["tokens"].astype(np.int64)
+        prediction = self.reconstructor.predict(ids[:, :longest], keep_mask[:, :longest], valid[:, :longest])
+        nats = np.zeros(ids.shape, np.float32)
+        nats[:, :longest] = prediction.nats.cpu().numpy()
+        right = np.zeros(ids.shape, bool)
+        right[:, :longest] = prediction.top1.cpu().numpy() == ids[:, :longest]
+        shares = token_rewards(keep_mask, valid, nats, observation["price"][:, 0])
+        rewards = shares.sum(1)
+        return rewards, [self._info(*row) for row in zip(shares, rewards, keep_mask, valid, nats, right, strict=True)]
+
+    @staticmethod
+    def _info(shares, reward, keep_mask, valid, nats, right):
+        masked = valid & ~keep_mask
+        count, length = int(masked.sum()), int(valid.sum())
+        return {
+            "token_rewards": shares,
+            "keep_ratio": 1 - count / length,
+            "distortion": float(nats.sum()) / length,
+            "nats": float(nats.sum()) / count if count else float("nan"),
+            "top1": float((right & masked).sum()) / count if count else float("nan"),
+            "episode": {"r": float(reward), "l": 1},
+        }
+
+
+class TokenCompressionEnv(gymnasium.Env):
+    """One text at a time. Action: `Box(0, 1, (max_length,))`, keep where it exceeds 0.5.
+
+    `sequences`: anything with `len` and integer items that gives int arrays (T,), T <= max_length, such as
+    `data.sequences.Sequences`. `prices`: (low, high), λ is drawn log-uniformly, in nats per token.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, sequences, reconstructor, max_length, prices=(0.5, 6.0)):
+        self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices)
+        self.observation_space = observation_space(reconstructor.vocab_size, max_length, max(prices))
+        self.action_space = spaces.Box(0.0, 1.0, (max_length,), np.float32)
+        self._batch = None
+
+    def reset(self, *, seed=None, options=None):
+        """Draw the next text. `options` may hold "tokens", an int array (T,), and "price" to choose them instead."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.stream.seed(seed)
+        tokens, price = self.stream.next()
+        options = options or {}
+        self._batch = self.judge.observe([options.get("tokens", tokens)], [options.get("price", price)])
+        return {key: value[0] for key, value in self._batch.items()}, {}
+
+    def step(self, action):
+        """Decide the text. Returns observation, J, True, False, info."""
+        assert self._batch is not None, "reset() comes before step()"
+        rewards, infos = self.judge.pay(self._batch, np.asarray(action)[None])
+        return {key: value[0] for key, value in self._batch.items()}, float(rewards[0]), True, False, infos[0]
+
+
+class TokenCompressionVecEnv(VecEnv):
+    """Many texts at once, judged by one batched reconstructor call. Pays what TokenCompressionEnv pays."""
+
+    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=(0.5, 6.0), shuffle=True):
+        self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices, shuffle)
+        self.render_mode = None
+        super().__init__(
+            num_envs, observation_space(reconstructor.vocab_size, max_length, max(prices)), spaces.Box(0.0, 1.0, (max_length,), np.float32)
+        )
+
+    def _draw(self):
+        self._observation = self.judge.observe(*zip(*(self.stream.next() for _ in range(self.num_envs))))
+        return dict(self._observation)
+
+    def reset(self):
+        """Draw new texts; in fixed order, from the first one again."""
+        if not self.stream.shuffle:
+            self.stream.restart()
+        elif self._seeds[0] is not None:
+            self.stream.seed(self._seeds[0])
+        self._reset_seeds()
+        return self._draw()
+
+    def step_async(self, actions):
+        self._actions = actions
+
+    def step_wait(self):
+        rewards, infos = self.judge.pay(self._observation, self._actions)
+        return self._draw(), rewards, np.ones(self.num_envs, bool), infos
+
+    def close(self):
+        """Nothing to release."""
+
+    def get_attr(self, attr_name, indices=None):
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name, value, indices=None):
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name, *method_args, indices=None, **method_kwargs):
+        return [getattr(self, method_name)(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class, indices=None):
+        return [False for _ in self._get_indices(indices)]

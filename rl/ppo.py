@@ -1,0 +1,131 @@
+"""PPO with credit per token.
+
+`TokenPPO` keeps all of Stable-Baselines3's PPO (rollouts, schedules, callbacks, logging, save and load). Deviations from
+PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
+
+1. The action of a text of L tokens is L decisions. Probability ratio, clipping, advantage and value are per token:
+   the ratio is pi(k_i | text) / pi_old(k_i | text), and the loss is the mean over valid tokens. Stable-Baselines3 sums
+   the log-probabilities over the text and gives all L decisions one advantage.
+2. The reward of token i is its own share of J, from `info["token_rewards"]`, times the text's length: in nats per
+   token rather than per text, so that its scale does not depend on the length. J, the text's reward, is what is logged.
+3. Episodes have one step, so returns are rewards and the advantage is reward minus value: `gamma` and `gae_lambda`
+   change nothing.
+4. Advantages are standardised over the valid tokens of a minibatch.
+
+On texts of one token it computes what Stable-Baselines3's PPO computes (tested).
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.utils import explained_variance
+
+from data.artifacts import InputError
+
+PER_TOKEN = ("rewards", "returns", "values", "log_probs", "advantages")
+
+
+class TokenRolloutBuffer(DictRolloutBuffer):
+    """A rollout buffer whose rewards, values, log-probabilities, advantages and returns are (steps, envs, L)."""
+
+    def reset(self):
+        super().reset()
+        for name in PER_TOKEN:
+            setattr(self, name, np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=np.float32))
+        self.token_rewards = None
+
+    def add(self, obs, action, reward, episode_start, value, log_prob):
+        """As in Stable-Baselines3, with value and log_prob (envs, L); `self.token_rewards` (envs, L) was set before."""
+        for key in self.observations:
+            self.observations[key][self.pos] = obs[key]
+        lengths = obs["valid"].sum(1, keepdims=True)
+        self.actions[self.pos] = action
+        self.rewards[self.pos] = self.token_rewards * lengths
+        self.values[self.pos] = value.cpu().numpy()
+        self.log_probs[self.pos] = log_prob.cpu().numpy()
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def compute_returns_and_advantage(self, last_values, dones):
+        assert dones.all(), "episodes have one step"
+        self.returns = self.rewards.copy()
+        self.advantages = self.returns - self.values
+
+    def _get_samples(self, batch_inds, env=None):
+        samples = super()._get_samples(batch_inds, env)
+        per_token = {
+            "old_values": self.values, "old_log_prob": self.log_probs, "advantages": self.advantages, "returns": self.returns,
+        }
+        return samples._replace(**{name: self.to_torch(array[batch_inds]) for name, array in per_token.items()})
+
+
+class TokenPPO(PPO):
+    """PPO whose ratio, value, advantage and clipping are per token. Takes PPO's arguments; needs a per-token policy."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs["rollout_buffer_class"] = TokenRolloutBuffer
+        super().__init__(*args, **kwargs)
+
+    def _update_info_buffer(self, infos, dones=None):
+        # Called between the environment's step and the buffer's `add`: the place to hand over the tokens' shares.
+        self.rollout_buffer.token_rewards = np.stack([info["token_rewards"] for info in infos])
+        super()._update_info_buffer(infos, dones)
+
+    def minibatch_losses(self, batch, clip_range, clip_range_vf):
+        """Policy, value and entropy losses of one minibatch and its diagnostics, all means over valid tokens."""
+        valid = batch.observations["valid"] > 0  # (B, L)
+        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
+        values, log_ratio, entropy = values[valid], (log_prob - batch.old_log_prob)[valid], entropy[valid]  # (N,) each
+        advantages, returns = batch.advantages[valid], batch.returns[valid]
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+        policy_loss = -torch.min(advantages * ratio, advantages * clipped).mean()
+        if clip_range_vf is not None:
+            old = batch.old_values[valid]
+            values = old + (values - old).clamp(-clip_range_vf, clip_range_vf)
+        value_loss = F.mse_loss(returns, values)
+        with torch.no_grad():
+            approx_kl = (log_ratio.exp() - 1 - log_ratio).mean().item()  # Schulman's k3 estimator
+            clip_fraction = ((ratio - 1).abs() > clip_range).float().mean().item()
+        return policy_loss, value_loss, -entropy.mean(), approx_kl, clip_fraction
+
+    def train(self):
+        """Update the policy from the rollout buffer: `n_epochs` passes in minibatches of `batch_size` texts."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self.clip_range(self._current_progress_remaining)
+        clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)
+        history = []
+        for _ in range(self.n_epochs):
+            stop = False
+            for batch in self.rollout_buffer.get(self.batch_size):
+                policy_loss, value_loss, entropy_loss, approx_kl, clip_fraction = self.minibatch_losses(batch, clip_range, clip_range_vf)
+                loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+                history.append([policy_loss.item(), value_loss.item(), entropy_loss.item(), loss.item(), approx_kl, clip_fraction])
+                if not np.isfinite(history[-1]).all():
+                    raise InputError(f"PPO: the loss is {loss.item()} after {self.num_timesteps} texts; lower --learning_rate")
+                if stop := self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+                    break
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+            self._n_updates += 1
+            if stop:
+                break
+        self._log_update(np.mean(history, axis=0), clip_range)
+
+    def _log_update(self, means, clip_range):
+        valid = self.rollout_buffer.observations["valid"].reshape(-1, self.rollout_buffer.action_dim) > 0
+        values, returns = self.rollout_buffer.values[valid], self.rollout_buffer.returns[valid]
+        names = ("policy_gradient_loss", "value_loss", "entropy_loss", "loss", "approx_kl", "clip_fraction")
+        for name, value in zip(names, means, strict=True):
+            self.logger.record(f"train/{name}", value)
+        self.logger.record("train/entropy", -means[2])
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
+        self.logger.record("train/clip_range", clip_range)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -1,0 +1,163 @@
+"""Train the agent with PPO: which tokens of a text need not be sent?
+
+    python rl/train.py --data_path data/processed/processed_data.json --output_dir models/agent/output \\
+        --reconstructor_path models/reconstructor/fine-tuned --num_timesteps 1000000 --n_steps 2048 --batch_size 64 --gamma 0.99
+
+Reads training and validation sequences and a fine-tuned reconstructor; writes `best_model.zip` (highest J on
+held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.json`. A timestep is one text.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.logger import configure
+
+from data.artifacts import InputError, bounded, make_output_dir, run, write_json
+from data.sequences import load_sequences, pad_batch
+from models.agent.policy import TokenCompressionPolicy
+from models.reconstructor.reconstructor import Reconstructor
+from models.reconstructor.training import sequence_length
+from rl.callbacks import HeldOutEvaluation, RolloutFigures
+from rl.env import TokenCompressionVecEnv
+from rl.ppo import TokenPPO
+
+SCHEMA = "rltc.agent/1"
+UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time", "texts": "texts (timesteps)"}
+COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on, enough for a feature
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training sequences; val_data.json is expected beside them")
+    add("--output_dir", type=Path, default=Path("models/agent/output"), help="directory for models, checkpoints, logs and training.json")
+    add("--reconstructor_path", type=Path, default=Path("models/reconstructor/fine-tuned"), help="directory written by models/reconstructor/train_cpu.py or train_gpu.py")
+    add("--num_timesteps", type=bounded(int, 1, 10**12), default=20_000, help="texts to decide in training; each is one episode of one step")
+    add("--n_steps", type=bounded(int, 1, 10**9), default=64, help="texts per rollout, over all environments together")
+    add("--batch_size", type=bounded(int, 1, 10**9), default=16, help="texts per minibatch of the update")
+    add("--n_epochs", type=bounded(int, 1, 1000), default=4, help="passes over a rollout")
+    add("--n_envs", type=bounded(int, 1, 10**6), default=64, help="texts judged in one reconstructor call, at most --n_steps")
+    add("--gamma", type=bounded(float, 0, 1), default=0.99, help="discount factor; changes nothing, because episodes have one step")
+    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3, help="Adam's learning rate at the start")
+    add("--final_learning_rate", type=bounded(float, 0, 1), default=1e-4, help="learning rate at the end, reached linearly")
+    add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2, help="PPO's clipping of the probability ratio, per token")
+    add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token")
+    add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
+    add("--max_grad_norm", type=bounded(float, 0, 10**6, open_ends=True), default=0.5, help="gradients are clipped to this norm")
+    add("--target_kl", type=bounded(float, 0, 10, open_ends=True), default=None, help="end an update early beyond 1.5 times this KL divergence per token, in nats")
+    add("--min_price", type=bounded(float, 0, 100, open_ends=True), default=0.5, help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
+    add("--max_price", type=bounded(float, 0, 100, open_ends=True), default=6.0, help="highest λ, nats per token saved")
+    add("--max_length", type=bounded(int, 1, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the data's, or the reconstructor's longest")
+    add("--width", type=bounded(int, 4, 4096), default=96, help="width of the policy network, a multiple of --heads")
+    add("--layers", type=bounded(int, 0, 64), default=2, help="transformer layers of the policy network")
+    add("--heads", type=bounded(int, 1, 64), default=4, help="attention heads of the policy network")
+    add("--embedding_dim", type=bounded(int, 1, 4096), default=32, help="token features, started from a truncated SVD of the reconstructor's embedding")
+    add("--eval_freq", type=bounded(int, 1, 10**12), default=1280, help="training texts between held-out evaluations")
+    add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at every one of --eval_prices")
+    add("--eval_prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[0.75, 1.5, 3.0], help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
+    add("--checkpoint_freq", type=bounded(int, 1, 10**12), default=5120, help="training texts between checkpoints")
+    add("--device", default="auto", help="auto, cpu, cuda or mps: where policy and reconstructor run; auto takes CUDA if there is one")
+    add("--seed", type=int, default=42, help="seeds initial weights, order of texts, prices and decisions")
+    add("--quiet", action="store_true", help="no progress bar")
+    args = parser.parse_args(argv)
+    if args.num_timesteps < args.n_steps:
+        parser.error(f"--num_timesteps {args.num_timesteps}: expected at least one rollout, --n_steps {args.n_steps}; give more timesteps or a smaller --n_steps")
+    if args.min_price >= args.max_price:
+        parser.error(f"--min_price {args.min_price}: expected less than --max_price {args.max_price}")
+    if args.width % args.heads:
+        parser.error(f"--width {args.width}: expected a multiple of --heads {args.heads}")
+    args.n_envs = min(args.n_envs, args.n_steps)
+    if args.n_steps % args.n_envs:
+        parser.error(f"--n_steps {args.n_steps}: expected a multiple of --n_envs {args.n_envs}")
+    return args
+
+
+def resolve_device(name):
+    """The torch device of a name. Raises InputError if it is not there."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if available["cuda"] else "cpu"
+    if not available.get(name):
+        raise InputError(f"--device {name}: expected one of {', '.join(k for k, v in available.items() if v)} on this machine; choose one of them or auto")
+    return name
+
+
+def token_counts(sequences, vocab_size):
+    """How often each token stands in the first COUNTED_TEXTS texts, (V,)."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for i in range(min(len(sequences), COUNTED_TEXTS)):
+        counts += np.bincount(sequences[i], minlength=vocab_size)
+    return counts
+
+
+def build_agent(args, env, reconstructor, train, device):
+    """A TokenPPO whose policy starts from the reconstructor's embeddings and the corpus' frequencies."""
+    def learning_rate(remaining):
+        return args.final_learning_rate + remaining * (args.learning_rate - args.final_learning_rate)
+
+    agent = TokenPPO(
+        TokenCompressionPolicy, env, n_steps=args.n_steps // args.n_envs, batch_size=args.batch_size, n_epochs=args.n_epochs, gamma=args.gamma,
+        learning_rate=learning_rate, clip_range=args.clip_range, ent_coef=args.ent_coef, vf_coef=args.vf_coef, max_grad_norm=args.max_grad_norm,
+        target_kl=args.target_kl, seed=args.seed, device=device,
+        policy_kwargs={
+            "features_extractor_kwargs": {
+                "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "tokenizer_fingerprint": reconstructor.fingerprint,
+            }
+        },
+    )
+    embeddings = reconstructor.model.get_input_embeddings().weight.detach()
+    agent.policy.features_extractor.network.start_from(embeddings, token_counts(train, reconstructor.vocab_size))
+    return agent
+
+
+def open_data(args, reconstructor):
+    """Training texts, a list of held-out texts, and the padded length of both."""
+    info_length = int(load_sequences(args.data_path, reconstructor.fingerprint).info["max_length"])
+    length = sequence_length(args.max_length, info_length, reconstructor.max_length)
+    train = load_sequences(args.data_path, reconstructor.fingerprint, length)
+    val = load_sequences(args.data_path.parent / "val_data.json", reconstructor.fingerprint, length)
+    chosen = np.random.default_rng(args.seed).permutation(len(val))[: args.eval_sequences]
+    return train, [val[int(i)] for i in chosen], length
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device = resolve_device(args.device)
+    reconstructor = Reconstructor.load(args.reconstructor_path, device)
+    train, held_out, length = open_data(args, reconstructor)
+    make_output_dir(args.output_dir)
+    prices = (args.min_price, args.max_price)
+
+    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, prices)
+    episodes = len(held_out) * len(args.eval_prices)
+    eval_env = TokenCompressionVecEnv(held_out, reconstructor, length, episodes if episodes <= 64 else len(args.eval_prices) * 16, args.eval_prices, shuffle=False)
+    agent = build_agent(args, env, reconstructor, train, device)
+    agent.set_logger(configure(str(args.output_dir / "tb_logs"), ["tensorboard"]))
+    evaluation = HeldOutEvaluation(
+        eval_env, pad_batch(held_out, 0), prices, args.eval_prices, n_eval_episodes=episodes,
+        eval_freq=max(1, args.eval_freq // args.n_envs), best_model_save_path=str(args.output_dir),
+    )
+    checkpoints = CheckpointCallback(max(1, args.checkpoint_freq // args.n_envs), str(args.output_dir / "checkpoints"), name_prefix="agent")
+    start = time.monotonic()
+    agent.learn(args.num_timesteps, callback=[RolloutFigures(args.num_timesteps, args.quiet), evaluation, checkpoints])
+    evaluation.evaluate_now()
+    seconds = time.monotonic() - start
+    agent.logger.dump(agent.num_timesteps)
+    agent.save(args.output_dir / "final_model.zip")
+    parameters = sum(p.numel() for p in agent.policy.parameters())
+    write_json(
+        args.output_dir / "training.json", SCHEMA, args, UNITS, seconds=seconds, texts=agent.num_timesteps, parameters=parameters,
+        best_J=float(evaluation.best_mean_reward), tokenizer_fingerprint=reconstructor.fingerprint, max_length=length, evaluations=evaluation.history,
+    )
+    print(f"trained on {agent.num_timesteps:,} texts in {seconds:.0f} s; best held-out J {evaluation.best_mean_reward:.4f} nats per token; written to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)
