@@ -15,6 +15,9 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
 On texts of one token it computes what Stable-Baselines3's PPO computes (tested).
 """
 
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.utils import explained_variance
 
 from data.artifacts import InputError
+from models.agent.policy import TokenCompressionPolicy
 
 PER_TOKEN = ("rewards", "returns", "values", "log_probs", "advantages")
 
@@ -129,3 +133,21 @@ class TokenPPO(PPO):
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         self.logger.record("train/clip_range", clip_range)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+
+def load_policy(path, device="cpu"):
+    """The policy of an agent saved by rl/train.py, ready to decide.
+
+    Raises FileNotFoundError if there is no such file, InputError if it is not such an agent.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; expected an agent. Train one with: python rl/train.py --output_dir {path.parent}")
+    try:
+        agent = TokenPPO.load(path, device=device)
+    except (zipfile.BadZipFile, ValueError, KeyError, RuntimeError, AttributeError, EOFError) as error:
+        raise InputError(f"{path}: expected an agent that rl/train.py wrote, found: {str(error).splitlines()[0]}; train one with: python rl/train.py") from None
+    if not isinstance(agent.policy, TokenCompressionPolicy):
+        raise InputError(f"{path}: expected a TokenCompressionPolicy, found {type(agent.policy).__name__}; train one with: python rl/train.py")
+    agent.policy.set_training_mode(False)
+    return agent.policy

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from data.artifacts import InputError, bounded, make_output_dir, write_json
 from data.sequences import load_sequences, pad_batch
@@ -174,7 +176,7 @@ def trainer_arguments(args, precision, steps):
         learning_rate=args.learning_rate, weight_decay=args.weight_decay, warmup_steps=int(args.warmup_ratio * steps), max_grad_norm=args.max_grad_norm,
         adam_beta2=0.95, lr_scheduler_type="linear", seed=args.seed, data_seed=args.seed, use_cpu=args.device == "cpu", **precision,
         eval_strategy="steps", eval_steps=args.eval_steps, save_strategy="steps", save_steps=args.save_steps, save_total_limit=args.save_total_limit,
-        logging_steps=args.logging_steps, report_to=["tensorboard"], disable_tqdm=args.quiet, remove_unused_columns=False,
+        logging_steps=args.logging_steps, report_to=[], disable_tqdm=args.quiet, remove_unused_columns=False,
         ddp_find_unused_parameters=False, dataloader_pin_memory=args.device == "cuda",
     )
 
@@ -199,7 +201,7 @@ def fine_tune(args):
     optimizer = MuonAdamW(reconstructor, args.learning_rate, args.learning_rate, args.weight_decay) if args.optimizer == "muon" else None
     trainer = ReconstructorTrainer(
         model=reconstructor, args=trainer_arguments(args, precision, steps), train_dataset=train, eval_dataset=validation, data_collator=collate,
-        optimizers=(optimizer, None), callbacks=[Report()], settings=args,
+        optimizers=(optimizer, None), callbacks=[Report(), TensorBoardCallback(SummaryWriter(str(args.output_dir / "tb_logs")))], settings=args,
     )
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=checkpoint)

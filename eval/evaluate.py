@@ -1,0 +1,213 @@
+"""Evaluate the agent against other ways of choosing tokens, at equal realised keep ratios.
+
+    python eval/evaluate.py --model_path models/agent/output/best_model.zip --data_path data/processed/test_data.json \\
+        --output_dir eval/test_output --num_sequences 100
+
+Every method keeps exactly the same number of tokens of each text, and one and the same reconstructor scores what
+was masked: nothing is scored where the answer was sent. Intervals are 95 %, bootstrapped over documents.
+Writes `evaluation_results.json` and `examples.txt`.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from tqdm import tqdm
+
+from data.artifacts import InputError, bounded, make_output_dir, read_json, run, write_json, write_text
+from data.sequences import SPLITS, load_sequences, pad_batch
+from eval.methods import Agent, CausalSurprisal, Random, TokenFrequency
+from eval.metrics import SUMS, binary_entropy, bootstrap_weights, difference, with_intervals
+from models.reconstructor.masking import keep_highest
+from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
+from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
+from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer
+from rl.ppo import load_policy
+from rl.train import SCHEMA as AGENT_SCHEMA
+from rl.train import resolve_device, token_counts
+
+SCHEMA = "rltc.evaluation/1"
+UNITS = {
+    "keep_ratio": "kept tokens per original token", "compression_ratio": "original tokens per kept token",
+    "side_information": "bits per original token, at most: where the gaps are", "top1": "share of masked tokens restored",
+    "nats": "nats per masked token", "distortion": "nats per original token", "exact_text": "share of texts restored without an error",
+    "interval": "95 %, percentile bootstrap over documents", "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
+}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--model_path", type=Path, default=Path("models/agent/output/best_model.zip"), help="agent written by rl/train.py")
+    add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences written by data/prepare.py")
+    add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for evaluation_results.json and examples.txt")
+    add("--reconstructor_path", type=Path, default=None, help="fine-tuned reconstructor; default: the one that the agent was trained with")
+    add("--base_model", default=None, help="causal LM of the causal-surprisal method; default: the one the reconstructor was fine-tuned from")
+    add("--num_sequences", type=bounded(int, 1, 10**9), default=100, help="texts to evaluate on, drawn at random from the file; all if there are fewer")
+    add("--keep_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5], help="kept tokens per original token, between 0 and 1")
+    add("--max_length", type=bounded(int, 2, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the agent's training length")
+    add("--batch_size", type=bounded(int, 1, 10**6), default=20, help="texts per forward pass")
+    add("--bootstrap_samples", type=bounded(int, 100, 10**7), default=5000, help="bootstrap samples behind every interval")
+    add("--num_examples", type=bounded(int, 0, 10**6), default=10, help="texts written out with what was kept, restored and wrong")
+    add("--example_keep_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.7, help="keep ratio of the examples")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--seed", type=int, default=42, help="seeds the choice of texts, the random method and the bootstrap")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+class Corpus:
+    """The texts of an evaluation in padded batches: ids and valid (B, T), and the document number of every text."""
+
+    def __init__(self, texts, docs, batch_size):
+        self.names, self.document = np.unique(docs, return_inverse=True)
+        self.texts = texts
+        self.batches = [pad_batch(texts[i : i + batch_size], 0) for i in range(0, len(texts), batch_size)]
+        self.tokens = sum(len(t) for t in texts)
+
+    def sums_by_document(self, rows):
+        """Rows (texts, len(SUMS)) added up by document: (documents, len(SUMS))."""
+        sums = np.zeros((len(self.names), rows.shape[1]))
+        np.add.at(sums, self.document, rows)
+        return sums
+
+
+def choose_texts(args, policy_length, reconstructor):
+    """Draw the texts. Raises InputError if there are none."""
+    limit = min(reconstructor.max_length, args.max_length or policy_length)
+    if args.max_length and args.max_length > reconstructor.max_length:
+        raise InputError(f"--max_length {args.max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one")
+    sequences = load_sequences(args.data_path, reconstructor.fingerprint, limit)
+    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(sequences))[: args.num_sequences])
+    return Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
+
+
+def score_masks(reconstructor, corpus, keep_masks):
+    """One row of SUMS per text for a list of keep masks, one per batch of the corpus."""
+    rows = []
+    for (ids, valid), keep_mask in zip(corpus.batches, keep_masks, strict=True):
+        prediction = reconstructor.predict(ids, keep_mask, valid)
+        masked = valid & ~keep_mask
+        right = (prediction.top1.cpu().numpy() == ids) & masked
+        count, hits = masked.sum(1), right.sum(1)
+        rows.append(np.stack([valid.sum(1), count, prediction.nats.cpu().numpy().sum(1), hits, count == hits, np.ones(len(ids))], 1))
+    return np.concatenate(rows)
+
+
+def evaluate_method(method, keep_ratio, corpus, reconstructor):
+    """Sums by document (documents, len(SUMS)) and the seconds that scoring took."""
+    start = time.monotonic()
+    scores = [method.scores(ids, valid, keep_ratio) for ids, valid in corpus.batches]
+    seconds = time.monotonic() - start
+    keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(scores, corpus.batches, strict=True)]
+    return corpus.sums_by_document(score_masks(reconstructor, corpus, keep_masks)), seconds
+
+
+def compare(cells, weights):
+    """The results of all cells, and the agent's paired differences to every other method at every keep ratio."""
+    results, differences = [], []
+    for (name, keep_ratio), (sums, seconds, lm_passes) in cells.items():
+        totals = dict(zip(SUMS, sums.sum(0).tolist(), strict=True))
+        realised = 1 - totals["masked"] / totals["tokens"]
+        results.append(
+            {
+                "method": name, "keep_ratio_asked": keep_ratio, "keep_ratio": realised, "compression_ratio": 1 / realised,
+                "side_information": binary_entropy(realised), "lm_passes": lm_passes, "seconds_per_1000_tokens": 1000 * seconds / totals["tokens"],
+                "masked_tokens": int(totals["masked"]), **with_intervals(sums, weights),
+            }
+        )
+        if name != Agent.name:
+            differences.append({"method": name, "keep_ratio_asked": keep_ratio, **difference(cells[Agent.name, keep_ratio][0], sums, weights)})
+    return results, differences
+
+
+def examples(method, corpus, reconstructor, keep_ratio, count):
+    """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there."""
+    found = []
+    decode = reconstructor.tokenizer.decode
+    for text, document in list(zip(corpus.texts, corpus.document, strict=True))[:: max(1, len(corpus.texts) // max(count, 1))][:count]:
+        ids, valid = pad_batch([text], 0)
+        keep_mask = keep_highest(method.scores(ids, valid, keep_ratio), valid, keep_ratio)
+        restored = reconstructor.predict(ids, keep_mask).top1[0].cpu().numpy()
+        state = np.where(keep_mask[0], "kept", np.where(restored == text, "right", "wrong"))
+        pieces = [{"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s)} for t, r, s in zip(text, restored, state, strict=True)]
+        found.append({"doc": str(corpus.names[document]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
+    return found
+
+
+def examples_as_text(found):
+    """The examples for a reader: what was sent (gaps as _), and what came back (wrong tokens as [restored|true])."""
+    blocks = []
+    for e in found:
+        sent = "".join(p["token"] if p["state"] == "kept" else "_" for p in e["pieces"])
+        back = "".join(f"[{p['restored']}|{p['token']}]" if p["state"] == "wrong" else p["restored"] for p in e["pieces"])
+        blocks.append(f"=== {e['doc']}, {e['keep_ratio']:.0%} of the tokens kept\n--- sent\n{sent}\n--- restored\n{back}\n")
+    return "\n".join(blocks)
+
+
+def format_table(record):
+    """Top-1 and nats per masked token of every method at every keep ratio, as lines of text."""
+    ratios = sorted({r["keep_ratio_asked"] for r in record["results"]}, reverse=True)
+    names = list(dict.fromkeys(r["method"] for r in record["results"]))
+    cell = {(r["method"], r["keep_ratio_asked"]): r for r in record["results"]}
+    worse = {(d["method"], d["keep_ratio_asked"]): d for d in record["differences"]}
+    lines = ["masked top-1 / nats per masked token, 95 % intervals over documents; * the agent's lead is significant in both", ""]
+    lines.append(f"{'keep ratio':18s}" + "".join(f"{r:^22g}" for r in ratios))
+    for name in names:
+        row, low = f"{name:18s}", " " * 18
+        for r in ratios:
+            c, d = cell[name, r], worse.get((name, r))
+            lead = d and d["top1"]["significant"] and d["nats"]["significant"] and d["top1"]["value"] > 0 > d["nats"]["value"]
+            row += f"{f'''{c['top1']['value']:.3f} / {c['nats']['value']:.2f}{'*' if lead else ' '}''':^22s}"
+            low += f"{f'''±{np.ptp(c['top1']['interval']) / 2:.3f} / ±{np.ptp(c['nats']['interval']) / 2:.2f} ''':^22s}"
+        lines += [row, low]
+    lost = [f"{d['method']} at {d['keep_ratio_asked']:g}" for d in record["differences"] if d["top1"]["value"] <= 0 or d["nats"]["value"] >= 0]
+    lines += ["", "the agent leads everywhere in top-1 and nats" if not lost else "the agent does NOT lead against: " + ", ".join(lost)]
+    return "\n".join(lines)
+
+
+def base_model_of(args, reconstructor_path):
+    """The causal LM for surprisal and its BOS id; the default is what the reconstructor was fine-tuned from."""
+    name = args.base_model or read_json(reconstructor_path / "reconstructor.json", RECONSTRUCTOR_SCHEMA, "models/reconstructor/train_cpu.py")["args"]["base_model"]
+    return name, load_causal_lm(name), load_tokenizer(name)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device = resolve_device(args.device)
+    policy, trained = load_policy(args.model_path, device), read_json(args.model_path.parent / "training.json", AGENT_SCHEMA, "rl/train.py")
+    reconstructor_path = args.reconstructor_path or Path(trained["args"]["reconstructor_path"])
+    reconstructor = Reconstructor.load(reconstructor_path, device)
+    if policy.features_extractor.tokenizer_fingerprint != reconstructor.fingerprint:
+        raise InputError(f"{args.model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found {policy.features_extractor.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {reconstructor_path}")
+    base_name, base, base_tokenizer = base_model_of(args, reconstructor_path)
+    if fingerprint(base_tokenizer) != reconstructor.fingerprint:
+        raise InputError(f"--base_model {base_name}: expected the reconstructor's tokenizer {reconstructor.fingerprint}, found {fingerprint(base_tokenizer)}")
+    corpus = choose_texts(args, int(trained["max_length"]), reconstructor)
+    train = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
+    make_output_dir(args.output_dir)
+
+    methods = [
+        Agent(policy), CausalSurprisal(base.to(device), bos_id(base_tokenizer)), TokenFrequency(token_counts(train, reconstructor.vocab_size)), Random(args.seed),
+    ]
+    cells = {}
+    for method, keep_ratio in tqdm([(m, r) for m in methods for r in args.keep_ratios], desc="evaluate", unit="cell", disable=args.quiet):
+        cells[method.name, keep_ratio] = (*evaluate_method(method, keep_ratio, corpus, reconstructor), method.lm_passes)
+    results, differences = compare(cells, bootstrap_weights(len(corpus.names), args.bootstrap_samples, args.seed))
+    found = examples(methods[0], corpus, reconstructor, args.example_keep_ratio, args.num_examples)
+    record = {
+        "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": str(base_name),
+        "rate_counts": "tokens sent with the gaps known (side_information beside it)",
+        "results": results, "differences": differences, "examples": found,
+    }
+    write_json(args.output_dir / "evaluation_results.json", SCHEMA, args, UNITS, **record)
+    write_text(args.output_dir / "examples.txt", examples_as_text(found))
+    print(f"{record['texts']} texts of {record['documents']} documents, {record['tokens']:,} tokens\n\n{format_table(record)}\n\nwritten to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,83 @@
+"""The whole pipeline on the embedded corpus and base model, on a CPU, without a network: about ten minutes on two cores.
+
+    python eval/quickstart.py
+
+Runs the five stage scripts as one would type them, printing each command before it runs, with settings small enough
+for a first look, and ends with the result table and the paths of the figures. It writes where the stages write by
+default, under --root; use another root to keep results that are already there.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from data.artifacts import InputError, bounded, make_output_dir, read_json, run
+from eval.evaluate import SCHEMA, format_table
+
+
+def stages(root, args):
+    """The five commands: a title and the words of the command line after `python`."""
+    data, tuned, agent, results, plots = (
+        str(root / p) for p in ("data/processed", "models/reconstructor/fine-tuned", "models/agent/output", "eval/test_output", "plots/output")
+    )
+    processed = f"{data}/processed_data.json"
+    return [
+        ("prepare data", ["data/prepare.py", "--output_dir", data, "--max_length", "128"]),
+        (
+            "fine-tune the reconstructor",
+            ["models/reconstructor/train_cpu.py", "--data_path", processed, "--output_dir", tuned]
+            + f"--max_steps {args.finetune_steps} --batch_size 16 --learning_rate 1e-3 --eval_steps 100 --eval_sequences 96".split(),
+        ),
+        (
+            "train the agent",
+            ["rl/train.py", "--data_path", processed, "--output_dir", agent, "--reconstructor_path", tuned]
+            + f"--num_timesteps {args.num_timesteps} --n_steps 64 --batch_size 16".split(),
+        ),
+        (
+            "evaluate",
+            ["eval/evaluate.py", "--model_path", f"{agent}/best_model.zip", "--data_path", f"{data}/test_data.json", "--output_dir", results]
+            + f"--num_sequences {args.num_sequences}".split(),
+        ),
+        ("draw the figures", ["plots/visualize.py", "--log_dir", f"{agent}/tb_logs", "--results_path", f"{results}/evaluation_results.json", "--output_dir", plots]),
+    ]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("."), help="directory under which data, models, results and figures are written")
+    parser.add_argument("--finetune_steps", type=bounded(int, 1, 10**9), default=300, help="optimiser steps of the reconstructor")
+    parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=6400, help="texts the agent is trained on")
+    parser.add_argument("--num_sequences", type=bounded(int, 1, 10**9), default=200, help="held-out texts to evaluate on")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    root = make_output_dir(args.root.absolute())
+    os.chdir(REPOSITORY)
+    root = root.relative_to(REPOSITORY) if root.is_relative_to(REPOSITORY) else root
+    start = time.monotonic()
+    commands = stages(root, args)
+    for number, (title, words) in enumerate(commands, 1):
+        began = time.monotonic()
+        print(f"\n[{number}/{len(commands)}] {title}\n$ python {shlex.join(words)}\n", flush=True)
+        status = subprocess.run([sys.executable, *words]).returncode
+        if status:
+            raise InputError(f"stage {number} ({title}) ended with exit status {status}; its own message stands above")
+        print(f"\n{title}: {time.monotonic() - began:.0f} s", flush=True)
+    record = read_json(root / "eval/test_output/evaluation_results.json", SCHEMA, "eval/evaluate.py")
+    print(f"\n{format_table(record)}\n\nFigures:")
+    for path in sorted((root / "plots/output").glob("*.png")):
+        print(f"  {path}")
+    print(f"\nTraining curves: tensorboard --logdir {root / 'models/agent/output/tb_logs'}\nThe whole pipeline took {(time.monotonic() - start) / 60:.1f} minutes.")
+
+
+if __name__ == "__main__":
+    run(main)
