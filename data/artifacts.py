@@ -6,6 +6,7 @@ reader checks ``schema`` and names the stage that should have written the file.
 
 import argparse
 import json
+import logging
 import os
 import platform
 import sys
@@ -105,8 +106,20 @@ def bounded(kind, low, high, open_ends=False):
     return parse
 
 
+def quieten_libraries():
+    """Leave the screen to the scripts' own progress bars."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
 def run(main):
     """Run a script's `main()`; a user's mistake ends in one line on stderr and exit status 2, never in a traceback."""
+    quieten_libraries()
     try:
         main()
     except (InputError, FileNotFoundError) as error:

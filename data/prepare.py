@@ -109,7 +109,7 @@ def parse_args(argv=None):
     if args.min_length > args.max_length:
         parser.error(f"--min_length {args.min_length}: expected at most --max_length {args.max_length}")
     if args.input and args.source != "text":
-        parser.error(f"--input goes with --source text, found --source {args.source}")
+        parser.error(f"--input: expected --source text, found --source {args.source}")
     args.text_column = args.text_column or ("content" if args.source == "reddit" else "text")
     return args
 

@@ -61,7 +61,7 @@ def find_files(patterns):
 
 def read_txt(path, text_column):
     try:
-        yield None, path.read_text(encoding="utf-8")
+        yield None, path.read_bytes().decode("utf-8")  # read_text would rewrite line endings
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected UTF-8, found byte 0x{error.object[error.start]:02x} at offset {error.start}; convert it with: iconv -t utf-8") from None
 

@@ -150,13 +150,16 @@ class TokenCompressionEnv(gymnasium.Env):
         tokens, price = self.stream.next()
         options = options or {}
         self._batch = self.judge.observe([options.get("tokens", tokens)], [options.get("price", price)])
-        return {key: value[0] for key, value in self._batch.items()}, {}
+        return self._observation(), {}
+
+    def _observation(self):
+        return {key: value[0].copy() for key, value in self._batch.items()}
 
     def step(self, action):
         """Decide the text. Returns observation, J, True, False, info."""
         assert self._batch is not None, "reset() comes before step()"
         rewards, infos = self.judge.pay(self._batch, np.asarray(action)[None])
-        return {key: value[0] for key, value in self._batch.items()}, float(rewards[0]), True, False, infos[0]
+        return self._observation(), float(rewards[0]), True, False, infos[0]
 
 
 class TokenCompressionVecEnv(VecEnv):

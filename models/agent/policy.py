@@ -183,7 +183,7 @@ class TokenBernoulli(BernoulliDistribution):
     """Independent keep decisions. The deterministic action is the keep probability, not its rounding."""
 
     def log_prob(self, actions):
-        return self.distribution.log_prob(actions)  # (B, L)
+        return self.distribution.log_prob((actions > 0.5).float())  # (B, L), of the decision that the environment reads
 
     def entropy(self):
         return self.distribution.entropy()  # (B, L), nats

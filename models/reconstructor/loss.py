@@ -24,7 +24,8 @@ class SummedNats(torch.autograd.Function):
         weight = weight.to(compute)
         for start in range(0, len(hidden), CHUNK):
             h, t = hidden[start : start + CHUNK].to(compute), targets[start : start + CHUNK, None]
-            logits = (h @ weight.T).float()  # (n, V)
+            logits = h @ weight.T  # (n, V)
+            logits = logits.float() if compute.itemsize < 4 else logits
             log_z = logits.logsumexp(1, keepdim=True)
             total += (log_z - logits.gather(1, t)).sum()
             if need_hidden or need_weight:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from data.artifacts import InputError, bounded, make_output_dir, write_json
@@ -151,6 +151,14 @@ class ReconstructorTrainer(Trainer):
         self.accelerator.unwrap_model(self.model).load_state_dict(saved.state_dict())
 
 
+class Progress(ProgressCallback):
+    """Trainer's progress bar without its dump of every logged dict; TensorBoard has those."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(nats=logs["loss"], refresh=False)
+
+
 class Report(TrainerCallback):
     """One line per validation."""
 
@@ -190,7 +198,7 @@ def fine_tune(args):
     train, validation = open_splits(args, reconstructor)
     make_output_dir(args.output_dir)
     if args.gradient_checkpointing:
-        reconstructor.model.gradient_checkpointing_enable()
+        reconstructor.model.activation_checkpointing_enable()
 
     def collate(items):
         ids, valid = pad_batch(items, reconstructor.bos_id)
@@ -203,6 +211,9 @@ def fine_tune(args):
         model=reconstructor, args=trainer_arguments(args, precision, steps), train_dataset=train, eval_dataset=validation, data_collator=collate,
         optimizers=(optimizer, None), callbacks=[Report(), TensorBoardCallback(SummaryWriter(str(args.output_dir / "tb_logs")))], settings=args,
     )
+    trainer.remove_callback(PrinterCallback if args.quiet else ProgressCallback)
+    if not args.quiet:
+        trainer.add_callback(Progress())
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()

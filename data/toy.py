@@ -1,0 +1,58 @@
+"""A toy language, a toy corpus and a toy base model for the tests: small, real, and with a known answer.
+
+The language has 20 words in 4 classes of 5, and one echo per class. A text is a row of random words, each followed by
+the echo of its class. An echo says nothing new: after its word it costs 0 nats, without it ln 4 = 1.4. A word costs
+ln 5 = 1.6 nats if its echo is known, ln 20 = 3.0 if not.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WORDS = [chr(ord("a") + i) for i in range(20)]
+ECHO = {word: "ABCD"[i % 4] for i, word in enumerate(WORDS)}
+PAIRS = 8  # pairs per text, 16 tokens
+
+
+def write_corpus(path, texts=300, seed=0):
+    """A .jsonl file of toy texts."""
+    rng = np.random.default_rng(seed)
+    rows = [" ".join(f"{w} {ECHO[w]}" for w in rng.choice(WORDS, PAIRS)) for _ in range(texts)]
+    Path(path).write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+    return Path(path)
+
+
+def write_base(directory, n_positions=32, seed=0):
+    """A GPT-2 with random weights (width 64, 2 layers) and the toy tokenizer, in standard form."""
+    names = ["<|endoftext|>", "?", *WORDS, *"ABCD"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=names[0], eos_token=names[0], unk_token="?").save_pretrained(directory)
+    set_seed(seed)
+    config = GPT2Config(vocab_size=len(names), n_positions=n_positions, n_embd=64, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    return Path(directory)
+
+
+def run_script(script, *words, **environment):
+    """Run a script of the repository as a user would. Returns the finished process, with its output as text."""
+    command = [sys.executable, str(REPOSITORY / script), *map(str, words)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600)
+
+
+def check_refusal(script, *words, expect, **environment):
+    """Assert that a script refuses its input: one line on stderr that has every string of `expect`, exit status 2."""
+    done = run_script(script, *words, **environment)
+    lines = [line for line in done.stderr.strip().splitlines() if "error:" in line]
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert len(lines) == 1, done.stderr[-2000:]
+    for part in expect:
+        assert part in lines[0], lines[0]

@@ -1,0 +1,179 @@
+"""Tests of the agent's network: `python models/agent/test_policy.py` or pytest."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from models.agent.policy import (
+    EnhancedTokenCompressionPolicy,
+    LocalContext,
+    PositionalEncoding,
+    TokenCompressionFeaturesExtractor,
+    TokenCompressionPolicy,
+    TokenImportanceAttention,
+)
+from rl.env import observation_space
+
+V, B, T = 50, 3, 12
+
+
+def batch(seed=0, lengths=(12, 7, 1)):
+    """ids (B, T), valid (B, T) and price (B, 1) of texts of unequal length."""
+    torch.manual_seed(seed)
+    valid = torch.arange(T) < torch.tensor(lengths)[:, None]
+    return torch.randint(0, V, (B, T)), valid, torch.tensor([[0.6], [2.0], [5.0]])
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return EnhancedTokenCompressionPolicy(V, embedding_dim=8, width=16, layers=2, heads=2)
+
+
+@pytest.fixture
+def policy():
+    torch.manual_seed(0)
+    kwargs = {"embedding_dim": 8, "width": 16, "layers": 1, "heads": 2}
+    box = spaces.Box(0.0, 1.0, (T,), np.float32)
+    return TokenCompressionPolicy(observation_space(V, T, 6.0), box, lambda _: 1e-3, features_extractor_kwargs=kwargs)
+
+
+def observation(ids, valid, price):
+    return {"tokens": ids.float(), "valid": valid.float(), "price": price}
+
+
+def test_positional_encoding_is_the_published_formula():
+    encode = PositionalEncoding(6)
+    encode.scale.data.fill_(1.0)
+    wave = encode(torch.zeros(1, 300, 6))[0]
+    for t in (0, 1, 299):
+        for i in range(3):
+            angle = t / 10_000 ** (2 * i / 6)  # Vaswani et al. 2017, section 3.5
+            assert wave[t, 2 * i].item() == pytest.approx(np.sin(angle), abs=1e-4)
+            assert wave[t, 2 * i + 1].item() == pytest.approx(np.cos(angle), abs=1e-4)
+
+
+def test_importances_are_a_distribution_over_the_text():
+    _, valid, _ = batch()
+    attention = TokenImportanceAttention(16, 4)
+    weights = attention.importances(torch.randn(B, T, 16), valid)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(B, 4))
+    assert (weights[~valid[:, None].expand_as(weights)] == 0).all()
+
+
+def test_uniform_attention_is_the_mean_of_the_text():
+    attention = TokenImportanceAttention(4, 2)
+    for layer in (attention.value, attention.out):
+        layer.weight.data.copy_(torch.eye(4))
+        layer.bias.data.zero_()
+    attention.score.weight.data.zero_()
+    x, valid = torch.randn(1, 5, 4), torch.tensor([[True, True, True, False, False]])
+    torch.testing.assert_close(attention(x, valid)[0, 0], x[0, :3].mean(0))
+
+
+def test_local_context_reaches_its_kernel_and_no_further():
+    torch.manual_seed(0)
+    layer, x, valid = LocalContext(8, kernel=5), torch.randn(1, 20, 8), torch.ones(1, 20, dtype=torch.bool)
+    changed = x.clone()
+    changed[0, 10, 0] += 1
+    moved = (layer(x, valid) - layer(changed, valid)).abs().sum(-1)[0] > 1e-6
+    assert moved.nonzero().flatten().tolist() == [8, 9, 10, 11, 12]
+
+
+def test_padding_changes_nothing(network):
+    ids, valid, price = batch()
+    together = network(ids, valid, price)
+    for row, length in enumerate(valid.sum(1)):
+        alone = network(ids[row : row + 1, :length], valid[row : row + 1, :length], price[row : row + 1])
+        torch.testing.assert_close(together[row, :length], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_learns(network):
+    network(*batch()).square().sum().backward()
+    assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_every_module_reaches_the_output(network):
+    expected = network(*batch())
+    for name in ("position", "local", "importance", "gate", "price"):
+        changed = EnhancedTokenCompressionPolicy(V, 8, 16, 2, 2)
+        changed.load_state_dict(network.state_dict())
+        for parameter in getattr(changed, name).parameters():
+            parameter.data.mul_(3).add_(0.1)
+        assert not torch.allclose(changed(*batch())[batch()[1]], expected[batch()[1]], atol=1e-4), name
+
+
+def test_far_context_and_price_matter(network):
+    ids, valid, price = batch(lengths=(12, 12, 12))
+    out = network(ids, valid, price)
+    other = ids.clone()
+    other[:, 11] = (other[:, 11] + 1) % V
+    assert not torch.allclose(network(other, valid, price)[:, 0], out[:, 0], atol=1e-6)
+    assert not torch.allclose(network(ids, valid, price * 2), out, atol=1e-4)
+
+
+def test_start_is_the_truncated_svd_and_the_log_frequency(network):
+    torch.manual_seed(1)
+    embeddings, counts = torch.randn(V + 1, 8) @ torch.randn(8, 24), np.arange(V + 1)
+    network.start_from(embeddings, counts)
+    # 8 dimensions hold all of a matrix of rank 8: inner products of the centred rows survive, up to one scale.
+    centred = embeddings[:V] - embeddings[:V].mean(0)
+    mine, theirs = network.embedding.weight @ network.embedding.weight.T, centred @ centred.T
+    torch.testing.assert_close(mine / mine.norm(), theirs / theirs.norm(), rtol=1e-3, atol=1e-4)
+    assert network.log_frequency.mean().item() == pytest.approx(0, abs=1e-5) and network.log_frequency.diff().min() > 0
+
+
+def test_a_policy_is_used_at_any_length(policy):
+    ids = torch.randint(0, V, (2, 5 * T))
+    keep = policy.keep_probability(ids, torch.ones_like(ids, dtype=torch.bool), 2.0)
+    assert keep.shape == (2, 5 * T) and ((keep > 0) & (keep < 1)).all()
+
+
+def test_deterministic_action_is_the_keep_probability(policy):
+    ids, valid, price = batch()
+    obs = observation(ids, valid, price)
+    actions, values, log_prob = policy(obs, deterministic=True)
+    expected = policy.keep_probability(ids, valid, price[:, 0])
+    torch.testing.assert_close(actions[valid], expected[valid], rtol=1e-4, atol=1e-5)
+    assert values.shape == (B, T)
+    sampled, _, log_prob = policy(obs)
+    assert set(sampled.unique().tolist()) <= {0.0, 1.0}
+    torch.testing.assert_close(log_prob.exp()[valid], torch.where(sampled == 1, expected, 1 - expected)[valid], rtol=1e-3, atol=1e-4)
+
+
+def test_evaluate_actions_agrees_with_forward_and_with_closed_forms(policy):
+    ids, valid, price = batch()
+    obs = observation(ids, valid, price)
+    actions, values, log_prob = policy(obs)
+    values2, log_prob2, entropy = policy.evaluate_actions(obs, actions)
+    torch.testing.assert_close(values, values2)
+    torch.testing.assert_close(log_prob, log_prob2)
+    p = policy.keep_probability(ids, valid, price[:, 0])
+    torch.testing.assert_close(entropy[valid], (-p * p.log() - (1 - p) * (1 - p).log())[valid], rtol=1e-3, atol=1e-4)
+    policy.per_token = False
+    torch.testing.assert_close(policy.evaluate_actions(obs, actions)[1], (log_prob * valid).sum(1))
+
+
+def test_extractor_gives_one_vector_per_token():
+    extractor = TokenCompressionFeaturesExtractor(observation_space(V, T, 6.0), embedding_dim=4, width=8, layers=1, heads=2)
+    assert extractor(observation(*batch())).shape == (B, T, 8) and extractor.features_dim == 8
+
+
+def test_price_for_inverts_the_calibration(policy):
+    with pytest.raises(ValueError, match="never calibrated"):
+        policy.price_for(0.5)
+    prices = np.geomspace(0.5, 6.0, len(policy.calibration))
+    policy.calibration.copy_(torch.tensor(np.stack([prices, np.linspace(0.95, 0.35, len(prices))], 1)))
+    assert policy.price_for(0.95) == pytest.approx(0.5, rel=1e-3) and policy.price_for(0.35) == pytest.approx(6.0, rel=1e-3)
+    assert policy.price_for(0.65) == pytest.approx(np.sqrt(0.5 * 6.0), rel=1e-3)  # half way in log λ
+    assert policy.price_for(0.99) == pytest.approx(0.5, rel=1e-3), "beyond the calibrated range: its end"
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))

@@ -1,0 +1,293 @@
+"""Tests of the reconstructor: `python models/reconstructor/test_train.py` or pytest."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from data import prepare
+from data.artifacts import InputError
+from data.toy import check_refusal, write_base, write_corpus
+from models.reconstructor import pretrain, train_cpu, train_gpu
+from models.reconstructor.loss import summed_nats
+from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
+from models.reconstructor.reconstructor import Reconstructor
+from models.reconstructor.tokenizer import BASE_DIR, MASK_TOKEN, load_tokenizer
+from models.reconstructor.training import newest_checkpoint
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A folder with the toy base model in `base` and the toy data in `data`."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_base(folder / "base")
+    corpus = write_corpus(folder / "toy.jsonl")
+    prepare.main(f"--source text --input {corpus} --tokenizer {folder / 'base'} --output_dir {folder / 'data'} --max_length 16 --quiet".split())
+    return folder
+
+
+@pytest.fixture
+def reconstructor(toy):
+    return Reconstructor.from_base(toy / "base").eval()
+
+
+def random_batch(reconstructor, seed=0, lengths=(16, 9, 1)):
+    """ids, keep_mask and valid of texts of unequal length."""
+    rng = np.random.default_rng(seed)
+    valid = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    ids = np.where(valid, rng.integers(2, reconstructor.vocab_size, valid.shape), 0)
+    return ids, random_keep_mask(valid, 0.4, rng), valid
+
+
+def fine_tune(toy, output, *words):
+    command = f"--data_path {toy / 'data/processed_data.json'} --base_model {toy / 'base'} --output_dir {output} --quiet --learning_rate 3e-3 --eval_sequences 8"
+    return train_cpu.main(command.split() + [str(w) for w in words])
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("span_share", [0.0, 1.0])
+def test_random_masks_are_exact_and_never_mask_padding(span_share):
+    valid = np.arange(50) < np.array([50, 20, 7])[:, None]
+    keep_mask = random_keep_mask(valid, np.array([0.3, 0.5, 0.1]), np.random.default_rng(0), span_share)
+    assert (~keep_mask).sum(1).tolist() == [15, 10, 1] and keep_mask[~valid].all()
+
+
+def test_spans_are_longer_than_single_tokens():
+    valid = np.ones((200, 64), bool)
+    runs = []
+    for share in (0.0, 1.0):
+        masked = ~random_keep_mask(valid, 0.25, np.random.default_rng(1), share)
+        starts = masked & ~np.pad(masked, ((0, 0), (1, 0)))[:, :-1]
+        runs.append(masked.sum() / starts.sum())
+    # Independent masking at 0.25 has runs of mean 1 / 0.75; segments of mean 3 tokens give runs well over 2.
+    assert runs[0] == pytest.approx(1 / 0.75, abs=0.1) and runs[1] > 2.5
+
+
+def test_keep_highest_is_exact_and_prefers_earlier_tokens_among_equals():
+    valid = np.array([[True] * 5, [True, True, True, False, False]])
+    scores = np.array([[1, 5, 5, 0, 5], [0, 0, 9, 99, 99]])
+    assert keep_highest(scores, valid, 0.4).tolist() == [[False, True, True, False, False], [False, False, True, True, True]]
+
+
+def test_mask_ratios_stay_in_range():
+    ratios = draw_mask_ratios(1000, 0.3, 0.5, np.random.default_rng(0))
+    assert ratios.min() == 0.01 and 0.7 < ratios.max() <= 0.8
+
+
+# --- loss and prediction
+
+
+def test_fused_loss_and_gradients_equal_torch(monkeypatch):
+    monkeypatch.setattr("models.reconstructor.loss.CHUNK", 7)
+    torch.manual_seed(0)
+    inputs = torch.randn(25, 6, dtype=torch.float64), torch.randn(40, 6, dtype=torch.float64), torch.randint(40, (25,))
+    found, expected = ([x.clone().requires_grad_(x.is_floating_point()) for x in inputs] for _ in range(2))
+    a, b = summed_nats(*found) * 0.3, F.cross_entropy(expected[0] @ expected[1].T, expected[2], reduction="sum") * 0.3
+    a.backward(), b.backward()
+    # The total is summed in float32.
+    torch.testing.assert_close(a, b, check_dtype=False)
+    for x, y in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=1e-8)
+
+
+def full_model_log_probabilities(reconstructor, ids, keep_mask):
+    """An independent reference: the stock model's forward over [BOS, text], with a full 4-D mask, at every position."""
+    ids, keep_mask = torch.as_tensor(ids), torch.as_tensor(keep_mask)
+    shown = torch.where(keep_mask, ids, reconstructor.mask_id)
+    inputs = F.pad(shown, (1, 0), value=reconstructor.bos_id)
+    mask = torch.zeros(len(ids), 1, inputs.shape[1], inputs.shape[1])
+    with torch.no_grad():
+        logits = reconstructor.model(input_ids=inputs, attention_mask=mask).logits[:, :-1, : reconstructor.vocab_size]
+    return logits.log_softmax(-1)
+
+
+def llama(toy):
+    config = LlamaConfig(vocab_size=26, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    return Reconstructor(LlamaForCausalLM(config), load_tokenizer(toy / "base")).eval()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_logits_at_masked_positions_equal_the_full_models(toy, reconstructor, architecture):
+    model = reconstructor if architecture == "gpt2" else llama(toy)
+    ids, keep_mask, valid = random_batch(model, lengths=(16, 16))
+    reference = full_model_log_probabilities(model, ids, keep_mask)
+    prediction = model.predict(ids, keep_mask, valid)
+    truth = torch.as_tensor(ids)
+    nats = -reference.gather(2, truth[..., None])[..., 0]
+    masked = ~torch.as_tensor(keep_mask)
+    torch.testing.assert_close(prediction.nats[masked], nats[masked], rtol=1e-4, atol=1e-4)
+    assert (prediction.nats[~masked] == 0).all() and (prediction.top1[~masked] == truth[~masked]).all()
+    assert (prediction.top1[masked] == reference.argmax(-1)[masked]).all()
+    torch.testing.assert_close(prediction.confidence[masked], reference.exp().amax(-1)[masked], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        total, count = model(truth, torch.as_tensor(keep_mask), torch.as_tensor(valid))
+    assert count == masked.sum() and float(total) == pytest.approx(float(nats[masked].sum()), rel=1e-4)
+
+
+def test_padding_changes_nothing(reconstructor):
+    ids, keep_mask, valid = random_batch(reconstructor)
+    together = reconstructor.predict(ids, keep_mask, valid)
+    for row, length in enumerate(valid.sum(1)):
+        alone = reconstructor.predict(ids[row : row + 1, :length], keep_mask[row : row + 1, :length])
+        torch.testing.assert_close(together.nats[row, :length], alone.nats[0], rtol=1e-4, atol=1e-4)
+        assert (together.nats[row, length:] == 0).all()
+
+
+def test_the_answer_does_not_leak(reconstructor):
+    ids, keep_mask, valid = random_batch(reconstructor)
+    other = np.where(keep_mask, ids, 2 + (ids + 5) % 20)
+    first, second = (reconstructor.predict(x, keep_mask, valid) for x in (ids, other))
+    masked = torch.as_tensor(valid & ~keep_mask)
+    assert (first.top1[masked] == second.top1[masked]).all() and torch.equal(first.confidence[masked], second.confidence[masked])
+    assert not torch.equal(first.nats, second.nats), "the truth is not looked up at all"
+
+
+@pytest.mark.parametrize("attention, sees_future", [("bidirectional", True), ("causal", False)])
+def test_attention_direction(toy, attention, sees_future):
+    model = Reconstructor.from_base(toy / "base", attention).eval()
+    ids, keep_mask = np.full((1, 8), 5), np.arange(8)[None] != 2
+    changed = ids.copy()
+    changed[0, 6] = 9
+    same = torch.allclose(model.predict(ids, keep_mask).nats, model.predict(changed, keep_mask).nats, atol=1e-6)
+    assert same != sees_future
+
+
+def test_reconstruct_in_one_step_is_predict_and_in_more_fills_everything(reconstructor):
+    ids, keep_mask, valid = random_batch(reconstructor)
+    one, single = reconstructor.reconstruct(ids, keep_mask, valid), reconstructor.predict(ids, keep_mask, valid)
+    assert all(torch.equal(a, b) for a, b in zip(one, single, strict=True))
+    many = reconstructor.reconstruct(ids, keep_mask, valid, steps=4)
+    masked = torch.as_tensor(valid & ~keep_mask)
+    assert (many.nats[masked] > 0).all() and (many.top1[~masked] == torch.as_tensor(ids)[~masked]).all()
+    assert not (many.top1[masked] == reconstructor.mask_id).any()
+
+
+def test_long_texts_go_through_in_windows(reconstructor):
+    ids, keep_mask, valid = random_batch(reconstructor, lengths=(75,))
+    long = reconstructor.reconstruct(ids, keep_mask, valid)
+    assert long.nats.shape == (1, 75) and (long.nats[torch.as_tensor(~keep_mask)] > 0).all()
+    # The first tokens are furthest from an edge in the first window, which is what `predict` sees of it.
+    first = reconstructor.predict(ids[:, : reconstructor.max_length], keep_mask[:, : reconstructor.max_length])
+    torch.testing.assert_close(long.nats[:, :10], first.nats[:, :10], rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="expected at most 31"):
+        reconstructor.predict(ids, keep_mask)
+
+
+def test_gpt2_tokenizer():
+    tokenizer = load_tokenizer(BASE_DIR)
+    assert len(tokenizer) == 50_257
+    assert tokenizer("Hello world, naïve 🙂")["input_ids"] == [15496, 995, 11, 41492, 303, 12520, 25, 247][:3] + tokenizer(" naïve 🙂")["input_ids"]
+    assert tokenizer("Hello world")["input_ids"] == [15496, 995]  # as in GPT-2's documentation
+
+
+# --- training
+
+
+def test_fine_tuning_learns_the_echo_and_stock_transformers_load_it(toy, tmp_path):
+    metrics = fine_tune(toy, tmp_path, "--max_steps", 250, "--batch_size", 32, "--eval_steps", 250)
+    # Without context a token costs (ln 20 + ln 4) / 2 = 2.2 nats; with its neighbour (ln 5 + 0) / 2 = 0.8.
+    assert metrics["eval_nats_at_0.1"] < 1.3, metrics
+    assert metrics["eval_top1_at_0.1"] > 0.4, metrics
+    tuned, stock, tokenizer = Reconstructor.load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.convert_tokens_to_ids(MASK_TOKEN) == tuned.mask_id not in (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    for name, weight in tuned.model.state_dict().items():
+        assert torch.equal(weight, stock.state_dict()[name]), name
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["schema"] == "rltc.finetuning/1" and record["metrics"] == metrics and record["args"]["max_steps"] == 250
+    assert list((tmp_path / "tb_logs").glob("events*"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path, optimizer):
+    words = ["--max_steps", 6, "--batch_size", 4, "--save_steps", 3, "--eval_steps", 100, "--optimizer", optimizer]
+    fine_tune(toy, tmp_path / "whole", *words)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoint-6")
+    (tmp_path / "cut/model.safetensors").unlink()
+    assert newest_checkpoint(tmp_path / "cut").endswith("checkpoint-3")
+    fine_tune(toy, tmp_path / "cut", *words, "--resume")
+    whole, cut = (Reconstructor.load(tmp_path / name).state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+
+
+def test_flags_reach_the_trainer(toy, tmp_path):
+    fine_tune(
+        toy, tmp_path, *"--epochs 0.02 --batch_size 2 --gradient_accumulation_steps 2 --max_length 8 --mask_ratio 0.4 --mask_spread 0 --span_share 1 --attention causal".split(),
+        *"--warmup_ratio 0.5 --weight_decay 0.1 --max_grad_norm 0.5 --gradient_checkpointing --use_amp --save_total_limit 1 --save_steps 1 --logging_steps 1 --eval_steps 1 --seed 7".split(),
+    )
+    assert Reconstructor.load(tmp_path).attention == "causal"
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 1
+    assert json.loads((tmp_path / "training.json").read_text())["seed"] == 7
+
+
+def test_pretraining_beats_the_unigram_model_and_is_stock_gpt2(toy, tmp_path):
+    words = f"--data_dir {toy / 'data'} --tokenizer {toy / 'base'} --output_dir {tmp_path} --n_layer 2 --n_embd 32 --n_head 2 --n_positions 32 --window 16 --batch_tokens 512 --max_steps 300 --eval_steps 100 --eval_tokens 200 --quiet"
+    pretrain.main(words.split())
+    metrics = json.loads((tmp_path / "pretraining.json").read_text())["metrics"]
+    # Unigram: (ln 20 + ln 4) / 2 + ln 2 = 2.9 nats. Knowing the echo: (ln 20 + 0) / 2 = 1.5, and a little for beginnings.
+    assert metrics["val_nats"] < 1.9, metrics
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert model.config.vocab_size == 26 and "nats per token" in (tmp_path / "README.md").read_text()
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    "words, expect",
+    [
+        (["--max_length", 500], "expected at most 31"),
+        (["--resume"], "expected a checkpoint"),
+        (["--data_path", "nowhere.json"], "is missing"),
+        (["--base_model", "nowhere/at/all"], "no causal language model"),
+    ],
+)
+def test_bad_input_is_refused(toy, tmp_path, words, expect):
+    with pytest.raises((InputError, FileNotFoundError), match=expect):
+        fine_tune(toy, tmp_path / "out", *words, "--max_steps", 1)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused(toy, tmp_path, device):
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has an accelerator")
+    with pytest.raises(InputError, match=f"--device {device}: expected"):
+        train_gpu.main(["--device", device, "--output_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("words", [["--mask_ratio", "1.7"], ["--learning_rate", "nan"], ["--batch_size", "0"], ["--device", "cuda"]])
+def test_impossible_flags_are_refused(words):
+    with pytest.raises(SystemExit, match="2"):
+        train_cpu.main(words)
+
+
+def test_nan_in_the_loss_stops_the_run(toy, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(toy / "base")
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = float("nan")
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(toy / "base").save_pretrained(tmp_path / "base")
+    with pytest.raises(InputError, match="the loss is nan at step 0, learning rate .*; lower"):
+        fine_tune(toy, tmp_path / "out", "--max_steps", 2, "--base_model", tmp_path / "base")
+
+
+def test_a_directory_without_a_model_is_one_line(toy, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    check_refusal("models/reconstructor/train_cpu.py", "--base_model", tmp_path, "--data_path", toy / "data/processed_data.json", expect=["no causal language model", str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="reconstructor.json is missing"):
+        Reconstructor.load(tmp_path)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))

@@ -1,0 +1,307 @@
+"""Tests of environment, PPO and agent training: `python rl/test_train.py` or pytest."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from data import prepare
+from data.artifacts import InputError
+from data.sequences import load_sequences
+from data.toy import check_refusal, write_base, write_corpus
+from models.agent.policy import TokenCompressionPolicy
+from models.reconstructor import train_cpu
+from models.reconstructor.reconstructor import Reconstructor
+from rl import train
+from rl.env import TokenCompressionEnv, TokenCompressionVecEnv, token_rewards
+from rl.ppo import TokenPPO, TokenRolloutBuffer, load_policy
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A folder with toy data in `data` and a toy reconstructor that knows the echo in `tuned`."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_base(folder / "base")
+    corpus = write_corpus(folder / "toy.jsonl")
+    prepare.main(f"--source text --input {corpus} --tokenizer {folder / 'base'} --output_dir {folder / 'data'} --max_length {LENGTH} --quiet".split())
+    command = f"--data_path {folder / 'data/processed_data.json'} --base_model {folder / 'base'} --output_dir {folder / 'tuned'}"
+    train_cpu.main([*command.split(), *"--quiet --learning_rate 3e-3 --max_steps 400 --batch_size 32 --mask_ratio 0.5 --mask_spread 0.4 --eval_steps 400".split()])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reconstructor(toy):
+    return Reconstructor.load(toy / "tuned")
+
+
+@pytest.fixture(scope="module")
+def texts(toy, reconstructor):
+    return load_sequences(toy / "data/processed_data.json", reconstructor.fingerprint)
+
+
+def agent_on(env, seed=0, cls=TokenPPO, **kwargs):
+    policy_kwargs = {"features_extractor_kwargs": {"embedding_dim": 8, "width": 32, "layers": 1, "heads": 2}, "per_token": cls is TokenPPO}
+    settings = {"n_steps": 1, "batch_size": 16, "n_epochs": 4, "learning_rate": 3e-3, "seed": seed, "device": "cpu"} | kwargs
+    return cls(TokenCompressionPolicy, env, policy_kwargs=policy_kwargs, **settings)
+
+
+def held_out_J(agent, reconstructor, texts, price, count=64):
+    """Mean J of the thresholded policy at one price."""
+    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, count, (price,), shuffle=False)
+    actions, _ = agent.predict(env.reset(), deterministic=True)
+    return env.step(actions)[1].mean()
+
+
+# --- environment and reward
+
+
+def test_environment_checkers(reconstructor, texts):
+    env = TokenCompressionEnv(texts, reconstructor, LENGTH)
+    gymnasium_check_env(env, skip_render_check=True)
+    sb3_check_env(env)
+
+
+def test_reward_is_the_hand_computed_J(reconstructor, texts):
+    """J = λ (1 - R) - D with D from an independent reference: stock model, full logits."""
+    env = TokenCompressionEnv(texts, reconstructor, LENGTH + 4)  # four columns of padding
+    tokens = texts[0][:10]
+    env.reset(seed=0, options={"tokens": tokens, "price": 1.7})
+    action = np.full(LENGTH + 4, 0.9, np.float32)
+    action[[1, 4, 5, 18]] = [0.2, 0.5, 0.0, 0.0]  # 0.5 is not above the threshold; 18 is padding
+    _, reward, terminated, truncated, info = env.step(action)
+    shown = torch.tensor([reconstructor.bos_id, *tokens])
+    shown[[2, 5, 6]] = reconstructor.mask_id
+    with torch.no_grad():
+        logits = reconstructor.model(input_ids=shown[None], attention_mask=torch.zeros(1, 1, 11, 11)).logits[0, :, : reconstructor.vocab_size]
+    nats = [-logits[i].log_softmax(-1)[tokens[i]].item() for i in (1, 4, 5)]
+    assert reward == pytest.approx(1.7 * 3 / 10 - sum(nats) / 10, abs=1e-4)
+    assert reward == pytest.approx(info["token_rewards"].sum(), abs=1e-6)
+    assert info["keep_ratio"] == pytest.approx(0.7) and info["nats"] == pytest.approx(sum(nats) / 3, abs=1e-4)
+    assert terminated and not truncated
+
+
+def test_token_rewards_are_shares_of_J():
+    rng = np.random.default_rng(0)
+    valid = np.arange(6) < np.array([6, 4])[:, None]
+    keep_mask, nats, price = rng.random((2, 6)) < 0.5, rng.random((2, 6)).astype(np.float32), np.array([0.7, 2.0])
+    shares = token_rewards(keep_mask, valid, nats, price)
+    for row, length in enumerate((6, 4)):
+        masked = ~keep_mask[row, :length]
+        J = price[row] * masked.mean() - nats[row, :length][masked].sum() / length
+        assert shares[row].sum() == pytest.approx(J, abs=1e-6) and (shares[row, length:] == 0).all()
+
+
+def test_keeping_everything_pays_nothing_and_masking_everything_pays_a_full_price(reconstructor, texts):
+    env = TokenCompressionEnv(texts, reconstructor, LENGTH)
+    env.reset(seed=1)
+    _, reward, _, _, info = env.step(np.ones(LENGTH, np.float32))
+    assert reward == 0 and info["keep_ratio"] == 1 and np.isnan(info["top1"])
+    env.reset(seed=1, options={"price": 2.0})
+    _, reward, _, _, info = env.step(np.zeros(LENGTH, np.float32))
+    assert info["keep_ratio"] == 0 and reward == pytest.approx(2.0 - info["distortion"], abs=1e-5)
+
+
+def test_single_and_batched_environments_pay_the_same(reconstructor, texts):
+    lengths = [16, 5, 11, 1]
+    short = [texts[i][:n] for i, n in enumerate(lengths)]
+    many = TokenCompressionVecEnv(short, reconstructor, LENGTH + 3, 4, (1.3,), shuffle=False)
+    actions = np.random.default_rng(0).random((4, LENGTH + 3)).astype(np.float32)
+    observation = many.reset()
+    _, rewards, dones, infos = many.step(actions)
+    one = TokenCompressionEnv(short, reconstructor, LENGTH + 3)
+    for i in range(4):
+        seen, _ = one.reset(options={"tokens": short[i], "price": 1.3})
+        assert all(np.array_equal(seen[k], observation[k][i]) for k in seen)
+        _, reward, *_, info = one.step(actions[i])
+        assert reward == pytest.approx(rewards[i], abs=1e-4)
+        np.testing.assert_allclose(info["token_rewards"], infos[i]["token_rewards"], atol=1e-4)
+    assert dones.all()
+
+
+def test_every_text_comes_once_per_epoch_with_log_uniform_prices(reconstructor, texts):
+    env = TokenCompressionVecEnv([np.array([2 + i]) for i in range(20)], reconstructor, 1, 20, (0.5, 6.0))
+    env.seed(3)
+    observation = env.reset()
+    assert sorted(observation["tokens"][:, 0]) == list(range(2, 22))
+    prices = np.concatenate([np.log(env.step(np.ones((20, 1)))[0]["price"][:, 0]) for _ in range(100)])
+    low, high = np.log(0.5), np.log(6.0)
+    # Uniform in log λ: standard error of the mean over 2,000 draws is (high - low) / sqrt(12 * 2000) = 0.016.
+    assert prices.min() >= low - 1e-6 and prices.max() <= high + 1e-6 and prices.mean() == pytest.approx((low + high) / 2, abs=0.06)
+
+
+def test_bad_actions_and_lengths_are_refused(reconstructor, texts):
+    env = TokenCompressionEnv(texts, reconstructor, LENGTH)
+    env.reset(seed=0)
+    for action in (np.full(LENGTH, np.nan), np.ones(3)):
+        with pytest.raises(ValueError, match="expected finite numbers of shape"):
+            env.step(action)
+    with pytest.raises(InputError, match="expected at most 31"):
+        TokenCompressionEnv(texts, reconstructor, 500)
+    with pytest.raises(InputError, match="at least one text"):
+        TokenCompressionEnv([], reconstructor, LENGTH)
+
+
+def test_observations_are_small(reconstructor, texts):
+    """A rollout of 2,048 texts of 128 tokens is a few megabytes, whatever the reconstructor's width."""
+    env = TokenCompressionVecEnv(texts, reconstructor, 128 if reconstructor.max_length >= 128 else 31, 2, (0.5, 6.0))
+    per_token = sum(np.prod(s.shape) * s.dtype.itemsize for s in env.observation_space.spaces.values()) / env.action_space.shape[0]
+    assert per_token * 128 * 2048 < 2e6
+
+
+# --- PPO
+
+
+def test_on_texts_of_one_token_it_is_stable_baselines3s_ppo(reconstructor, texts):
+    single = [texts[i][:1] for i in range(40)]
+    weights = []
+    for cls in (TokenPPO, PPO):
+        env = TokenCompressionVecEnv(single, reconstructor, 1, 8, (0.5, 6.0))
+        agent = agent_on(env, cls=cls, n_steps=4, batch_size=8, clip_range_vf=0.2, ent_coef=0.01, max_grad_norm=0.5)
+        first = {k: v.clone() for k, v in agent.policy.state_dict().items()}
+        agent.learn(96)
+        weights.append(agent.policy.state_dict())
+    assert any(not torch.equal(first[k], weights[1][k]) for k in first), "nothing was learned"
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_on_longer_texts_it_is_not(reconstructor, texts):
+    """Negative control of the test above: with more tokens the two must differ."""
+    weights = []
+    for cls in (TokenPPO, PPO):
+        env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 8, (0.5, 6.0))
+        agent = agent_on(env, cls=cls, n_steps=2, batch_size=8)
+        agent.learn(16)
+        weights.append(agent.policy.state_dict()["action_net.weight"])
+    assert not torch.allclose(*weights, rtol=1e-3)
+
+
+def test_the_loss_is_per_token_and_ignores_padding(reconstructor, texts):
+    short = [texts[i][:n] for i, n in enumerate((16, 5, 11, 3))]
+    env = TokenCompressionVecEnv(short, reconstructor, LENGTH, 4, (1.0, 2.0))
+    agent = agent_on(env, batch_size=4)
+    agent._setup_learn(4)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    batch = next(agent.rollout_buffer.get(4))
+    losses = agent.minibatch_losses(batch, 0.2, None)
+    valid = batch.observations["valid"] > 0
+    advantage, returns = batch.advantages[valid], batch.returns[valid]
+    # At the rollout's own policy every ratio is 1: the clipped loss is minus the mean of standardised advantages, 0.
+    assert losses[0].item() == pytest.approx(0, abs=1e-5) and losses[4] == 0
+    assert losses[1].item() == pytest.approx((returns - batch.old_values[valid]).square().mean().item(), rel=1e-4)
+    torch.testing.assert_close(advantage, returns - batch.old_values[valid])
+    assert (batch.returns[~valid] == 0).all() and int(valid.sum()) == 35
+    for name in ("advantages", "returns", "old_log_prob", "old_values"):
+        getattr(batch, name)[~valid] = 1e6  # poison the padding
+    poisoned = agent.minibatch_losses(batch, 0.2, None)
+    assert [float(torch.as_tensor(x).detach()) for x in poisoned] == [float(torch.as_tensor(x).detach()) for x in losses]
+
+
+def test_returns_are_nats_per_token(reconstructor, texts):
+    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 4, (1.0, 2.0))
+    agent = agent_on(env)
+    agent._setup_learn(4)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    assert isinstance(agent.rollout_buffer, TokenRolloutBuffer)
+    J = [episode["r"] for episode in agent.ep_info_buffer]
+    np.testing.assert_allclose(agent.rollout_buffer.returns[0].mean(1), J, atol=1e-5)
+
+
+class ShuffledRewards(TokenCompressionVecEnv):
+    """Negative control: every text's shares of J are dealt out to its tokens at random. The sum, and so J, stays."""
+
+    def step_wait(self):
+        observation, rewards, dones, infos = super().step_wait()
+        for info in infos:
+            info["token_rewards"] = np.random.default_rng(0).permutation(info["token_rewards"])
+        return observation, rewards, dones, infos
+
+
+def test_agent_learns_the_planted_redundancy_and_the_control_does_not(reconstructor, texts):
+    """At λ = 1.2 the best mask drops the echoes, which cost nothing: J = 1.2 / 2 = 0.6. Keeping all pays 0."""
+    J = {}
+    for cls in (TokenCompressionVecEnv, ShuffledRewards):
+        agent = agent_on(cls(texts, reconstructor, LENGTH, 64, (1.2, 1.200001)), batch_size=16)
+        agent.learn(64 * 40)
+        J[cls] = held_out_J(agent, reconstructor, texts, 1.2)
+    assert J[TokenCompressionVecEnv] > 0.5, J
+    assert J[ShuffledRewards] < 0.2, J
+
+
+# --- the script
+
+
+def train_agent(toy, output, *words):
+    command = f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --output_dir {output} --quiet --device cpu"
+    command += " --width 16 --layers 1 --heads 2 --embedding_dim 8 --n_steps 32 --n_envs 16 --batch_size 16 --eval_sequences 8"
+    train.main([*command.split(), *(str(w) for w in words)])
+
+
+def test_training_writes_models_logs_and_a_record(toy, tmp_path):
+    flags = "--num_timesteps 96 --eval_freq 32 --checkpoint_freq 64 --n_epochs 2 --gamma 0.5 --learning_rate 2e-3 --final_learning_rate 1e-4 --clip_range 0.3 --ent_coef 0.001 --vf_coef 0.4"
+    flags += " --max_grad_norm 1 --target_kl 0.5 --min_price 0.7 --max_price 4 --max_length 12 --eval_prices 1 2 --seed 3"
+    train_agent(toy, tmp_path, *flags.split())
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["schema"] == "rltc.agent/1" and record["seed"] == 3 and record["texts"] == 96 and record["max_length"] == 12
+    assert [row["texts"] for row in record["evaluations"]] == [32, 64, 96, 96]
+    assert record["best_J"] == max(row["J"] for row in record["evaluations"])
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"agent_64_steps.zip"}
+    assert list((tmp_path / "tb_logs").glob("events*"))
+    for name in ("best_model.zip", "final_model.zip"):
+        policy = load_policy(tmp_path / name)
+        assert 0.7 <= policy.price_for(0.6) <= 4.0
+        assert policy.features_extractor.tokenizer_fingerprint == record["tokenizer_fingerprint"]
+
+
+def test_a_seed_repeats_a_run(toy, tmp_path):
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train_agent(toy, tmp_path / name, "--num_timesteps", 64, "--seed", seed)
+        weights.append(load_policy(tmp_path / name / "final_model.zip").state_dict())
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert any(not torch.equal(weights[0][k], weights[2][k]) for k in weights[0])
+
+
+def test_gamma_changes_nothing(toy, tmp_path):
+    weights = []
+    for gamma in (0.1, 0.99):
+        train_agent(toy, tmp_path / str(gamma), "--num_timesteps", 64, "--gamma", gamma)
+        weights.append(load_policy(tmp_path / str(gamma) / "final_model.zip").state_dict())
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+@pytest.mark.parametrize(
+    "words", [["--num_timesteps", "10", "--n_steps", "64"], ["--min_price", "3", "--max_price", "2"], ["--width", "10", "--heads", "4"], ["--n_steps", "30", "--n_envs", "16"], ["--clip_range", "nan"]]
+)
+def test_impossible_flags_are_refused(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train.parse_args(words)
+    assert "expected" in capsys.readouterr().err
+
+
+def test_bad_input_is_refused(toy, tmp_path):
+    check_refusal("rl/train.py", "--data_path", toy / "data/processed_data.json", "--reconstructor_path", toy / "base", expect=["reconstructor.json is missing", "train_cpu.py"])
+    with pytest.raises(InputError, match="expected at most 31"):
+        train_agent(toy, tmp_path / "out", "--max_length", 400)
+    (tmp_path / "broken.zip").write_bytes(b"PK not a zip")
+    with pytest.raises(InputError, match="expected an agent"):
+        load_policy(tmp_path / "broken.zip")
+    with pytest.raises(FileNotFoundError, match="Train one with"):
+        load_policy(tmp_path / "nowhere.zip")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="--device cuda: expected"):
+            train.resolve_device("cuda")
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))
