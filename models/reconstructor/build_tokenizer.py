@@ -23,7 +23,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GPT2TokenizerFast
 
 from data.artifacts import InputError, make_output_dir, run
-from models.reconstructor.tokenizer import BASE_DIR
+from models.reconstructor.tokenizer import BASE_MODEL
 
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 50_257  # 256 bytes + 50,000 merges + end of text
@@ -75,7 +75,7 @@ def byte_decoder():
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=BASE_DIR, help="directory to write the tokenizer into")
+    parser.add_argument("--output_dir", type=Path, default=Path(BASE_MODEL), help="directory to write the tokenizer into")
     return parser.parse_args(argv)
 
 

@@ -35,7 +35,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from data.artifacts import bounded, make_output_dir, run, write_json, write_text
 from data.sequences import load_sequences
 from models.reconstructor.loss import summed_nats
-from models.reconstructor.tokenizer import BASE_DIR, bos_id, fingerprint, load_tokenizer
+from models.reconstructor.tokenizer import BASE_MODEL, bos_id, fingerprint, load_tokenizer
 
 SCHEMA = "rltc.pretraining/1"
 UNITS = {"minutes": "minutes of wall time", "train_nats": "nats per token", "val_nats": "nats per token, full vocabulary", "tokens": "tokens"}
@@ -197,8 +197,8 @@ Validation in this table is on the first {args.eval_tokens:,} tokens of the spli
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), help="directory written by data/prepare.py")
-    parser.add_argument("--output_dir", type=Path, default=BASE_DIR.relative_to(BASE_DIR.parents[2]), help="directory for the model")
-    parser.add_argument("--tokenizer", default=str(BASE_DIR.relative_to(BASE_DIR.parents[2])), help="directory or hub name of the tokenizer")
+    parser.add_argument("--output_dir", type=Path, default=Path(BASE_MODEL), help="directory for the model")
+    parser.add_argument("--tokenizer", default=BASE_MODEL, help="directory or hub name of the tokenizer")
     parser.add_argument("--n_layer", type=bounded(int, 1, 100), default=6, help="transformer layers")
     parser.add_argument("--n_embd", type=bounded(int, 8, 10_000), default=256, help="width of the model")
     parser.add_argument("--n_head", type=bounded(int, 1, 100), default=4, help="attention heads; divides --n_embd")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from data.artifacts import InputError, read_json, write_json
 from models.reconstructor.loss import summed_nats
-from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer
+from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer, locate
 
 SCHEMA = "rltc.reconstructor/1"
 MADE_BY = "models/reconstructor/train_cpu.py"
@@ -40,7 +40,7 @@ def load_causal_lm(name_or_dir):
     Raises InputError in one line if there is none.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(str(name_or_dir), dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(locate(name_or_dir), dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

@@ -20,7 +20,7 @@ from models.reconstructor import pretrain, train_cpu, train_gpu
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
 from models.reconstructor.reconstructor import Reconstructor
-from models.reconstructor.tokenizer import BASE_DIR, MASK_TOKEN, load_tokenizer
+from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, load_tokenizer
 from models.reconstructor.training import newest_checkpoint
 
 
@@ -48,7 +48,7 @@ def random_batch(reconstructor, seed=0, lengths=(16, 9, 1)):
 
 
 def fine_tune(toy, output, *words):
-    command = f"--data_path {toy / 'data/processed_data.json'} --base_model {toy / 'base'} --output_dir {output} --quiet --learning_rate 3e-3 --eval_sequences 8"
+    command = f"--data_path {toy / 'data/processed_data.json'} --base_model {toy / 'base'} --output_dir {output} --quiet --learning_rate 3e-3 --eval_sequences 16"
     return train_cpu.main(command.split() + [str(w) for w in words])
 
 
@@ -185,7 +185,7 @@ def test_long_texts_go_through_in_windows(reconstructor):
 
 
 def test_gpt2_tokenizer():
-    tokenizer = load_tokenizer(BASE_DIR)
+    tokenizer = load_tokenizer(BASE_MODEL)
     assert len(tokenizer) == 50_257
     assert tokenizer("Hello world, naïve 🙂")["input_ids"] == [15496, 995, 11, 41492, 303, 12520, 25, 247][:3] + tokenizer(" naïve 🙂")["input_ids"]
     assert tokenizer("Hello world")["input_ids"] == [15496, 995]  # as in GPT-2's documentation
@@ -197,8 +197,8 @@ def test_gpt2_tokenizer():
 def test_fine_tuning_learns_the_echo_and_stock_transformers_load_it(toy, tmp_path):
     metrics = fine_tune(toy, tmp_path, "--max_steps", 250, "--batch_size", 32, "--eval_steps", 250)
     # Without context a token costs (ln 20 + ln 4) / 2 = 2.2 nats; with its neighbour (ln 5 + 0) / 2 = 0.8.
-    assert metrics["eval_nats_at_0.1"] < 1.3, metrics
-    assert metrics["eval_top1_at_0.1"] > 0.4, metrics
+    assert metrics["eval_nats_at_0.3"] < 1.5, metrics
+    assert metrics["eval_top1_at_0.3"] > 0.4, metrics
     tuned, stock, tokenizer = Reconstructor.load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.convert_tokens_to_ids(MASK_TOKEN) == tuned.mask_id not in (tokenizer.pad_token_id, tokenizer.eos_token_id)
     for name, weight in tuned.model.state_dict().items():

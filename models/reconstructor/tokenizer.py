@@ -8,9 +8,16 @@ from transformers import AutoTokenizer
 
 from data.artifacts import InputError
 
-BASE_DIR = Path(__file__).resolve().parent / "base"
+REPOSITORY = Path(__file__).resolve().parents[2]
+BASE_MODEL = "models/reconstructor/base"  # the embedded base model, relative to the repository
 MASK_TOKEN = "<|mask|>"  # stands for "a token was here and was not sent"; neither padding nor end of text
 PROBE = "It's 3.14159 €uro — naïve\n\n\tTokens 🙂!"  # a text on which different tokenizers differ
+
+
+def locate(name_or_dir):
+    """A local directory as it is or relative to the repository; anything else is a name for the Hugging Face hub."""
+    inside = REPOSITORY / name_or_dir
+    return str(inside) if inside.is_dir() and not Path(name_or_dir).is_dir() else str(name_or_dir)
 
 
 def load_tokenizer(name_or_dir):
@@ -19,12 +26,12 @@ def load_tokenizer(name_or_dir):
     Raises InputError in one line if there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(name_or_dir))
+        return AutoTokenizer.from_pretrained(locate(name_or_dir))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"no tokenizer at '{name_or_dir}': expected a local directory with tokenizer.json or the name of a model "
-            f"in the Hugging Face hub or cache ({reason}); the embedded one is {BASE_DIR.relative_to(BASE_DIR.parents[2])}"
+            f"in the Hugging Face hub or cache ({reason}); the embedded one is {BASE_MODEL}"
         ) from None
 
 

@@ -21,7 +21,7 @@ from data.sequences import load_sequences, pad_batch
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
 from models.reconstructor.reconstructor import ATTENTION, Reconstructor
-from models.reconstructor.tokenizer import BASE_DIR
+from models.reconstructor.tokenizer import BASE_MODEL
 
 SCHEMA = "rltc.finetuning/1"
 UNITS = {"loss": "nats per masked token", "nats": "nats per masked token", "top1": "share of masked tokens restored", "learning_rate": "AdamW's"}
@@ -34,7 +34,7 @@ def parse_args(argv, devices, description):
     add = parser.add_argument
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training sequences; val_data.json is expected beside them")
     add("--output_dir", type=Path, default=Path("models/reconstructor/fine-tuned"), help="directory for the model, checkpoint-* and tb_logs")
-    add("--base_model", default=str(BASE_DIR), help="directory or hub name of the causal LM to start from, e.g. gpt2")
+    add("--base_model", default=BASE_MODEL, help="directory or hub name of the causal LM to start from, e.g. gpt2")
     add("--epochs", type=bounded(float, 0, 10**6, open_ends=True), default=3.0, help="passes over the training sequences")
     add("--max_steps", type=bounded(int, -1, 10**9), default=-1, help="optimiser steps; -1: as --epochs says")
     add("--batch_size", type=bounded(int, 1, 10**6), default=8, help="sequences per device and forward pass")

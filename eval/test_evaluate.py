@@ -1,0 +1,220 @@
+"""Tests of evaluation and of the contract between the stages: `python eval/test_evaluate.py` or pytest."""
+
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pytest
+import torch
+
+from data import prepare
+from data.artifacts import InputError
+from data.sequences import pad_batch
+from data.toy import check_refusal, run_pipeline, write_base
+from eval import evaluate, quickstart
+from eval.methods import Agent, CausalSurprisal, Random, TokenFrequency
+from eval.metrics import binary_entropy, bootstrap_weights, difference, figures, with_intervals
+from models.reconstructor import pretrain, train_cpu, train_gpu
+from models.reconstructor.masking import keep_highest
+from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
+from plots import visualize
+from rl import train
+from rl.ppo import load_policy
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """A folder with everything that the five real command lines write for the toy corpus, and what they printed."""
+    folder = tmp_path_factory.mktemp("stages")
+    return folder, run_pipeline(folder)
+
+
+@pytest.fixture(scope="module")
+def record(stages):
+    return json.loads((stages[0] / "results/evaluation_results.json").read_text())
+
+
+# --- metrics
+
+
+def test_figures_and_side_information_are_closed_forms():
+    found = figures(np.array([[100, 20, 30.0, 15, 1, 4]]))
+    assert {k: float(v[0]) for k, v in found.items()} == {"top1": 0.75, "nats": 1.5, "distortion": 0.3, "exact_text": 0.25}
+    assert binary_entropy(0.5) == 1.0 and binary_entropy(1.0) == 0.0 and binary_entropy(0.9) == pytest.approx(0.469, abs=1e-3)
+
+
+def test_bootstrap_interval_covers_the_truth_95_percent_of_the_time():
+    """200 experiments with 40 documents each: the true mean nats, 2.0, lies inside about 190 of the intervals."""
+    rng, inside = np.random.default_rng(0), 0
+    weights = bootstrap_weights(40, 1000, 0)
+    assert (weights.sum(1) == 40).all()
+    for _ in range(200):
+        nats = rng.gamma(4.0, 0.5, 40) * 10  # mean 2.0 for each of 10 masked tokens
+        sums = np.stack([np.full(40, 20.0), np.full(40, 10.0), nats, np.full(40, 5.0), np.zeros(40), np.ones(40)], 1)
+        low, high = with_intervals(sums, weights)["nats"]["interval"]
+        inside += low <= 2.0 <= high
+    # Binomial standard deviation 3; the percentile bootstrap of 40 skewed values covers a little less than it says.
+    assert 180 <= inside <= 199, inside
+
+
+def test_paired_differences_see_what_unpaired_intervals_miss():
+    rng, weights = np.random.default_rng(0), bootstrap_weights(30, 2000, 0)
+    level = rng.uniform(5, 50, 30)  # documents differ much, methods by a constant share
+    cell = lambda nats: np.stack([np.full(30, 100.0), np.full(30, 20.0), nats, np.full(30, 9.0), np.zeros(30), np.ones(30)], 1)
+    a, b = cell(level * 0.97), cell(level)
+    assert with_intervals(a, weights)["nats"]["interval"][1] > with_intervals(b, weights)["nats"]["interval"][0], "the intervals overlap"
+    found = difference(a, b, weights)
+    assert found["nats"]["significant"] and found["nats"]["value"] < 0 and not found["top1"]["significant"]
+    assert not difference(a, a, weights)["nats"]["significant"]
+
+
+# --- methods
+
+
+def test_causal_surprisal_is_the_models_own_cross_entropy(tmp_path):
+    model = load_causal_lm(write_base(tmp_path)).eval()
+    ids, valid = pad_batch([np.arange(2, 14), np.arange(5, 9)], 0)
+    found = CausalSurprisal(model, 0).scores(ids, valid, 0.5)
+    for row, length in ((0, 12), (1, 4)):
+        text = torch.tensor([[0, *ids[row, :length]]])
+        with torch.no_grad():
+            expected = -model(text).logits[0, :-1].log_softmax(-1).gather(1, text[0, 1:, None])[:, 0]
+        np.testing.assert_allclose(found[row, :length], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_frequency_keeps_rare_tokens_and_random_repeats_by_seed():
+    ids, valid = np.array([[0, 1, 2, 1]]), np.ones((1, 4), bool)
+    assert keep_highest(TokenFrequency(np.array([100, 5, 0])).scores(ids, valid, 0.5), valid, 0.5).tolist() == [[False, True, True, False]]
+    a, b, c = (Random(seed).scores(ids, valid, 0.5) for seed in (1, 1, 2))
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+# --- the contract between the stages
+
+
+def test_every_stage_hands_over_what_the_next_one_needs(stages, record):
+    folder, printed = stages
+    for path in ("data/processed_data.json", "data/val_data.json", "data/test_data.json", "data/dataset_info.json", "tuned/model.safetensors", "tuned/reconstructor.json", "agent/best_model.zip", "agent/final_model.zip", "agent/training.json", "results/evaluation_results.json", "results/examples.txt"):
+        assert (folder / path).stat().st_size, path
+    for path in ("data/dataset_info.json", "tuned/training.json", "tuned/reconstructor.json", "agent/training.json", "results/evaluation_results.json"):
+        written = json.loads((folder / path).read_text())
+        assert {"schema", "args", "seed", "versions", "units"} <= set(written), path
+    assert "agent" in printed[3] and evaluate.format_table(record) in printed[3]
+
+
+def test_all_methods_keep_the_same_number_of_tokens(record):
+    by_ratio = {}
+    for r in record["results"]:
+        by_ratio.setdefault(r["keep_ratio_asked"], set()).add((r["masked_tokens"], r["keep_ratio"]))
+    assert sorted(by_ratio) == [0.5, 0.6, 0.7, 0.8, 0.9] and all(len(found) == 1 for found in by_ratio.values())
+    for asked, found in by_ratio.items():
+        assert abs(next(iter(found))[1] - asked) <= 0.5 / 16, "16 tokens per text: exact to the token"
+    assert {r["method"] for r in record["results"]} == {"agent", "random", "token frequency", "causal surprisal"}
+
+
+def test_the_agent_beats_random_on_the_toy_language(record):
+    """A bigger effect than training noise: at 0.7 the agent can drop echoes alone."""
+    lead = {(d["method"], d["keep_ratio_asked"]): d for d in record["differences"]}
+    assert lead["random", 0.7]["nats"]["significant"] and lead["random", 0.7]["nats"]["value"] < 0
+    assert lead["random", 0.7]["top1"]["significant"] and lead["random", 0.7]["top1"]["value"] > 0
+
+
+def test_results_are_what_the_reconstructor_says(stages, record):
+    """The agent's cell at 0.8 from the pieces: policy, exact mask, reconstructor."""
+    folder = stages[0]
+    reconstructor, policy = Reconstructor.load(folder / "tuned"), load_policy(folder / "agent/best_model.zip")
+    args = evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"])
+    corpus = evaluate.choose_texts(args, 16, reconstructor)
+    nats = masked = right = 0
+    for text in corpus.texts:
+        keep = Agent(policy).scores(text[None], np.ones((1, len(text)), bool), 0.8)[0]
+        dropped = np.sort(np.argsort(-keep, kind="stable")[int(np.floor(0.8 * len(text) + 0.5)) :])
+        keep_mask = np.ones((1, len(text)), bool)
+        keep_mask[0, dropped] = False
+        prediction = reconstructor.predict(text[None], keep_mask)
+        nats, masked = nats + float(prediction.nats.sum()), masked + len(dropped)
+        right += int((prediction.top1[0].numpy()[dropped] == text[dropped]).sum())
+    cell = next(r for r in record["results"] if r["method"] == "agent" and r["keep_ratio_asked"] == 0.8)
+    assert cell["masked_tokens"] == masked and cell["nats"]["value"] == pytest.approx(nats / masked, rel=1e-3)
+    assert cell["top1"]["value"] == pytest.approx(right / masked, abs=1e-6)
+
+
+def test_examples_are_readable_and_true(record, stages):
+    assert len(record["examples"]) == 10
+    for example in record["examples"]:
+        states = [p["state"] for p in example["pieces"]]
+        assert states.count("kept") == pytest.approx(0.7 * len(states), abs=0.51)
+        assert all((p["token"] == p["restored"]) == (p["state"] != "wrong") for p in example["pieces"])
+    assert (stages[0] / "results/examples.txt").read_text().count("=== ") == 10
+
+
+def test_the_table_admits_a_loss(record):
+    lost = copy.deepcopy(record)
+    assert "leads everywhere" in evaluate.format_table(lost) or "does NOT lead" in evaluate.format_table(lost)
+    for d in lost["differences"]:
+        d["top1"]["value"], d["nats"]["value"] = 0.1, -0.1
+    assert "leads everywhere" in evaluate.format_table(lost)
+    lost["differences"][0]["nats"]["value"] = 0.2
+    assert "does NOT lead" in evaluate.format_table(lost)
+
+
+def test_quickstart_prints_real_commands():
+    args = quickstart.parse_args([])
+    commands = quickstart.stages(Path("."), args)
+    assert [words[0] for _, words in commands] == ["data/prepare.py", "models/reconstructor/train_cpu.py", "rl/train.py", "eval/evaluate.py", "plots/visualize.py"]
+    for _, words in commands:
+        assert (quickstart.REPOSITORY / words[0]).is_file()
+
+
+# --- bad input
+
+
+def evaluate_words(folder, *words):
+    return ["--model_path", str(folder / "agent/best_model.zip"), "--data_path", str(folder / "data/test_data.json"), "--device", "cpu", "--quiet", *map(str, words)]
+
+
+def test_bad_input_leaves_results_alone(stages, tmp_path):
+    folder, before = stages[0], (stages[0] / "results/evaluation_results.json").read_bytes()
+    check_refusal("eval/evaluate.py", *evaluate_words(folder, "--data_path", "nowhere.json", "--output_dir", folder / "results"), expect=["nowhere.json is missing", "data/prepare.py"])
+    assert (folder / "results/evaluation_results.json").read_bytes() == before
+
+
+def test_an_agent_of_another_tokenizer_is_refused(stages, tmp_path):
+    folder = stages[0]
+    shutil.copytree(folder / "tuned", tmp_path / "other")
+    tokenizer = json.loads((tmp_path / "other/tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (tmp_path / "other/tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match="expected tokenizer"):
+        evaluate.main(evaluate_words(folder, "--reconstructor_path", tmp_path / "other", "--output_dir", tmp_path / "out"))
+
+
+@pytest.mark.parametrize("words, expect", [(["--max_length", 400], "expected at most 31"), (["--base_model", "nowhere/at/all"], "no causal language model"), (["--reconstructor_path", "nowhere"], "is missing")])
+def test_bad_settings_are_refused(stages, tmp_path, words, expect):
+    with pytest.raises((InputError, FileNotFoundError), match=expect):
+        evaluate.main(evaluate_words(stages[0], *words, "--output_dir", tmp_path / "out"))
+
+
+@pytest.mark.parametrize("words", [["--keep_ratios", "1.7"], ["--example_keep_ratio", "0"], ["--num_sequences", "0"], ["--bootstrap_samples", "3"], ["--num_examples", "-1"], ["--batch_size", "x"]])
+def test_impossible_flags_are_refused(words):
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.parse_args(words)
+
+
+@pytest.mark.parametrize("script", [prepare, pretrain, train_cpu, train_gpu, train, evaluate, quickstart, visualize])
+def test_help_teaches(script, capsys):
+    """Every script's --help ends well and gives each flag a text and a default."""
+    with pytest.raises(SystemExit, match="0"):
+        script.main(["--help"])
+    text = capsys.readouterr().out
+    assert text.count("default:") >= 5 and "Traceback" not in text, script.__name__
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))
