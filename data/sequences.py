@@ -31,6 +31,7 @@ class SequenceWriter:
         self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self.file = self.temporary.open("w", encoding="utf-8")
         self.sequences = self.tokens = self.documents = 0
+        self.vocabulary = set()  # distinct token ids
         self._last_doc = None
 
     def write(self, doc, index, tokens):
@@ -38,6 +39,7 @@ class SequenceWriter:
         self.file.write(json.dumps({"doc": doc, "index": index, "tokens": tokens}, separators=(",", ":")) + "\n")
         self.sequences += 1
         self.tokens += len(tokens)
+        self.vocabulary.update(tokens)
         self.documents += doc != self._last_doc
         self._last_doc = doc
 
@@ -53,17 +55,19 @@ class SequenceWriter:
 class Sequences:
     """The sequences of one file, cut to at most `max_length` tokens; item i is an int64 array (T,).
 
-    A sequence longer than `max_length` becomes several, so no text is lost. `docs[i]` is the document of item i.
+    A sequence longer than `max_length` becomes several of about equal length, so no text is lost and none is left with
+    a token or two. `docs[i]` is the document of item i.
     """
 
     def __init__(self, dataset, max_length, info, path):
-        self.info, self.path, self.max_length = info, Path(path), max_length
+        self.info, self.path = info, Path(path)
         self._tokens = dataset.select_columns("tokens").with_format("numpy")
-        lengths = np.asarray(pc.list_value_length(dataset.data.column("tokens").combine_chunks()))
-        pieces = -(-lengths // max_length)  # ceil
+        lengths = np.asarray(pc.list_value_length(dataset.data.column("tokens")))
+        pieces = -(-lengths // max_length)  # rounded up
         self._row = np.repeat(np.arange(len(lengths)), pieces)
-        self._start = (np.arange(len(self._row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * max_length
-        self.lengths = np.minimum(lengths[self._row] - self._start, max_length)
+        number = np.arange(len(self._row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # 0, 1, ... within a row
+        self._start = number * lengths[self._row] // pieces[self._row]
+        self.lengths = (number + 1) * lengths[self._row] // pieces[self._row] - self._start
         self._doc = dataset.data.column("doc")
 
     def __len__(self):
@@ -71,7 +75,7 @@ class Sequences:
 
     def __getitem__(self, i):
         start = self._start[i]
-        return np.asarray(self._tokens[int(self._row[i])]["tokens"][start : start + self.max_length], dtype=np.int64)
+        return np.asarray(self._tokens[int(self._row[i])]["tokens"][start : start + self.lengths[i]], dtype=np.int64)
 
     @property
     def docs(self):
@@ -80,7 +84,9 @@ class Sequences:
 
 
 def load_info(path):
-    """The `dataset_info.json` beside sequence file `path`."""
+    """The `dataset_info.json` beside sequence file `path`. Raises FileNotFoundError if either is missing."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing; expected a sequence file. Make one with: python {MADE_BY} --output_dir {Path(path).parent}")
     return read_json(Path(path).parent / "dataset_info.json", SCHEMA, MADE_BY)
 
 
@@ -92,8 +98,6 @@ def load_sequences(path, tokenizer_fingerprint, max_length=None):
     """
     path = Path(path)
     remedy = f"write it again with: python {MADE_BY} --output_dir {path.parent}"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected a sequence file. Make one with: python {MADE_BY} --output_dir {path.parent}")
     info = load_info(path)
     if info["tokenizer"]["fingerprint"] != tokenizer_fingerprint:
         raise InputError(

@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
 from data.artifacts import InputError
 
 ENDINGS = (".txt", ".jsonl", ".csv", ".parquet")
+CSV_BLOCK = 64 << 20  # bytes read at a time, and the longest row
 REDDIT = "webis/tldr-17"  # Völske et al. 2017, "TL;DR: Mining Reddit to Learn Automatic Summarization"
 
 
@@ -32,11 +34,10 @@ def text_documents(patterns, text_column):
     """
     if not patterns:
         raise InputError("--source text needs files: expected --input FILE [FILE ...], found none")
+    readers = {".txt": read_txt, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
     for path in find_files(patterns):
-        readers = {".txt": read_txt, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
-        reader = readers[path.suffix.lower()]
-        for number, text in reader(path, text_column):
-            yield f"{path.name}:{number}" if number is not None else path.name, text
+        for number, text in readers[path.suffix.lower()](path, text_column):
+            yield f"{path}:{number}" if number is not None else str(path), text
 
 
 def find_files(patterns):
@@ -83,7 +84,10 @@ def read_jsonl(path, text_column):
 
 def read_csv(path, text_column):
     try:
-        with pyarrow.csv.open_csv(path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)) as reader:
+        # The text column is read as strings whatever its first rows look like; a row may be as long as a block.
+        convert = pyarrow.csv.ConvertOptions(column_types={text_column: pyarrow.string()})
+        options = {"parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True), "read_options": pyarrow.csv.ReadOptions(block_size=CSV_BLOCK)}
+        with pyarrow.csv.open_csv(path, convert_options=convert, **options) as reader:
             yield from read_batches(reader, reader.schema, path, text_column)
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"{path}: expected CSV in UTF-8, found: {str(error).splitlines()[0]}") from None
@@ -101,12 +105,13 @@ def read_batches(batches, schema, path, text_column):
     """Rows of an Arrow stream's text column, numbered from 1."""
     if text_column not in schema.names:
         raise InputError(f"{path}: expected a column '{text_column}', found: {', '.join(schema.names)}; name it with --text_column")
+    if not pyarrow.types.is_string(schema.field(text_column).type) and not pyarrow.types.is_large_string(schema.field(text_column).type):
+        raise InputError(f"{path}: expected text in the column '{text_column}', found {schema.field(text_column).type}; name another with --text_column")
     number = 0
     for batch in batches:
         for text in batch.column(batch.schema.get_field_index(text_column)).to_pylist():
             number += 1
-            if isinstance(text, str):
-                yield number, text
+            yield number, text or ""  # a null counts as blank
 
 
 def reddit_documents(text_column):

@@ -75,9 +75,8 @@ def run_script(script, *words, **environment):
 def check_refusal(script, *words, expect, **environment):
     """Assert that a script refuses its input: one line on stderr that has every string of `expect`, exit status 2."""
     done = run_script(script, *words, **environment)
-    lines = [line for line in done.stderr.strip().splitlines() if "error:" in line]
+    lines = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr, done.stderr[-2000:]
-    assert len(lines) == 1, done.stderr[-2000:]
+    assert len(lines) == 1 and "error:" in lines[0], done.stderr[-2000:]
     for part in expect:
         assert part in lines[0], lines[0]

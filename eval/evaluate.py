@@ -8,7 +8,6 @@ was masked: nothing is scored where the answer was sent. Intervals are 95 %, boo
 Writes `evaluation_results.json` and `examples.txt`.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -18,17 +17,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from data.artifacts import InputError, bounded, make_output_dir, read_json, run, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run, write_json, write_text
 from data.sequences import SPLITS, load_sequences, pad_batch
 from eval.methods import Agent, CausalSurprisal, Random, TokenFrequency
-from eval.metrics import SUMS, binary_entropy, bootstrap_weights, difference, with_intervals
-from models.reconstructor.masking import keep_highest
+from eval.metrics import MIN_DOCUMENTS, SUMS, binary_entropy, bootstrap_weights, difference, with_intervals
+from models.reconstructor.masking import keep_counts, keep_highest
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
-from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
+from models.reconstructor.reconstructor import Reconstructor, check_head, find_device, load_causal_lm
 from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer
 from rl.ppo import load_policy
 from rl.train import SCHEMA as AGENT_SCHEMA
-from rl.train import resolve_device, token_counts
+from rl.train import token_counts
 
 SCHEMA = "rltc.evaluation/1"
 UNITS = {
@@ -40,7 +39,7 @@ UNITS = {
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", type=Path, default=Path("models/agent/output/best_model.zip"), help="agent written by rl/train.py")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences written by data/prepare.py")
@@ -55,7 +54,7 @@ def parse_args(argv=None):
     add("--num_examples", type=bounded(int, 0, 10**6), default=10, help="texts written out with what was kept, restored and wrong")
     add("--example_keep_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.7, help="keep ratio of the examples")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
-    add("--seed", type=int, default=42, help="seeds the choice of texts, the random method and the bootstrap")
+    add("--seed", type=SEED, default=42, help="seeds the choice of texts, the random method and the bootstrap")
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
@@ -83,7 +82,14 @@ def choose_texts(args, policy_length, reconstructor):
         raise InputError(f"--max_length {args.max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one")
     sequences = load_sequences(args.data_path, reconstructor.fingerprint, limit)
     chosen = np.sort(np.random.default_rng(args.seed).permutation(len(sequences))[: args.num_sequences])
-    return Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
+    corpus = Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
+    for keep_ratio in args.keep_ratios:
+        kept = np.concatenate([keep_counts(valid, keep_ratio) for _, valid in corpus.batches])
+        lengths = np.array([len(t) for t in corpus.texts])
+        masked = corpus.sums_by_document((lengths - kept)[:, None])
+        if masked.min() == 0 or not kept.sum():
+            raise InputError(f"--keep_ratios {keep_ratio:g}: expected a masked token in every document and a kept one, found documents of {lengths.min()} tokens or more; use a ratio further from 0 and 1, or longer texts")
+    return corpus
 
 
 def score_masks(reconstructor, corpus, keep_masks):
@@ -166,6 +172,8 @@ def format_table(record):
             low += f"{f'''±{np.ptp(c['top1']['interval']) / 2:.3f} / ±{np.ptp(c['nats']['interval']) / 2:.2f} ''':^22s}"
         lines += [row, low]
     lost = [f"{d['method']} at {d['keep_ratio_asked']:g}" for d in record["differences"] if d["top1"]["value"] <= 0 or d["nats"]["value"] >= 0]
+    if record["documents"] < MIN_DOCUMENTS:
+        lines += ["", f"only {record['documents']} documents: intervals over fewer than {MIN_DOCUMENTS} say little, and no difference counts as significant"]
     lines += ["", "the agent leads everywhere in top-1 and nats" if not lost else "the agent does NOT lead against: " + ", ".join(lost)]
     return "\n".join(lines)
 
@@ -173,12 +181,14 @@ def format_table(record):
 def base_model_of(args, reconstructor_path):
     """The causal LM for surprisal and its BOS id; the default is what the reconstructor was fine-tuned from."""
     name = args.base_model or read_json(reconstructor_path / "reconstructor.json", RECONSTRUCTOR_SCHEMA, "models/reconstructor/train_cpu.py")["args"]["base_model"]
-    return name, load_causal_lm(name), load_tokenizer(name)
+    model = load_causal_lm(name)
+    check_head(model)
+    return name, model, load_tokenizer(name)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    device = resolve_device(args.device)
+    device = find_device(args.device)
     policy, trained = load_policy(args.model_path, device), read_json(args.model_path.parent / "training.json", AGENT_SCHEMA, "rl/train.py")
     reconstructor_path = args.reconstructor_path or Path(trained["args"]["reconstructor_path"])
     reconstructor = Reconstructor.load(reconstructor_path, device)

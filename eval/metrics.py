@@ -8,6 +8,7 @@ import numpy as np
 
 SUMS = ("tokens", "masked", "nats", "right", "exact", "texts")  # summed over the texts of a document
 CONFIDENCE = 0.95
+MIN_DOCUMENTS = 6  # with fewer, resampling documents says nothing: no difference is called significant
 
 
 def binary_entropy(rate):
@@ -52,5 +53,5 @@ def difference(first, second, weights):
     result = {}
     for name, value in centre.items():
         low, high = interval(a[name] - b[name])
-        result[name] = {"value": value, "interval": [low, high], "significant": bool(low > 0 or high < 0)}
+        result[name] = {"value": value, "interval": [low, high], "significant": bool(low > 0 or high < 0) and len(first) >= MIN_DOCUMENTS}
     return result

@@ -7,7 +7,6 @@ for a first look, and ends with the result table and the paths of the figures. I
 default, under --root; use another root to keep results that are already there.
 """
 
-import argparse
 import os
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from data.artifacts import InputError, bounded, make_output_dir, read_json, run
+from data.artifacts import InputError, Parser, bounded, make_output_dir, read_json, run
 from eval.evaluate import SCHEMA, format_table
 
 
@@ -50,7 +49,7 @@ def stages(root, args):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--root", type=Path, default=Path("."), help="directory under which data, models, results and figures are written")
     parser.add_argument("--finetune_steps", type=bounded(int, 1, 10**9), default=300, help="optimiser steps of the reconstructor")
     parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=6400, help="texts the agent is trained on")

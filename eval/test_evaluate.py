@@ -19,7 +19,7 @@ from data.toy import check_refusal, run_pipeline, write_base
 from eval import evaluate, quickstart
 from eval.methods import Agent, CausalSurprisal, Random, TokenFrequency
 from eval.metrics import binary_entropy, bootstrap_weights, difference, figures, with_intervals
-from models.reconstructor import pretrain, train_cpu, train_gpu
+from models.reconstructor import pretrain, train_cpu, train_gpu, training
 from models.reconstructor.masking import keep_highest
 from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
 from plots import visualize
@@ -71,6 +71,8 @@ def test_paired_differences_see_what_unpaired_intervals_miss():
     found = difference(a, b, weights)
     assert found["nats"]["significant"] and found["nats"]["value"] < 0 and not found["top1"]["significant"]
     assert not difference(a, a, weights)["nats"]["significant"]
+    few = difference(a[:3], b[:3] * 2, bootstrap_weights(3, 500, 0))
+    assert not few["nats"]["significant"], "three documents prove nothing"
 
 
 # --- methods
@@ -155,7 +157,6 @@ def test_examples_are_readable_and_true(record, stages):
 
 def test_the_table_admits_a_loss(record):
     lost = copy.deepcopy(record)
-    assert "leads everywhere" in evaluate.format_table(lost) or "does NOT lead" in evaluate.format_table(lost)
     for d in lost["differences"]:
         d["top1"]["value"], d["nats"]["value"] = 0.1, -0.1
     assert "leads everywhere" in evaluate.format_table(lost)
@@ -167,8 +168,11 @@ def test_quickstart_prints_real_commands():
     args = quickstart.parse_args([])
     commands = quickstart.stages(Path("."), args)
     assert [words[0] for _, words in commands] == ["data/prepare.py", "models/reconstructor/train_cpu.py", "rl/train.py", "eval/evaluate.py", "plots/visualize.py"]
-    for _, words in commands:
-        assert (quickstart.REPOSITORY / words[0]).is_file()
+    for (_, words), script in zip(commands, (prepare, train_cpu, train, evaluate, visualize), strict=True):
+        if script is train_cpu:
+            training.parse_args(words[1:], ("cpu",), train_cpu.__doc__)
+        else:
+            script.parse_args(words[1:])
 
 
 # --- bad input
@@ -195,7 +199,7 @@ def test_an_agent_of_another_tokenizer_is_refused(stages, tmp_path):
         evaluate.main(evaluate_words(folder, "--reconstructor_path", tmp_path / "other", "--output_dir", tmp_path / "out"))
 
 
-@pytest.mark.parametrize("words, expect", [(["--max_length", 400], "expected at most 31"), (["--base_model", "nowhere/at/all"], "no causal language model"), (["--reconstructor_path", "nowhere"], "is missing")])
+@pytest.mark.parametrize("words, expect", [(["--max_length", 400], "expected at most 31"), (["--keep_ratios", 0.99], "expected a masked token"), (["--keep_ratios", 0.01], "and a kept one"), (["--base_model", "nowhere/at/all"], "no causal language model"), (["--reconstructor_path", "nowhere"], "is missing")])
 def test_bad_settings_are_refused(stages, tmp_path, words, expect):
     with pytest.raises((InputError, FileNotFoundError), match=expect):
         evaluate.main(evaluate_words(stages[0], *words, "--output_dir", tmp_path / "out"))

@@ -6,7 +6,7 @@ Reads only what rl/train.py logged for TensorBoard and what eval/evaluate.py wro
 Writes `training_curves.png`, `rate_distortion.png`, `masked_top1.png` and `texts.png`.
 """
 
-import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.artifacts import InputError, bounded, make_output_dir, read_json, run
+from data.artifacts import InputError, Parser, bounded, make_output_dir, read_json, run
 from eval.evaluate import SCHEMA
 
 # One colour and marker per method in every figure; colours from Okabe and Ito's colour-blind-safe palette.
@@ -101,12 +101,11 @@ def wrap_pieces(pieces):
     """Lay tokens out in lines of COLUMNS characters: (line, column, text, state) for each token, and its true text if wrong."""
     laid, line, column = [], 0, 0
     for piece in pieces:
-        shown = (piece["token"] if piece["state"] != "wrong" else piece["restored"]).replace("\n", "¶").replace("\t", " ").replace("$", r"\$")
-        shown = shown if shown.strip() or shown else "∅"
-        width = len(shown.replace(r"\$", "$"))
+        shown = (piece["token"] if piece["state"] != "wrong" else piece["restored"]).replace("\n", "¶").replace("\t", " ") or "∅"
+        width = len(shown)
         if column and column + width > COLUMNS:
             line, column, shown = line + 1, 0, shown.lstrip(" ") or " "
-            width = len(shown.replace(r"\$", "$"))
+            width = len(shown)
         if line >= LINES_PER_TEXT:
             break
         laid.append((line, column, shown, piece["state"], width))
@@ -136,14 +135,14 @@ def texts_figure(record, count):
             y = top + 1.4 + line
             if STATE_COLOUR[state]:
                 axis.add_patch(plt.Rectangle((column, y - 0.45), width, 0.9, color=STATE_COLOUR[state], linewidth=0))
-            for offset, character in enumerate(text.replace(r"\$", "$")):
+            for offset, character in enumerate(text):
                 axis.text(column + offset + 0.5, y, character.replace("$", r"\$"), family="monospace", fontsize=10.4, ha="center", va="center")
         top += laid[-1][0] + 1 + 1.9
     return figure
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--log_dir", type=Path, default=Path("models/agent/output/tb_logs"), help="TensorBoard log of rl/train.py")
     parser.add_argument("--results_path", type=Path, default=Path("eval/test_output/evaluation_results.json"), help="results of eval/evaluate.py")
     parser.add_argument("--output_dir", type=Path, default=Path("plots/output"), help="directory for the figures")
@@ -163,7 +162,9 @@ def main(argv=None):
     }
     make_output_dir(args.output_dir)
     for name, figure in drawn.items():
-        figure.savefig(args.output_dir / f"{name}.png", dpi=args.dpi)
+        temporary = args.output_dir / f".{name}.{os.getpid()}.png"
+        figure.savefig(temporary, dpi=args.dpi)
+        os.replace(temporary, args.output_dir / f"{name}.png")
         plt.close(figure)
         print(args.output_dir / f"{name}.png")
 

@@ -95,7 +95,7 @@ class Judge:
         """Rewards (B,) float32 and one info dict per text, for actions (B, L) in [0, 1].
 
         info: `token_rewards` (L,), which sum to the reward; `keep_ratio`; `nats` and `top1` per masked token (NaN if
-        nothing is masked); `distortion` in nats per original token.
+        nothing is masked); `distortion` in nats per original token; `sums`: tokens, masked tokens, nats, restored tokens.
         """
         actions = np.asarray(actions)
         if actions.shape != observation["tokens"].shape or not np.isfinite(actions).all():
@@ -116,13 +116,14 @@ class Judge:
     @staticmethod
     def _info(shares, reward, keep_mask, valid, nats, right):
         masked = valid & ~keep_mask
-        count, length = int(masked.sum()), int(valid.sum())
+        count, length, total, restored = int(masked.sum()), int(valid.sum()), float(nats.sum()), int((right & masked).sum())
         return {
             "token_rewards": shares,
             "keep_ratio": 1 - count / length,
-            "distortion": float(nats.sum()) / length,
-            "nats": float(nats.sum()) / count if count else float("nan"),
-            "top1": float((right & masked).sum()) / count if count else float("nan"),
+            "distortion": total / length,
+            "nats": total / count if count else float("nan"),
+            "top1": restored / count if count else float("nan"),
+            "sums": (length, count, total, restored),
             "episode": {"r": float(reward), "l": 1},
         }
 

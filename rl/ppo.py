@@ -11,10 +11,15 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
 3. Episodes have one step, so returns are rewards and the advantage is reward minus value: `gamma` and `gae_lambda`
    change nothing.
 4. Advantages are standardised over the valid tokens of a minibatch.
+5. Token i is credited with its own share alone, not with what masking it does to its neighbours' nats. The expected
+   gradient is therefore not that of J: the policy climbs towards decisions of which none gains by changing alone
+   (tokens whose neighbours are mostly masked cost more, and are kept). Models are selected by J itself.
 
 On texts of one token it computes what Stable-Baselines3's PPO computes (tested).
 """
 
+import os
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -135,6 +140,13 @@ class TokenPPO(PPO):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 
+def save_agent(agent, path):
+    """Save an agent, replacing the file of that name in one step."""
+    temporary = Path(path).with_name(f".{Path(path).stem}.{os.getpid()}.zip")
+    agent.save(temporary)
+    os.replace(temporary, path)
+
+
 def load_policy(path, device="cpu"):
     """The policy of an agent saved by rl/train.py, ready to decide.
 
@@ -145,8 +157,9 @@ def load_policy(path, device="cpu"):
         raise FileNotFoundError(f"{path} is missing; expected an agent. Train one with: python rl/train.py --output_dir {path.parent}")
     try:
         agent = TokenPPO.load(path, device=device)
-    except (zipfile.BadZipFile, ValueError, KeyError, RuntimeError, AttributeError, EOFError) as error:
-        raise InputError(f"{path}: expected an agent that rl/train.py wrote, found: {str(error).splitlines()[0]}; train one with: python rl/train.py") from None
+    except (zipfile.BadZipFile, AssertionError, ValueError, KeyError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise InputError(f"{path}: expected an agent that rl/train.py wrote, found: {reason[0]}; train one with: python rl/train.py") from None
     if not isinstance(agent.policy, TokenCompressionPolicy):
         raise InputError(f"{path}: expected a TokenCompressionPolicy, found {type(agent.policy).__name__}; train one with: python rl/train.py")
     agent.policy.set_training_mode(False)

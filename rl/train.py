@@ -7,7 +7,6 @@ Reads training and validation sequences and a fine-tuned reconstructor; writes `
 held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.json`. A timestep is one text.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -15,33 +14,33 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.logger import configure
 
-from data.artifacts import InputError, bounded, make_output_dir, run, write_json
-from data.sequences import load_sequences, pad_batch
+from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
+from data.sequences import pad_batch
 from models.agent.policy import TokenCompressionPolicy
-from models.reconstructor.reconstructor import Reconstructor
-from models.reconstructor.training import sequence_length
+from models.reconstructor.reconstructor import Reconstructor, find_device
+from models.reconstructor.training import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
 from rl.env import TokenCompressionVecEnv
-from rl.ppo import TokenPPO
+from rl.ppo import TokenPPO, save_agent
 
 SCHEMA = "rltc.agent/1"
 UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time", "texts": "texts (timesteps)"}
+MAX_EVAL_ENVS = 64  # texts judged at one time in a held-out evaluation
 COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on, enough for a feature
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training sequences; val_data.json is expected beside them")
     add("--output_dir", type=Path, default=Path("models/agent/output"), help="directory for models, checkpoints, logs and training.json")
     add("--reconstructor_path", type=Path, default=Path("models/reconstructor/fine-tuned"), help="directory written by models/reconstructor/train_cpu.py or train_gpu.py")
     add("--num_timesteps", type=bounded(int, 1, 10**12), default=20_000, help="texts to decide in training; each is one episode of one step")
-    add("--n_steps", type=bounded(int, 1, 10**9), default=64, help="texts per rollout, over all environments together")
-    add("--batch_size", type=bounded(int, 1, 10**9), default=16, help="texts per minibatch of the update")
+    add("--n_steps", type=bounded(int, 2, 10**9), default=64, help="texts per rollout, over all environments together")
+    add("--batch_size", type=bounded(int, 2, 10**9), default=16, help="texts per minibatch of the update")
     add("--n_epochs", type=bounded(int, 1, 1000), default=4, help="passes over a rollout")
     add("--n_envs", type=bounded(int, 1, 10**6), default=64, help="texts judged in one reconstructor call, at most --n_steps")
     add("--gamma", type=bounded(float, 0, 1), default=0.99, help="discount factor; changes nothing, because episodes have one step")
@@ -64,7 +63,7 @@ def parse_args(argv=None):
     add("--eval_prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[0.75, 1.5, 3.0], help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
     add("--checkpoint_freq", type=bounded(int, 1, 10**12), default=5120, help="training texts between checkpoints")
     add("--device", default="auto", help="auto, cpu, cuda or mps: where policy and reconstructor run; auto takes CUDA if there is one")
-    add("--seed", type=int, default=42, help="seeds initial weights, order of texts, prices and decisions")
+    add("--seed", type=SEED, default=42, help="seeds initial weights, order of texts, prices and decisions")
     add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     if args.num_timesteps < args.n_steps:
@@ -77,16 +76,6 @@ def parse_args(argv=None):
     if args.n_steps % args.n_envs:
         parser.error(f"--n_steps {args.n_steps}: expected a multiple of --n_envs {args.n_envs}")
     return args
-
-
-def resolve_device(name):
-    """The torch device of a name. Raises InputError if it is not there."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if available["cuda"] else "cpu"
-    if not available.get(name):
-        raise InputError(f"--device {name}: expected one of {', '.join(k for k, v in available.items() if v)} on this machine; choose one of them or auto")
-    return name
 
 
 def token_counts(sequences, vocab_size):
@@ -117,46 +106,44 @@ def build_agent(args, env, reconstructor, train, device):
     return agent
 
 
-def open_data(args, reconstructor):
-    """Training texts, a list of held-out texts, and the padded length of both."""
-    info_length = int(load_sequences(args.data_path, reconstructor.fingerprint).info["max_length"])
-    length = sequence_length(args.max_length, info_length, reconstructor.max_length)
-    train = load_sequences(args.data_path, reconstructor.fingerprint, length)
-    val = load_sequences(args.data_path.parent / "val_data.json", reconstructor.fingerprint, length)
-    chosen = np.random.default_rng(args.seed).permutation(len(val))[: args.eval_sequences]
-    return train, [val[int(i)] for i in chosen], length
+def environments(count):
+    """The largest number of environments, up to MAX_EVAL_ENVS, that divides `count` episodes: each is run exactly once."""
+    return max(n for n in range(1, MAX_EVAL_ENVS + 1) if count % n == 0)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    device = resolve_device(args.device)
+    device = find_device(args.device)
     reconstructor = Reconstructor.load(args.reconstructor_path, device)
-    train, held_out, length = open_data(args, reconstructor)
-    make_output_dir(args.output_dir)
-    prices = (args.min_price, args.max_price)
-
-    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, prices)
+    train, held_out, length = open_splits(args, reconstructor)
+    logs = make_output_dir(args.output_dir) / "tb_logs"
+    for old in logs.glob("events.out.tfevents.*"):
+        old.unlink()  # two runs in one log would be drawn as one zigzag line
+    price_range = (args.min_price, args.max_price)
+    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, price_range)
     episodes = len(held_out) * len(args.eval_prices)
-    eval_env = TokenCompressionVecEnv(held_out, reconstructor, length, episodes if episodes <= 64 else len(args.eval_prices) * 16, args.eval_prices, shuffle=False)
+    eval_env = TokenCompressionVecEnv(held_out, reconstructor, length, environments(episodes), args.eval_prices, shuffle=False)
     agent = build_agent(args, env, reconstructor, train, device)
-    agent.set_logger(configure(str(args.output_dir / "tb_logs"), ["tensorboard"]))
+    agent.set_logger(configure(str(logs), ["tensorboard"]))
+    start = time.monotonic()
+
+    def record(evaluation):
+        """Write training.json anew, so that it always describes the model that lies beside it."""
+        write_json(
+            args.output_dir / "training.json", SCHEMA, args, UNITS, seconds=time.monotonic() - start, texts=agent.num_timesteps,
+            parameters=sum(p.numel() for p in agent.policy.parameters()), best_J=float(evaluation.best_mean_reward),
+            tokenizer_fingerprint=reconstructor.fingerprint, max_length=length, evaluations=evaluation.history,
+        )
+
     evaluation = HeldOutEvaluation(
-        eval_env, pad_batch(held_out, 0), prices, args.eval_prices, n_eval_episodes=episodes,
-        eval_freq=max(1, args.eval_freq // args.n_envs), best_model_save_path=str(args.output_dir),
+        eval_env, pad_batch(held_out, 0), price_range, args.eval_prices, args.output_dir / "best_model.zip", record,
+        n_eval_episodes=episodes, eval_freq=max(1, args.eval_freq // args.n_envs),
     )
     checkpoints = CheckpointCallback(max(1, args.checkpoint_freq // args.n_envs), str(args.output_dir / "checkpoints"), name_prefix="agent")
-    start = time.monotonic()
     agent.learn(args.num_timesteps, callback=[RolloutFigures(args.num_timesteps, args.quiet), evaluation, checkpoints])
     evaluation.evaluate_now()
-    seconds = time.monotonic() - start
-    agent.logger.dump(agent.num_timesteps)
-    agent.save(args.output_dir / "final_model.zip")
-    parameters = sum(p.numel() for p in agent.policy.parameters())
-    write_json(
-        args.output_dir / "training.json", SCHEMA, args, UNITS, seconds=seconds, texts=agent.num_timesteps, parameters=parameters,
-        best_J=float(evaluation.best_mean_reward), tokenizer_fingerprint=reconstructor.fingerprint, max_length=length, evaluations=evaluation.history,
-    )
-    print(f"trained on {agent.num_timesteps:,} texts in {seconds:.0f} s; best held-out J {evaluation.best_mean_reward:.4f} nats per token; written to {args.output_dir}")
+    save_agent(agent, args.output_dir / "final_model.zip")
+    print(f"trained on {agent.num_timesteps:,} texts in {time.monotonic() - start:.0f} s; best held-out J {evaluation.best_mean_reward:.4f} nats per token; written to {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ class EnhancedTokenCompressionPolicy(nn.Module):
     def start_from(self, embeddings, counts):
         """Start the token features from a reconstructor's input embeddings (>= V, D') and the corpus' counts (V,).
 
-        The embedding becomes their truncated SVD, at unit variance; the frequency feature is standardised.
+        The embedding becomes their truncated SVD, its columns' mean deviation scaled to 1; the frequency feature is standardised.
         """
         V, E = self.embedding.weight.shape
         centred = embeddings[:V].float() - embeddings[:V].float().mean(0)

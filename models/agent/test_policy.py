@@ -109,6 +109,13 @@ def test_every_module_reaches_the_output(network):
         assert not torch.allclose(changed(*batch())[batch()[1]], expected[batch()[1]], atol=1e-4), name
 
 
+def test_importances_can_be_read_out(network):
+    ids, valid, price = batch()
+    found = network.importances(ids, valid, price)
+    torch.testing.assert_close(found.sum(1), torch.ones(B))
+    assert (found[~valid] == 0).all()
+
+
 def test_far_context_and_price_matter(network):
     ids, valid, price = batch(lengths=(12, 12, 12))
     out = network(ids, valid, price)

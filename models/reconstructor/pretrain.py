@@ -19,8 +19,8 @@ What makes it quick on a CPU:
    `--n_positions`, so that long-range attention is seen too.
 """
 
-import argparse
 import math
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -32,9 +32,10 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from data.artifacts import bounded, make_output_dir, run, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json, write_text
 from data.sequences import load_sequences
 from models.reconstructor.loss import summed_nats
+from models.reconstructor.optimizer import MuonAdamW
 from models.reconstructor.tokenizer import BASE_MODEL, bos_id, fingerprint, load_tokenizer
 
 SCHEMA = "rltc.pretraining/1"
@@ -61,17 +62,6 @@ def windows(stream, length, rng):
         starts = np.arange(rng.integers(length), len(stream) - length - 1, length)
         for start in rng.permutation(starts):
             yield stream[start : start + length + 1]
-
-
-def optimizers(model, args):
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
-    chosen = {id(p) for p in hidden}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    # match_rms_adamw scales the update by the larger side: GPT-2's Conv1D keeps its matrices transposed.
-    muon = torch.optim.Muon(hidden, lr=args.muon_lr, weight_decay=args.weight_decay, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(others, lr=args.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    return [muon, adamw]
 
 
 def learning_rate_factor(step, progress):
@@ -117,8 +107,8 @@ def save(model, tokenizer, directory):
 def train(model, stream, to_small, args, evaluate):
     """Run the training loop; `evaluate(model)` is called every --eval_steps. Returns the log, a list of dict."""
     rng = np.random.default_rng(args.seed)
-    optims = optimizers(model, args)
-    base_rates = [[g["lr"] for g in o.param_groups] for o in optims]
+    optimizer = MuonAdamW(model, args.muon_lr, args.adamw_lr, args.weight_decay)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
     short, long = windows(stream, args.window, rng), windows(stream, args.n_positions, rng)
     log, seen, recent, start = [], 0, [], time.monotonic()
     progress_bar = tqdm(total=args.max_steps, unit="step", disable=args.quiet)
@@ -132,16 +122,16 @@ def train(model, stream, to_small, args, evaluate):
         block = to_small[torch.as_tensor(np.stack([next(source) for _ in range(max(1, args.batch_tokens // length))]))]
         offsets = rng.integers(0, args.n_positions - length + 1, size=(len(block), 1)) * (rng.random((len(block), 1)) < 0.5)
         positions = torch.as_tensor(offsets) + torch.arange(length)
-        for o, rates in zip(optims, base_rates):
-            for group, rate in zip(o.param_groups, rates):
-                group["lr"] = rate * learning_rate_factor(step, progress)
+        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = rate * learning_rate_factor(step, progress)
         hidden = model.transformer(block[:, :-1], position_ids=positions).last_hidden_state  # (B, T, D)
         loss = summed_nats(hidden.flatten(0, 1), model.lm_head.weight, block[:, 1:].flatten()) / block[:, 1:].numel()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in optims:
-            o.step()
-            o.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        if not torch.isfinite(loss):
+            raise InputError(f"the loss is {loss.item()} at step {step}, learning rates {args.muon_lr:g} and {args.adamw_lr:g} at their peak; lower them")
         seen += block[:, 1:].numel()
         recent.append(loss.item())
         progress_bar.update()
@@ -195,7 +185,7 @@ Validation in this table is on the first {args.eval_tokens:,} tokens of the spli
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), help="directory written by data/prepare.py")
     parser.add_argument("--output_dir", type=Path, default=Path(BASE_MODEL), help="directory for the model")
     parser.add_argument("--tokenizer", default=BASE_MODEL, help="directory or hub name of the tokenizer")
@@ -213,7 +203,7 @@ def parse_args(argv=None):
     parser.add_argument("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0, help="minutes of training, at most; the learning rate follows whichever limit is nearer")
     parser.add_argument("--eval_steps", type=bounded(int, 1, 10**9), default=100, help="optimiser steps between evaluations")
     parser.add_argument("--eval_tokens", type=bounded(int, 100, 10**9), default=30_000, help="validation tokens scored while training; all of them at the end")
-    parser.add_argument("--seed", type=int, default=42, help="seeds initial weights, windows and positions")
+    parser.add_argument("--seed", type=SEED, default=42, help="seeds initial weights, windows and positions")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     if args.n_embd % args.n_head:
@@ -229,6 +219,9 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.tokenizer)
     eos, name = bos_id(tokenizer), fingerprint(tokenizer)
     streams = {s: token_stream(load_sequences(args.data_dir / f, name), eos) for s, f in (("train", "processed_data.json"), ("val", "val_data.json"))}
+    for split, stream in streams.items():
+        if len(stream) < 2 * args.n_positions:
+            raise InputError(f"{args.data_dir}: expected at least {2 * args.n_positions} tokens in the {split} split, twice --n_positions, found {len(stream)}; prepare more text or lower --n_positions")
     make_output_dir(args.output_dir)
 
     counts = np.bincount(streams["train"], minlength=len(tokenizer))
@@ -242,12 +235,14 @@ def main(argv=None):
     model = GPT2LMHeadModel(config)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters while training over {len(kept):,} of {len(tokenizer):,} tokens; {len(streams['train']):,} training tokens")
 
+    partial = args.output_dir / "partial"  # what there is if the run is cut off; the model itself is replaced at the end
+
     def expand(small):
         return full_vocabulary(small, kept, counts, len(tokenizer), eos)
 
     def evaluate(small):
         full = expand(small)
-        save(full, tokenizer, args.output_dir)
+        save(full, tokenizer, partial)
         return held_out_nats(full, streams["val"][: args.eval_tokens], args.window)[0]
 
     log, seen = train(model, streams["train"], to_small, args, evaluate)
@@ -258,6 +253,7 @@ def main(argv=None):
     metrics = {"val_nats": nats, "val_tokens": count, "val_nats_long": long_nats, "perplexity": math.exp(nats)}
     write_json(args.output_dir / "pretraining.json", SCHEMA, args, UNITS, tokens=seen, log=log, metrics=metrics)
     write_text(args.output_dir / "README.md", model_card(args, full, log, seen, nats, count, long_nats))
+    shutil.rmtree(partial, ignore_errors=True)
     print(f"held out: {nats:.3f} nats per token in windows of {args.window}, {long_nats:.3f} in windows of {args.n_positions}; written to {args.output_dir}")
 
 

@@ -8,12 +8,12 @@ the alignment that causal pre-training gave the output layer.
 Shapes: `B` texts, `T` tokens, `V` vocabulary, `D` model width, `M` masked tokens in a batch.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from data.artifacts import InputError, read_json, write_json
@@ -23,7 +23,11 @@ from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load
 SCHEMA = "rltc.reconstructor/1"
 MADE_BY = "models/reconstructor/train_cpu.py"
 ATTENTION = ("bidirectional", "causal")
-LOGIT_ROWS = 256  # masked tokens whose logits are alive at one time: 256 x 50,257 x 4 bytes = 51 MB
+LOGIT_ROWS = 128  # masked tokens whose logits are alive at one time: 128 x 50,257 x 4 bytes = 26 MB
+# Tokens that go through the model at one time. On a CPU small passes stay in the cache: 64 texts of 128 tokens in
+# passes of 2,048 tokens take half the time of one pass.
+TOKENS_PER_PASS = {"cpu": 2048}
+TOKENS_PER_PASS_GPU = 65_536
 
 
 class Prediction(NamedTuple):
@@ -41,12 +45,30 @@ def load_causal_lm(name_or_dir):
     """
     try:
         return AutoModelForCausalLM.from_pretrained(locate(name_or_dir), dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"no causal language model at '{name_or_dir}': expected a directory with config.json and model.safetensors, or the "
             f"name of a model in the Hugging Face hub or cache ({reason})"
         ) from None
+
+
+def check_head(model):
+    """Logits must be hidden states times the output embedding, nothing else. Raises InputError."""
+    head, config = model.get_output_embeddings(), model.config
+    extras = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None)]
+    if getattr(head, "bias", None) is not None or extras:
+        raise InputError(f"{type(model).__name__}: expected a plain linear output layer, found {', '.join(extras) or 'one with a bias'}; choose another --base_model, such as GPT-2 or Llama")
+
+
+def find_device(name):
+    """The torch device of a name; "auto" takes CUDA if there is one. Raises InputError if it is not there."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if available["cuda"] else "cpu"
+    if not available.get(name):
+        raise InputError(f"--device {name}: expected one of {', '.join(k for k, v in available.items() if v)} on this machine, found no {name}; choose one of them")
+    return name
 
 
 class Reconstructor(torch.nn.Module):
@@ -58,6 +80,7 @@ class Reconstructor(torch.nn.Module):
             raise InputError(f"attention: expected one of {', '.join(ATTENTION)}, found '{attention}'")
         if MASK_TOKEN not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [MASK_TOKEN]})
+        check_head(model)
         self.model, self.tokenizer, self.attention = model, tokenizer, attention
         self.mask_id, self.bos_id = tokenizer.convert_tokens_to_ids(MASK_TOKEN), bos_id(tokenizer)
         if model.get_input_embeddings().num_embeddings <= self.mask_id:
@@ -101,24 +124,29 @@ class Reconstructor(torch.nn.Module):
         """The output layer (V, D), without the mask token's row."""
         return self.model.get_output_embeddings().weight[: self.vocab_size]
 
-    def hidden(self, ids, keep_mask, valid):
-        """Last hidden states (B, T, D); the one at index i is the one that predicts token i."""
+    def hidden(self, ids, keep_mask, valid, attention=None):
+        """Last hidden states (B, T, D); the one at index i is the one that predicts token i. `attention`: default its own."""
         B, T = ids.shape
         if T > self.max_length:
             raise InputError(f"a text of {T} tokens: expected at most {self.max_length}, the reconstructor's positions less one; use a smaller --max_length")
         shown = torch.where(keep_mask & valid, ids, torch.where(valid, self.mask_id, self.bos_id))
         inputs = torch.cat([shown.new_full((B, 1), self.bos_id), shown], 1)  # (B, T + 1)
         attended = torch.cat([valid.new_ones(B, 1), valid], 1)[:, None, None].expand(B, 1, T + 1, T + 1)
-        if self.attention == "causal":
+        if (attention or self.attention) == "causal":
             attended = attended & torch.ones(T + 1, T + 1, dtype=torch.bool, device=ids.device).tril()
         dtype = self.model.get_input_embeddings().weight.dtype
         bias = torch.zeros(attended.shape, dtype=dtype, device=ids.device).masked_fill_(~attended, torch.finfo(dtype).min)
         return self.model.base_model(input_ids=inputs, attention_mask=bias, use_cache=False).last_hidden_state[:, :-1]
 
-    def forward(self, ids, keep_mask, valid):
-        """Summed nats of the masked tokens of a batch, and how many they are: the training loss is their quotient."""
+    def forward(self, ids, keep_mask, valid, as_causal_lm=False):
+        """Summed nats of the masked tokens of a batch, and how many they are: the training loss is their quotient.
+
+        `as_causal_lm`: the same tokens are predicted as a causal language model would, with nothing hidden before them
+        and nothing seen after them.
+        """
         masked = valid & ~keep_mask
-        hidden = self.hidden(ids, keep_mask, valid)[masked]  # (M, D)
+        hidden = self.hidden(ids, valid, valid, "causal") if as_causal_lm else self.hidden(ids, keep_mask, valid)
+        hidden = hidden[masked]  # (M, D)
         return summed_nats(hidden, self.output_weight(), ids[masked]), masked.sum()
 
     @torch.inference_mode()
@@ -130,22 +158,39 @@ class Reconstructor(torch.nn.Module):
         """
         ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
         valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
-        masked = valid & ~keep_mask
         nats = torch.zeros(ids.shape, dtype=torch.float32, device=self.device)
         top1, confidence = ids.clone(), torch.ones_like(nats)
-        if masked.any():
-            hidden, truth, weight = self.hidden(ids, keep_mask, valid)[masked], ids[masked], self.output_weight()
-            parts = [self._read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
-            nats[masked], top1[masked], confidence[masked] = (torch.cat(p) for p in zip(*parts))
+        for rows, length in self._passes(valid):
+            part = tuple(x[rows, :length] for x in (ids, keep_mask, valid))
+            masked = part[2] & ~part[1]
+            if not masked.any():
+                continue
+            hidden, truth, weight = self.hidden(*part)[masked], part[0][masked], self.output_weight()
+            read = [self._read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
+            row, column = masked.nonzero(as_tuple=True)
+            for output, values in zip((nats, top1, confidence), zip(*read)):
+                output[rows[row], column] = torch.cat(values)
         return Prediction(nats, top1, confidence)
+
+    def _passes(self, valid):
+        """Split a batch into (rows, length) passes of texts of similar length, no larger than the device likes."""
+        lengths = valid.sum(1)
+        limit = TOKENS_PER_PASS.get(self.device.type, TOKENS_PER_PASS_GPU)
+        order = lengths.argsort(descending=True, stable=True)
+        while len(order):
+            longest = max(1, int(lengths[order[0]]))
+            count = max(1, limit // longest)
+            yield order[:count], longest
+            order = order[count:]
 
     @staticmethod
     def _read_logits(logits, truth):
-        """nats (M,), top1 (M,) and confidence (M,) from logits (M, V)."""
+        """nats (M,), top1 (M,) and confidence (M,) from logits (M, V), which are overwritten: memory is what costs here."""
         logits = logits.float()
-        log_z = logits.logsumexp(1)
-        best, top1 = logits.max(1)
-        return log_z - logits.gather(1, truth[:, None])[:, 0], top1, (best - log_z).exp()
+        best, top1 = logits.max(1, keepdim=True)
+        true_logit = logits.gather(1, truth[:, None])
+        log_z = logits.sub_(best).exp_().sum(1, keepdim=True).log()  # less `best`
+        return (log_z + best - true_logit)[:, 0], top1[:, 0], log_z.neg().exp()[:, 0]
 
     def reconstruct(self, ids, keep_mask, valid=None, steps=1):
         """Fill the gaps of texts of any length, in one shot or in `steps` rounds, most confident first.

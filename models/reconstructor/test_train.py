@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from data import prepare
 from data.artifacts import InputError
@@ -19,9 +20,10 @@ from data.toy import check_refusal, write_base, write_corpus
 from models.reconstructor import pretrain, train_cpu, train_gpu
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
+from models.reconstructor.optimizer import Muon
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, load_tokenizer
-from models.reconstructor.training import newest_checkpoint
+from models.reconstructor.training import ReconstructorTrainer, parse_args
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,10 @@ def random_batch(reconstructor, seed=0, lengths=(16, 9, 1)):
 def fine_tune(toy, output, *words):
     command = f"--data_path {toy / 'data/processed_data.json'} --base_model {toy / 'base'} --output_dir {output} --quiet --learning_rate 3e-3 --eval_sequences 16"
     return train_cpu.main(command.split() + [str(w) for w in words])
+
+
+def train_cpu_args(*words):
+    return parse_args(words, ("cpu",), train_cpu.__doc__)
 
 
 # --- masks
@@ -130,9 +136,12 @@ def test_logits_at_masked_positions_equal_the_full_models(toy, reconstructor, ar
     assert (prediction.nats[~masked] == 0).all() and (prediction.top1[~masked] == truth[~masked]).all()
     assert (prediction.top1[masked] == reference.argmax(-1)[masked]).all()
     torch.testing.assert_close(prediction.confidence[masked], reference.exp().amax(-1)[masked], rtol=1e-4, atol=1e-5)
+    batch = truth, torch.as_tensor(keep_mask), torch.as_tensor(valid)
     with torch.no_grad():
-        total, count = model(truth, torch.as_tensor(keep_mask), torch.as_tensor(valid))
+        (total, count), (causal, _) = model(*batch), model(*batch, as_causal_lm=True)
+        stock = model.model(F.pad(truth, (1, 0), value=model.bos_id)).logits[:, :-1, : model.vocab_size].log_softmax(-1)
     assert count == masked.sum() and float(total) == pytest.approx(float(nats[masked].sum()), rel=1e-4)
+    assert float(causal) == pytest.approx(-float(stock.gather(2, truth[..., None])[..., 0][masked].sum()), rel=1e-4)
 
 
 def test_padding_changes_nothing(reconstructor):
@@ -167,10 +176,19 @@ def test_reconstruct_in_one_step_is_predict_and_in_more_fills_everything(reconst
     ids, keep_mask, valid = random_batch(reconstructor)
     one, single = reconstructor.reconstruct(ids, keep_mask, valid), reconstructor.predict(ids, keep_mask, valid)
     assert all(torch.equal(a, b) for a, b in zip(one, single, strict=True))
-    many = reconstructor.reconstruct(ids, keep_mask, valid, steps=4)
     masked = torch.as_tensor(valid & ~keep_mask)
+    two = reconstructor.reconstruct(ids, keep_mask, valid, steps=2)
+    # By hand: the more confident half of the first text is fixed, and is context for the rest.
+    first = single.confidence[0].where(masked[0], -1.0).argsort(descending=True)[: -(-int(masked[0].sum()) // 2)]
+    known, shown = keep_mask.copy(), ids.copy()
+    known[0, first], shown[0, first] = True, single.top1[0, first]
+    second = reconstructor.predict(np.where(known, shown, ids), known, valid)
+    rest = torch.as_tensor(~known[0] & valid[0])
+    assert len(first) and rest.any() and torch.equal(two.top1[0, first], single.top1[0, first])
+    torch.testing.assert_close(two.nats[0, rest], second.nats[0, rest])
+    assert not torch.allclose(two.nats[0, rest], single.nats[0, rest])
+    many = reconstructor.reconstruct(ids, keep_mask, valid, steps=4)
     assert (many.nats[masked] > 0).all() and (many.top1[~masked] == torch.as_tensor(ids)[~masked]).all()
-    assert not (many.top1[masked] == reconstructor.mask_id).any()
 
 
 def test_long_texts_go_through_in_windows(reconstructor):
@@ -194,6 +212,22 @@ def test_gpt2_tokenizer():
 # --- training
 
 
+def test_muon_takes_the_steps_of_torchs():
+    """The reference orthogonalises in bfloat16, whose rounding is 0.4 %."""
+    torch.manual_seed(0)
+    starts = [torch.randn(8, 24), torch.randn(24, 8), torch.randn(8, 24)]
+    mine, theirs = ([torch.nn.Parameter(s.clone()) for s in starts] for _ in range(2))
+    optimizers = Muon(mine, lr=0.05, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        gradients = [torch.randn_like(s) for s in starts]
+        for params, optimizer in zip((mine, theirs), optimizers, strict=True):
+            for p, g in zip(params, gradients, strict=True):
+                p.grad = g.clone()
+            optimizer.step()
+    for start, a, b in zip(starts, mine, theirs, strict=True):
+        assert ((a - b).norm() / (b - start).norm()).item() < 0.02
+
+
 def test_fine_tuning_learns_the_echo_and_stock_transformers_load_it(toy, tmp_path):
     metrics = fine_tune(toy, tmp_path, "--max_steps", 250, "--batch_size", 32, "--eval_steps", 250)
     # Without context a token costs (ln 20 + ln 4) / 2 = 2.2 nats; with its neighbour (ln 5 + 0) / 2 = 0.8.
@@ -215,20 +249,45 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path, optimizer):
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoint-6")
     (tmp_path / "cut/model.safetensors").unlink()
-    assert newest_checkpoint(tmp_path / "cut").endswith("checkpoint-3")
-    fine_tune(toy, tmp_path / "cut", *words, "--resume")
+    # Other weights in the base's place: only a run that really goes on from the checkpoint can end as the whole one did.
+    shutil.copytree(toy / "base", tmp_path / "kept")
+    try:
+        write_base(toy / "base", seed=1)
+        fine_tune(toy, tmp_path / "cut", *words, "--resume")
+    finally:
+        shutil.copytree(tmp_path / "kept", toy / "base", dirs_exist_ok=True)
     whole, cut = (Reconstructor.load(tmp_path / name).state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
 
 
 def test_flags_reach_the_trainer(toy, tmp_path):
     fine_tune(
-        toy, tmp_path, *"--epochs 0.02 --batch_size 2 --gradient_accumulation_steps 2 --max_length 8 --mask_ratio 0.4 --mask_spread 0 --span_share 1 --attention causal".split(),
+        toy, tmp_path, *"--epochs 0.02 --batch_size 2 --gradient_accumulation_steps 2 --max_length 8 --mask_ratio 0.4 --mask_spread 0 --span_share 1 --attention causal --causal_share 0.5".split(),
         *"--warmup_ratio 0.5 --weight_decay 0.1 --max_grad_norm 0.5 --gradient_checkpointing --use_amp --save_total_limit 1 --save_steps 1 --logging_steps 1 --eval_steps 1 --seed 7".split(),
     )
     assert Reconstructor.load(tmp_path).attention == "causal"
     assert len(list(tmp_path.glob("checkpoint-*"))) == 1
-    assert json.loads((tmp_path / "training.json").read_text())["seed"] == 7
+    record, used = json.loads((tmp_path / "training.json").read_text()), torch.load(tmp_path / "training_args.bin", weights_only=False)
+    assert record["seed"] == used.seed == 7 and record["steps"] == used.max_steps > 1
+    assert (used.per_device_train_batch_size, used.gradient_accumulation_steps, used.weight_decay, used.max_grad_norm) == (2, 2, 0.1, 0.5)
+    assert used.warmup_steps == used.max_steps // 2 and (used.save_steps, used.logging_steps, used.eval_steps, used.save_total_limit) == (1, 1, 1, 1)
+    with pytest.raises(InputError, match="was trained with --attention causal"):
+        fine_tune(toy, tmp_path, "--resume")
+
+
+def test_masks_follow_the_flags(toy):
+    """The trainer's masks: exactly --mask_ratio without spread, none of them at padding."""
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, ids, keep_mask, valid, as_causal_lm):
+            seen.append((float((~keep_mask).float().mean()), as_causal_lm))
+            return torch.ones(1, requires_grad=True).sum(), torch.tensor(1)
+
+    args = train_cpu_args("--mask_ratio", "0.25", "--mask_spread", "0", "--causal_share", "1")
+    batch = {"ids": torch.zeros(4, 16, dtype=torch.long), "valid": torch.ones(4, 16, dtype=torch.bool)}
+    ReconstructorTrainer.compute_loss(SimpleNamespace(settings=args), Spy(), batch)
+    assert seen == [(0.25, True)]
 
 
 def test_pretraining_beats_the_unigram_model_and_is_stock_gpt2(toy, tmp_path):
@@ -244,10 +303,25 @@ def test_pretraining_beats_the_unigram_model_and_is_stock_gpt2(toy, tmp_path):
 # --- bad input
 
 
+def test_a_head_with_a_bias_is_refused(toy):
+    model = PhiForCausalLM(PhiConfig(vocab_size=26, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(InputError, match="expected a plain linear output layer"):
+        Reconstructor(model, load_tokenizer(toy / "base"))
+
+
+def test_a_truncated_model_is_refused(toy, tmp_path):
+    shutil.copytree(toy / "base", tmp_path / "base")
+    weights = (tmp_path / "base/model.safetensors").read_bytes()
+    (tmp_path / "base/model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match="no causal language model"):
+        fine_tune(toy, tmp_path / "out", "--base_model", tmp_path / "base")
+
+
 @pytest.mark.parametrize(
     "words, expect",
     [
         (["--max_length", 500], "expected at most 31"),
+        (["--max_length", 2], "expected a masked token"),
         (["--resume"], "expected a checkpoint"),
         (["--data_path", "nowhere.json"], "is missing"),
         (["--base_model", "nowhere/at/all"], "no causal language model"),

@@ -16,7 +16,7 @@ from models.reconstructor.training import fine_tune, parse_args
 
 
 def main(argv=None):
-    return fine_tune(parse_args(argv, devices=("cuda", "mps"), description=__doc__.split("\n\n")[0]))
+    return fine_tune(parse_args(argv, devices=("cuda", "mps"), doc=__doc__))
 
 
 if __name__ == "__main__":

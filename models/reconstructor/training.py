@@ -4,9 +4,8 @@ Built on the Hugging Face Trainer, so that the same code runs on a CPU, on MPS, 
 processes under `torchrun` or `accelerate launch`.
 """
 
-import argparse
 import math
-import re
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,12 @@ from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from data.artifacts import InputError, bounded, make_output_dir, write_json
-from data.sequences import load_sequences, pad_batch
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, write_json
+from data.sequences import SPLITS, load_info, load_sequences, pad_batch
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
-from models.reconstructor.reconstructor import ATTENTION, Reconstructor
+from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
+from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
 from models.reconstructor.tokenizer import BASE_MODEL
 
 SCHEMA = "rltc.finetuning/1"
@@ -28,9 +28,9 @@ UNITS = {"loss": "nats per masked token", "nats": "nats per masked token", "top1
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
 
 
-def parse_args(argv, devices, description):
+def parse_args(argv, devices, doc):
     """The command line of both scripts; `devices` are the ones the script offers, the first is the default."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(doc)
     add = parser.add_argument
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training sequences; val_data.json is expected beside them")
     add("--output_dir", type=Path, default=Path("models/reconstructor/fine-tuned"), help="directory for the model, checkpoint-* and tb_logs")
@@ -43,6 +43,7 @@ def parse_args(argv, devices, description):
     add("--mask_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.3, help="centre of the mask ratios drawn per text, between 0 and 1")
     add("--mask_spread", type=bounded(float, 0, 1), default=0.25, help="half width of the mask ratios, so that one model serves every rate; 0: exactly --mask_ratio")
     add("--span_share", type=bounded(float, 0, 1), default=0.2, help="share of texts masked in spans instead of single tokens, 0 to 1")
+    add("--causal_share", type=bounded(float, 0, 1), default=0.0, help="share of batches that train the model as a causal LM instead, so that it stays one, 0 to 1")
     add("--attention", choices=ATTENTION, default=ATTENTION[0], help="what a token may look at: the whole text, or only what comes before")
     add("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: Muon on the hidden matrices, AdamW on the rest")
     add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=5e-4, help="peak learning rate")
@@ -58,17 +59,14 @@ def parse_args(argv, devices, description):
     add("--save_total_limit", type=bounded(int, 1, 10**6), default=2, help="newest checkpoints to keep")
     add("--logging_steps", type=bounded(int, 1, 10**9), default=10, help="optimiser steps between TensorBoard points")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
-    add("--seed", type=int, default=42, help="seeds order and masks")
+    add("--seed", type=SEED, default=42, help="seeds order and masks")
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
 
-def resolve_device(args):
+def mixed_precision(args):
     """Check that the device is there and settle AMP. Returns {"bf16": bool, "fp16": bool}; raises InputError."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: expected a CUDA device, found none; use models/reconstructor/train_cpu.py, or --device mps on Apple Silicon")
-    if args.device == "mps" and not torch.backends.mps.is_available():
-        raise InputError("--device mps: expected Apple's MPS, found none; use models/reconstructor/train_cpu.py, or --device cuda")
+    find_device(args.device)
     if not args.use_amp:
         return {"bf16": False, "fp16": False}
     if args.device == "mps":
@@ -79,13 +77,6 @@ def resolve_device(args):
         return {"bf16": False, "fp16": False}
     bf16 = args.device == "cpu" or torch.cuda.is_bf16_supported()
     return {"bf16": bf16, "fp16": not bf16}
-
-
-def sequence_length(requested, in_data, positions):
-    """Tokens per sequence: what was asked for, else the data's, at most `positions`. Raises InputError."""
-    if requested and requested > positions:
-        raise InputError(f"--max_length {requested}: expected at most {positions}, the model's positions less one for BOS; choose a smaller one or another --base_model")
-    return requested or min(in_data, positions)
 
 
 @torch.inference_mode()
@@ -104,6 +95,8 @@ def masked_accuracy(reconstructor, texts, mask_ratio, batch_size=16, seed=0):
         nats += float(prediction.nats.sum())
         correct += int((prediction.top1.cpu()[masked] == torch.as_tensor(ids)[masked]).sum())
         count += int(masked.sum())
+    if not count:
+        raise InputError(f"validation: expected a masked token in {len(texts)} texts at mask ratio {mask_ratio}, found none; use longer texts or a larger --max_length")
     return {"nats": nats / count, "top1": correct / count, "masked": count}
 
 
@@ -123,8 +116,8 @@ class ReconstructorTrainer(Trainer):
         s = self.settings
         ratios = draw_mask_ratios(len(valid), s.mask_ratio, s.mask_spread, rng)
         keep_mask = torch.as_tensor(random_keep_mask(valid, ratios, rng, s.span_share)).to(inputs["ids"].device)
-        nats, count = model(inputs["ids"], keep_mask, inputs["valid"])
-        loss = nats / count.clamp(min=1)
+        nats, count = model(inputs["ids"], keep_mask, inputs["valid"], as_causal_lm=rng.random() < s.causal_share)
+        loss = nats.sum() / count.sum().clamp(min=1)
         if not torch.isfinite(loss):
             rate = self.optimizer.param_groups[-1]["lr"]
             raise InputError(f"the loss is {loss.item()} at step {self.state.global_step}, learning rate {rate:g}; lower --learning_rate and go on with --resume")
@@ -168,12 +161,20 @@ class Report(TrainerCallback):
             tqdm.write(f"step {state.global_step:5d}  masked {values}")
 
 
-def newest_checkpoint(output_dir):
-    """The path of the newest `checkpoint-*` under `output_dir`. Raises FileNotFoundError."""
-    found = {int(m[1]): p for p in Path(output_dir).glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))}
-    if not found:
-        raise FileNotFoundError(f"--resume: expected a checkpoint-* directory in {output_dir}, found none; leave --resume away to start anew")
-    return str(found[max(found)])
+def newest_checkpoint(args):
+    """The path of the `checkpoint-*` under `args.output_dir` that was finished last.
+
+    Raises FileNotFoundError if there is none, InputError if it was trained from another base or with other attention.
+    """
+    states = sorted(args.output_dir.glob("checkpoint-*/trainer_state.json"), key=lambda p: p.stat().st_mtime)
+    if not states:
+        raise FileNotFoundError(f"--resume: expected a checkpoint-* directory in {args.output_dir}, found none; leave --resume away to start anew")
+    path = states[-1].parent
+    before = read_json(path / "reconstructor.json", RECONSTRUCTOR_SCHEMA, "models/reconstructor/train_cpu.py")["args"]
+    for name in ("attention", "base_model"):
+        if before[name] != getattr(args, name):
+            raise InputError(f"--resume: {path} was trained with --{name} {before[name]}, found --{name} {getattr(args, name)}; give the same, or leave --resume away")
+    return str(path)
 
 
 def trainer_arguments(args, precision, steps):
@@ -191,11 +192,11 @@ def trainer_arguments(args, precision, steps):
 
 def fine_tune(args):
     """Run fine-tuning as the parsed command line says. Returns the metrics of the last validation."""
-    precision = resolve_device(args)
+    precision = mixed_precision(args)
     torch.manual_seed(args.seed)
-    checkpoint = newest_checkpoint(args.output_dir) if args.resume else None
+    checkpoint = newest_checkpoint(args) if args.resume else None
     reconstructor = Reconstructor.from_base(args.base_model, args.attention)
-    train, validation = open_splits(args, reconstructor)
+    train, validation, _ = open_splits(args, reconstructor)
     make_output_dir(args.output_dir)
     if args.gradient_checkpointing:
         reconstructor.model.activation_checkpointing_enable()
@@ -204,7 +205,8 @@ def fine_tune(args):
         ids, valid = pad_batch(items, reconstructor.bos_id)
         return {"ids": torch.as_tensor(ids), "valid": torch.as_tensor(valid)}
 
-    per_epoch = math.ceil(len(train) / (args.batch_size * args.gradient_accumulation_steps))
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun and accelerate launch
+    per_epoch = math.ceil(len(train) / (args.batch_size * args.gradient_accumulation_steps * processes))
     steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * per_epoch))
     optimizer = MuonAdamW(reconstructor, args.learning_rate, args.learning_rate, args.weight_decay) if args.optimizer == "muon" else None
     trainer = ReconstructorTrainer(
@@ -228,10 +230,12 @@ def fine_tune(args):
 
 
 def open_splits(args, reconstructor):
-    """Training sequences and a list of validation arrays, cut to the model's length."""
-    train = load_sequences(args.data_path, reconstructor.fingerprint)
-    length = sequence_length(args.max_length, int(train.info["max_length"]), reconstructor.max_length)
+    """Training sequences, a list of validation arrays drawn with `args.seed`, and the length that both are cut to."""
+    positions, data_length = reconstructor.max_length, int(load_info(args.data_path)["max_length"])
+    if args.max_length and args.max_length > positions:
+        raise InputError(f"--max_length {args.max_length}: expected at most {positions}, the model's positions less one for BOS; choose a smaller one or another model")
+    length = args.max_length or min(data_length, positions)
     train = load_sequences(args.data_path, reconstructor.fingerprint, length)
-    held_out = load_sequences(args.data_path.parent / "val_data.json", reconstructor.fingerprint, length)
+    held_out = load_sequences(args.data_path.parent / SPLITS["val"], reconstructor.fingerprint, length)
     chosen = np.random.default_rng(args.seed).permutation(len(held_out))[: args.eval_sequences]
-    return train, [held_out[int(i)] for i in chosen]
+    return train, [held_out[int(i)] for i in chosen], length
