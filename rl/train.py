@@ -52,7 +52,7 @@ def parse_args(argv=None):
     add("--max_grad_norm", type=bounded(float, 0, 10**6, open_ends=True), default=0.5, help="gradients are clipped to this norm")
     add("--target_kl", type=bounded(float, 0, 10, open_ends=True), default=None, help="end an update early beyond 1.5 times this KL divergence per token, in nats")
     add("--min_price", type=bounded(float, 0, 100, open_ends=True), default=0.5, help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
-    add("--max_price", type=bounded(float, 0, 100, open_ends=True), default=6.0, help="highest λ, nats per token saved")
+    add("--max_price", type=bounded(float, 0, 100, open_ends=True), default=8.0, help="highest λ, nats per token saved")
     add("--max_length", type=bounded(int, 1, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the data's, or the reconstructor's longest")
     add("--width", type=bounded(int, 4, 4096), default=96, help="width of the policy network, a multiple of --heads")
     add("--layers", type=bounded(int, 0, 64), default=2, help="transformer layers of the policy network")

@@ -16,7 +16,9 @@ from torch import nn
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 CALIBRATION_PRICES = 12  # values of λ between the lowest and the highest, evenly in log λ
-FIRST_KEEP_LOGIT = 0.5  # an untrained policy keeps 62 % of the tokens: it explores both decisions
+FIRST_COST = 3.0  # nats that an untrained critic expects of a masked token
+FIRST_SHARPNESS = 2.0  # of the untrained policy: at λ = 2 it keeps 69 % of the tokens, and explores both decisions at every λ
+SMALLEST_COST = 0.01  # nats; keeps the logarithm in equation (1) finite
 
 
 class PositionalEncoding(nn.Module):
@@ -195,6 +197,16 @@ class TokenBernoulli(BernoulliDistribution):
 class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     """Actor and critic per token on shared features, for `TokenPPO` (`per_token=True`: every quantity is (B, L)).
 
+    The reward of a token is known but for one number, the nats c_i that it would cost if it were masked: 0 if kept, λ − c_i
+    if masked. So the critic estimates c_i, and its value is V_i = (1 − p_i) (λ − ĉ_i); and the actor starts from the
+    critic's estimate, since a token is worth masking if c_i < λ:
+
+        logit p_i = s log(ĉ_i / λ) + residual_i                                                    (1)
+
+    with a learned sharpness s. Gradients of the policy loss do not reach ĉ, nor those of the critic's loss p. For that
+    loss `evaluate_actions` gives the value of the decision that was taken, λ − ĉ_i or 0, so that ĉ is fitted to the
+    nats of the tokens that were masked, without the noise of the decision itself.
+
     With `per_token=False` log-probability, entropy and value are summed over the text, as Stable-Baselines3's own PPO
     expects: the same network under text-level credit.
     """
@@ -211,30 +223,39 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         self.action_dist = TokenBernoulli(self.action_space.shape[0])
         self.action_net, self.value_net = nn.Linear(self.features_dim, 1), nn.Linear(self.features_dim, 1)
         nn.init.normal_(self.action_net.weight, std=0.01)
-        nn.init.constant_(self.action_net.bias, FIRST_KEEP_LOGIT)
+        nn.init.zeros_(self.action_net.bias)
+        nn.init.constant_(self.value_net.bias, FIRST_COST)
+        self.sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS))
         self.mlp_extractor = nn.Identity()
         # λ at which the trained policy keeps a given share of a text: rows of (price, natural keep ratio).
         self.register_buffer("calibration", torch.zeros(CALIBRATION_PRICES, 2))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _heads(self, obs):
-        """Distribution, values (B, L) and valid (B, L) from one pass of the shared features."""
-        features = self.extract_features(obs)
-        logits = self.action_net(features).squeeze(-1)
-        return self.action_dist.proba_distribution(logits), self.value_net(features).squeeze(-1), obs["valid"] > 0
+        """Distribution, value of masking each token λ − ĉ (B, L), and valid (B, L), from one pass of the shared features."""
+        price = obs["price"].float()
+        logits, cost = self._logits_and_cost(self.extract_features(obs), price)
+        return self.action_dist.proba_distribution(logits), price - cost, obs["valid"] > 0
+
+    def _logits_and_cost(self, features, price):
+        """Logits of keeping (B, T), equation (1), and estimated nats of a masked token (B, T), from features (B, T, D) and λ (B, 1)."""
+        cost = F.softplus(self.value_net(features).squeeze(-1)) + SMALLEST_COST
+        return self.sharpness * (cost.detach() / price).log() + self.action_net(features).squeeze(-1), cost
 
     def _per_text(self, x, valid):
         """x (B, L) as it is, or summed over the text's tokens (B,)."""
         return x if self.per_token else (x * valid).sum(1)
 
     def forward(self, obs, deterministic=False):
-        distribution, values, valid = self._heads(obs)
+        distribution, gain, valid = self._heads(obs)
         actions = distribution.get_actions(deterministic=deterministic)
+        values = (1 - distribution.distribution.probs) * gain
         return actions, self._per_text(values, valid), self._per_text(distribution.log_prob(actions), valid)
 
     def evaluate_actions(self, obs, actions):
-        distribution, values, valid = self._heads(obs)
-        return tuple(self._per_text(x, valid) for x in (values, distribution.log_prob(actions), distribution.entropy()))
+        distribution, gain, valid = self._heads(obs)
+        taken = torch.where(actions > 0.5, 0.0, gain)
+        return tuple(self._per_text(x, valid) for x in (taken, distribution.log_prob(actions), distribution.entropy()))
 
     def get_distribution(self, obs):
         return self._heads(obs)[0]
@@ -248,7 +269,7 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         ids, valid = torch.as_tensor(ids, device=self.device), torch.as_tensor(valid, device=self.device)
         price = torch.as_tensor(price, dtype=torch.float32, device=self.device).expand(len(ids))[:, None]
         features = self.features_extractor.network(ids.long(), valid, price)
-        return torch.sigmoid(self.action_net(features).squeeze(-1)).cpu()
+        return torch.sigmoid(self._logits_and_cost(features, price)[0]).cpu()
 
     def calibrate(self, ids, valid, low, high):
         """Store the share of tokens that the thresholded policy keeps at prices from `low` to `high` on the given texts."""
@@ -265,5 +286,5 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         return float(np.exp(np.interp(-keep_ratio, -natural, np.log(price))))
 
     def predict_values(self, obs):
-        _, values, valid = self._heads(obs)
-        return self._per_text(values, valid)
+        distribution, gain, valid = self._heads(obs)
+        return self._per_text((1 - distribution.distribution.probs) * gain, valid)

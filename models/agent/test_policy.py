@@ -158,10 +158,15 @@ def test_evaluate_actions_agrees_with_forward_and_with_closed_forms(policy):
     ids, valid, price = batch()
     obs = observation(ids, valid, price)
     actions, values, log_prob = policy(obs)
-    values2, log_prob2, entropy = policy.evaluate_actions(obs, actions)
-    torch.testing.assert_close(values, values2)
+    taken, log_prob2, entropy = policy.evaluate_actions(obs, actions)
     torch.testing.assert_close(log_prob, log_prob2)
     p = policy.keep_probability(ids, valid, price[:, 0])
+    # The value of a state is the mean over both decisions: p * 0 + (1 - p) * gain of masking.
+    gain = policy.evaluate_actions(obs, torch.zeros_like(actions))[0]
+    assert (policy.evaluate_actions(obs, torch.ones_like(actions))[0] == 0).all()
+    torch.testing.assert_close(taken, torch.where(actions == 1, 0.0, gain))
+    torch.testing.assert_close(values[valid], ((1 - p) * gain)[valid], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(policy.predict_values(obs)[valid], values[valid])
     torch.testing.assert_close(entropy[valid], (-p * p.log() - (1 - p) * (1 - p).log())[valid], rtol=1e-3, atol=1e-4)
     policy.per_token = False
     torch.testing.assert_close(policy.evaluate_actions(obs, actions)[1], (log_prob * valid).sum(1))
