@@ -46,7 +46,7 @@ def parse_args(argv, devices, doc):
     add("--causal_share", type=bounded(float, 0, 1), default=0.0, help="share of batches that train the model as a causal LM instead, so that it stays one, 0 to 1")
     add("--attention", choices=ATTENTION, default=ATTENTION[0], help="what a token may look at: the whole text, or only what comes before")
     add("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: Muon on the hidden matrices, AdamW on the rest")
-    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=5e-4, help="peak learning rate")
+    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=4e-4, help="peak learning rate")
     add("--warmup_ratio", type=bounded(float, 0, 1), default=0.05, help="share of the steps in which the learning rate rises; then it falls linearly to 0")
     add("--weight_decay", type=bounded(float, 0, 10), default=0.01, help="decoupled weight decay")
     add("--max_grad_norm", type=bounded(float, 0, 10**6), default=1.0, help="gradients are clipped to this norm")
