@@ -14,6 +14,7 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
 5. Token i is credited with its own share alone, not with what masking it does to its neighbours' nats. The expected
    gradient is therefore not that of J: the policy climbs towards decisions of which none gains by changing alone
    (tokens whose neighbours are mostly masked cost more, and are kept). Models are selected by J itself.
+6. With `TokenCompressionPolicy` the critic's loss is that of the decision taken, not of the state: see there.
 
 On texts of one token it computes what Stable-Baselines3's PPO computes (tested).
 """

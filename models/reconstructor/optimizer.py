@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
 
     As `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` (tested against it), with two differences: matrices of one shape
     are orthogonalised together, and in float32 instead of bfloat16, which most CPUs have no instructions for. On two
-    such cores a step of the embedded base model takes a fifth of the time.
+    such cores a step of the embedded base model takes a quarter of the time.
     """
 
     def __init__(self, params, lr, weight_decay):

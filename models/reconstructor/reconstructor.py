@@ -67,7 +67,7 @@ def find_device(name):
     if name == "auto":
         return "cuda" if available["cuda"] else "cpu"
     if not available.get(name):
-        raise InputError(f"--device {name}: expected one of {', '.join(k for k, v in available.items() if v)} on this machine, found no {name}; choose one of them")
+        raise InputError(f"--device {name}: expected one of {', '.join(k for k, v in available.items() if v)} on this machine, found no {name}; choose one of them (fine-tuning on a CPU: {MADE_BY})")
     return name
 
 
