@@ -44,7 +44,7 @@ def write_text(path, text):
 
 def write_json(path, schema, args, units, **content):
     """Write a stage's result. `args` is the argparse namespace it ran with; `units` says what each figure means."""
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings = json.loads(json.dumps(vars(args), default=str))  # paths become text
     record = {
         "schema": schema,
         "args": settings,

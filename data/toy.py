@@ -7,6 +7,7 @@ ln 5 = 1.6 nats if its echo is known, ln 20 = 3.0 if not.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -68,8 +69,24 @@ def run_pipeline(folder):
 
 def run_script(script, *words, **environment):
     """Run a script of the repository as a user would. Returns the finished process, with its output as text."""
-    command = [sys.executable, str(REPOSITORY / script), *map(str, words)]
+    return run_python(str(REPOSITORY / script), *words, **environment)
+
+
+def run_module(module, *words, **environment):
+    """Run an installed module, as `run_script`."""
+    return run_python("-m", module, *words, **environment)
+
+
+def run_python(*words, **environment):
+    command = [sys.executable, *map(str, words)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600)
+
+
+def free_port():
+    """A TCP port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def check_refusal(script, *words, expect, **environment):

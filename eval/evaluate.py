@@ -92,11 +92,14 @@ def choose_texts(args, policy_length, reconstructor):
     return corpus
 
 
-def score_masks(reconstructor, corpus, keep_masks):
-    """One row of SUMS per text for a list of keep masks, one per batch of the corpus."""
+def score_masks(restore, corpus, keep_masks):
+    """One row of SUMS per text for a list of keep masks, one per batch of the corpus.
+
+    `restore(ids, keep_mask, valid)` returns a Prediction: a reconstructor's `predict`, or its `reconstruct` in several rounds.
+    """
     rows = []
     for (ids, valid), keep_mask in zip(corpus.batches, keep_masks, strict=True):
-        prediction = reconstructor.predict(ids, keep_mask, valid)
+        prediction = restore(ids, keep_mask, valid)
         masked = valid & ~keep_mask
         right = (prediction.top1.cpu().numpy() == ids) & masked
         count, hits = masked.sum(1), right.sum(1)
@@ -110,7 +113,7 @@ def evaluate_method(method, keep_ratio, corpus, reconstructor):
     scores = [method.scores(ids, valid, keep_ratio) for ids, valid in corpus.batches]
     seconds = time.monotonic() - start
     keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(scores, corpus.batches, strict=True)]
-    return corpus.sums_by_document(score_masks(reconstructor, corpus, keep_masks)), seconds
+    return corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)), seconds
 
 
 def compare(cells, weights):

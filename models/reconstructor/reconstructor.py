@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.artifacts import InputError, read_json, write_json
 from models.reconstructor.loss import summed_nats
@@ -44,7 +44,10 @@ def load_causal_lm(name_or_dir):
     Raises InputError in one line if there is none.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(locate(name_or_dir), dtype=torch.float32)
+        config = AutoConfig.from_pretrained(locate(name_or_dir))
+        if getattr(config, "activation_function", None) == "gelu_new":
+            config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel: a quarter of the time of a layer on a CPU
+        return AutoModelForCausalLM.from_pretrained(locate(name_or_dir), config=config, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

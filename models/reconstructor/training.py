@@ -4,8 +4,12 @@ Built on the Hugging Face Trainer, so that the same code runs on a CPU, on MPS, 
 processes under `torchrun` or `accelerate launch`.
 """
 
+import hashlib
+import json
 import math
 import os
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +18,21 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import rotate_checkpoints
 
-from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, write_json, write_text
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
 from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
-from models.reconstructor.tokenizer import BASE_MODEL
+from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN
 
 SCHEMA = "rltc.finetuning/1"
 UNITS = {"loss": "nats per masked token", "nats": "nats per masked token", "top1": "share of masked tokens restored", "learning_rate": "AdamW's"}
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
+CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the model card
+MANIFEST = "checksums.json"  # SHA-256 of every file of a checkpoint, written last: without it a checkpoint is not whole
 
 
 def parse_args(argv, devices, doc):
@@ -51,6 +58,7 @@ def parse_args(argv, devices, doc):
     add("--weight_decay", type=bounded(float, 0, 10), default=0.01, help="decoupled weight decay")
     add("--max_grad_norm", type=bounded(float, 0, 10**6), default=1.0, help="gradients are clipped to this norm")
     add("--gradient_checkpointing", action="store_true", help="trade time for memory: recompute activations in the backward pass")
+    add("--torch_compile", action="store_true", help="compile the transformer with torch.compile: minutes of waiting, then faster steps on a GPU; needs a C++ compiler on a CPU")
     add("--use_amp", action="store_true", help="automatic mixed precision: bfloat16 where the device has it, else float16 (CUDA)")
     add("--device", choices=devices, default=devices[0], help="where to train")
     add("--eval_steps", type=bounded(int, 1, 10**9), default=200, help="optimiser steps between validations")
@@ -100,28 +108,65 @@ def masked_accuracy(reconstructor, texts, mask_ratio, batch_size=16, seed=0):
     return {"nats": nats / count, "top1": correct / count, "masked": count}
 
 
+class NumberedTexts(torch.utils.data.Dataset):
+    """Items `(i, tokens)`: the number of a text seeds its masks."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, i):
+        return i, self.texts[i]
+
+
 class ReconstructorTrainer(Trainer):
-    """Trainer with the masked loss, validation by mask ratio, and checkpoints that are standard model directories."""
+    """Trainer with the masked loss, validation by mask ratio, and checkpoints that are whole and standard model directories."""
 
     def __init__(self, *args, settings, **kwargs):
         super().__init__(*args, **kwargs)
         self.settings = settings
-        self.model_accepts_loss_kwargs = False  # the loss below is a mean, so Trainer divides by the accumulation steps
+        self.model_accepts_loss_kwargs = True  # the loss below is divided by the masked tokens of the whole optimiser step
+        self.run_dir = Path(self.args.output_dir)
+        self.tokens, self.logged = 0, (time.monotonic(), 0)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of an optimiser step, their masks, and the number of masked tokens in all of them, over all processes.
+
+        The mask of a text depends on the seed, the step and the text's number: not on how the step is divided into
+        batches and processes, nor on where a run was interrupted.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            batch["keep_mask"] = torch.as_tensor(self.draw_masks(batch.pop("number").tolist(), batch["valid"].cpu().numpy()), device=batch["ids"].device)
+            self.tokens += int(batch["valid"].sum())
+        masked = sum((batch["valid"] & ~batch["keep_mask"]).sum() for batch in batches)
+        return batches, self.accelerator.reduce(torch.as_tensor(masked, device=device), "sum").clamp(min=1)
+
+    def draw_masks(self, numbers, valid):
+        """Keep masks (B, T) for the texts with these numbers, as the command line says."""
+        s, masks = self.settings, []
+        for number, row in zip(numbers, valid, strict=True):
+            rng = np.random.default_rng([s.seed, self.state.global_step, number])
+            masks.append(random_keep_mask(row[None], draw_mask_ratios(1, s.mask_ratio, s.mask_spread, rng), rng, s.span_share))
+        return np.concatenate(masks)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # Masks are drawn here, from torch's global generator, whose state is part of a checkpoint: a resumed run
-        # draws the masks the uninterrupted run would have drawn.
-        rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        valid = inputs["valid"].cpu().numpy()
-        s = self.settings
-        ratios = draw_mask_ratios(len(valid), s.mask_ratio, s.mask_spread, rng)
-        keep_mask = torch.as_tensor(random_keep_mask(valid, ratios, rng, s.span_share)).to(inputs["ids"].device)
-        nats, count = model(inputs["ids"], keep_mask, inputs["valid"], as_causal_lm=rng.random() < s.causal_share)
-        loss = nats.sum() / count.sum().clamp(min=1)
+        as_causal_lm = np.random.default_rng([self.settings.seed, self.state.global_step]).random() < self.settings.causal_share
+        nats, _ = model(inputs["ids"], inputs["keep_mask"], inputs["valid"], as_causal_lm=as_causal_lm)
+        # Gradients are averaged over processes, hence the factor: the sum is what one process would have.
+        loss = nats.sum() * self.accelerator.num_processes / num_items_in_batch
         if not torch.isfinite(loss):
             rate = self.optimizer.param_groups[-1]["lr"]
             raise InputError(f"the loss is {loss.item()} at step {self.state.global_step}, learning rate {rate:g}; lower --learning_rate and go on with --resume")
         return loss
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs:
+            (before, tokens), self.logged = self.logged, (time.monotonic(), self.tokens)
+            logs = {**logs, "tokens_per_second": (self.tokens - tokens) * self.accelerator.num_processes / (self.logged[0] - before)}
+        super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args, metric_key_prefix="eval", **kwargs):
         model = self.accelerator.unwrap_model(self.model).eval()
@@ -132,12 +177,46 @@ class ReconstructorTrainer(Trainer):
         model.train()
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.logged = time.monotonic(), self.tokens
         return metrics
 
-    def _save(self, output_dir=None, state_dict=None):
+    def _get_output_dir(self, trial):
+        return str(self.run_dir)
+
+    def _save_checkpoint(self, model, trial):
+        """Write a checkpoint in a folder aside, sign it, and only then give it its name. Raises InputError rather than save NaN."""
+        final, name = self.run_dir, f"checkpoint-{self.state.global_step}"
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            raise InputError(f"the weights are no longer finite at step {self.state.global_step}; lower --learning_rate and go on with --resume")
+        self.run_dir = final / ".unfinished"
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.run_dir = final
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            sign(final / ".unfinished" / name)
+            shutil.rmtree(final / name, ignore_errors=True)
+            os.replace(final / ".unfinished" / name, final / name)
+            shutil.rmtree(final / ".unfinished")
+            rotate_checkpoints(output_dir=str(final), save_total_limit=self.args.save_total_limit, use_mtime=True)
+        self.logged = time.monotonic(), self.tokens
+
+    def publish(self, curve):
+        """Put the model into the output directory, file by file in one step each, with its curve on the model card."""
+        aside = self.run_dir / ".unfinished"
+        self._save(aside, curve=curve)
+        for path in sorted(aside.iterdir(), key=lambda p: p.name == "reconstructor.json"):
+            os.replace(path, self.run_dir / path.name)
+        aside.rmdir()
+
+    def _save(self, output_dir=None, state_dict=None, curve=None):
         directory = make_output_dir(output_dir or self.args.output_dir)
-        self.accelerator.unwrap_model(self.model).save(directory, args=self.settings, step=self.state.global_step)
+        reconstructor, validations = self.accelerator.unwrap_model(self.model), [row for row in self.state.log_history if f"eval_nats_at_{EVAL_MASK_RATIOS[0]}" in row]
+        metrics = validations[-1] if validations else {}
+        reconstructor.save(directory, args=self.settings, step=self.state.global_step, metrics=metrics)
         torch.save(self.args, directory / "training_args.bin")
+        write_text(directory / "README.md", model_card(self.settings, reconstructor, self.state.global_step, metrics, curve))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         saved = Reconstructor.load(resume_from_checkpoint)
@@ -161,15 +240,50 @@ class Report(TrainerCallback):
             tqdm.write(f"step {state.global_step:5d}  masked {values}")
 
 
-def newest_checkpoint(args):
-    """The path of the `checkpoint-*` under `args.output_dir` that was finished last.
+def checksums(directory):
+    """{name: SHA-256} of the files of a directory but the manifest."""
+    found = {}
+    for path in sorted(directory.iterdir()):
+        if path.name != MANIFEST:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
-    Raises FileNotFoundError if there is none, InputError if it was trained from another base or with other attention.
+
+def sign(directory):
+    """Write the manifest of a checkpoint that is complete."""
+    write_text(directory / MANIFEST, json.dumps(checksums(directory), indent=1) + "\n")
+
+
+def damage(directory):
+    """What is wrong with a checkpoint, in a few words; None if every file is as it was written."""
+    try:
+        expected = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or unreadable: it was never finished"
+    found = checksums(directory)
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    return f"{', '.join(differing)} not as written" if differing else None
+
+
+def newest_checkpoint(args):
+    """The path of the undamaged `checkpoint-*` under `args.output_dir` that was finished last; damaged ones are named and skipped.
+
+    Raises FileNotFoundError if there is none, InputError if all are damaged, or if it was trained from another base or with
+    other attention.
     """
-    states = sorted(args.output_dir.glob("checkpoint-*/trainer_state.json"), key=lambda p: p.stat().st_mtime)
-    if not states:
+    candidates = sorted(args.output_dir.glob("checkpoint-*"), key=lambda p: p.stat().st_mtime, reverse=True)
+    if not candidates:
         raise FileNotFoundError(f"--resume: expected a checkpoint-* directory in {args.output_dir}, found none; leave --resume away to start anew")
-    path = states[-1].parent
+    damaged = []
+    for path in candidates:
+        if not (reason := damage(path)):
+            break
+        damaged.append(f"{path.name} ({reason})")
+    else:
+        raise InputError(f"--resume: expected a whole checkpoint in {args.output_dir}, found only damaged ones: {'; '.join(damaged)}; leave --resume away to start anew")
+    if damaged:
+        print(f"skipped {'; '.join(damaged)}; going on from {path.name}")
     before = read_json(path / "reconstructor.json", RECONSTRUCTOR_SCHEMA, "models/reconstructor/train_cpu.py")["args"]
     for name in ("attention", "base_model"):
         if before[name] != getattr(args, name):
@@ -177,7 +291,34 @@ def newest_checkpoint(args):
     return str(path)
 
 
-def trainer_arguments(args, precision, steps):
+def model_card(args, reconstructor, step, metrics, curve=None):
+    """The text of a model card: how the model was made and how well it restores held-out text."""
+    flags = [f"--{k}" if v is True else f"--{k} {v}" for k, v in vars(args).items() if v not in (None, False) and k not in ("resume", "quiet")]
+    script = "train_cpu.py" if args.device == "cpu" else "train_gpu.py"
+    known = curve or {r: {"nats": metrics[f"eval_nats_at_{r}"], "top1": metrics[f"eval_top1_at_{r}"]} for r in EVAL_MASK_RATIOS if f"eval_nats_at_{r}" in metrics}
+    rows = "\n".join(f"| {float(r):.1f} | {m['nats']:.3f} | {m['top1']:.3f} |" for r, m in known.items())
+    return f"""---
+library_name: transformers
+base_model: {args.base_model}
+---
+# Reconstructor
+
+`{args.base_model}` fine-tuned for {step} steps to restore masked tokens, with {args.attention} attention. A masked token is
+`{MASK_TOKEN}` (token {reconstructor.mask_id:,}); token i is predicted from the position before it. Made by
+
+```
+python models/reconstructor/{script} {' '.join(flags)}
+```
+
+Validation texts, single tokens masked at random (seed 0), scored at masked positions only:
+
+| masked | nats per masked token | top-1 |
+|---|---|---|
+{rows}
+"""
+
+
+def trainer_arguments(args, precision, steps, processes):
     """The TrainingArguments that the command line amounts to."""
     return TrainingArguments(
         output_dir=str(args.output_dir), max_steps=steps,
@@ -186,7 +327,7 @@ def trainer_arguments(args, precision, steps):
         adam_beta2=0.95, lr_scheduler_type="linear", seed=args.seed, data_seed=args.seed, use_cpu=args.device == "cpu", **precision,
         eval_strategy="steps", eval_steps=args.eval_steps, save_strategy="steps", save_steps=args.save_steps, save_total_limit=args.save_total_limit,
         logging_steps=args.logging_steps, report_to=[], disable_tqdm=args.quiet, remove_unused_columns=False,
-        ddp_find_unused_parameters=False, dataloader_pin_memory=args.device == "cuda",
+        ddp_find_unused_parameters=False, ddp_backend="gloo" if args.device == "cpu" and processes > 1 else None, dataloader_pin_memory=args.device == "cuda",
     )
 
 
@@ -201,17 +342,22 @@ def fine_tune(args):
     if args.gradient_checkpointing:
         reconstructor.model.activation_checkpointing_enable()
 
+    if args.torch_compile:
+        reconstructor.model.base_model.compile(dynamic=True)
+
     def collate(items):
-        ids, valid = pad_batch(items, reconstructor.bos_id)
-        return {"ids": torch.as_tensor(ids), "valid": torch.as_tensor(valid)}
+        numbers, texts = zip(*items, strict=True)
+        ids, valid = pad_batch(texts, reconstructor.bos_id)
+        return {"number": torch.tensor(numbers), "ids": torch.as_tensor(ids), "valid": torch.as_tensor(valid)}
 
     processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun and accelerate launch
     per_epoch = math.ceil(len(train) / (args.batch_size * args.gradient_accumulation_steps * processes))
     steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * per_epoch))
     optimizer = MuonAdamW(reconstructor, args.learning_rate, args.learning_rate, args.weight_decay) if args.optimizer == "muon" else None
+    logger = [TensorBoardCallback(SummaryWriter(str(args.output_dir / "tb_logs")))] if int(os.environ.get("RANK", 0)) == 0 else []
     trainer = ReconstructorTrainer(
-        model=reconstructor, args=trainer_arguments(args, precision, steps), train_dataset=train, eval_dataset=validation, data_collator=collate,
-        optimizers=(optimizer, None), callbacks=[Report(), TensorBoardCallback(SummaryWriter(str(args.output_dir / "tb_logs")))], settings=args,
+        model=reconstructor, args=trainer_arguments(args, precision, steps, processes), train_dataset=NumberedTexts(train), eval_dataset=validation, data_collator=collate,
+        optimizers=(optimizer, None), callbacks=[Report(), *logger], settings=args,
     )
     trainer.remove_callback(PrinterCallback if args.quiet else ProgressCallback)
     if not args.quiet:
@@ -219,11 +365,12 @@ def fine_tune(args):
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
-    trainer.save_model(str(args.output_dir))
     if trainer.is_world_process_zero():
+        curve = {str(ratio): masked_accuracy(reconstructor.eval(), validation, ratio) for ratio in CURVE}
+        trainer.publish(curve)
         write_json(
             args.output_dir / "training.json", SCHEMA, args, UNITS,
-            steps=trainer.state.global_step, before=before, metrics=metrics, log=trainer.state.log_history,
+            steps=trainer.state.global_step, before=before, metrics=metrics, curve=curve, log=trainer.state.log_history,
         )
         print(f"fine-tuned for {trainer.state.global_step} steps; written to {args.output_dir}")
     return metrics
