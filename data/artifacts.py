@@ -122,6 +122,7 @@ def quieten_libraries():
     import transformers
 
     datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -138,6 +139,6 @@ def run(main):
     except (InputError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted; what was already saved is whole", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted; {interrupt or 'what was already saved is whole'}", file=sys.stderr)
         sys.exit(130)

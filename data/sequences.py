@@ -24,32 +24,56 @@ FEATURES = datasets.Features(
 
 
 class SequenceWriter:
-    """Stream sequences of one split into a temporary file; `commit` gives it its name, an exception discards it."""
+    """Stream the sequences of one split into the file `path` and count them; `state` is that of a writer to go on from."""
 
-    def __init__(self, path):
+    COUNTS = ("documents", "characters", "sequences", "tokens", "shortest", "longest")
+
+    def __init__(self, path, vocab_size, state=None):
         self.path = Path(path)
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        self.file = self.temporary.open("w", encoding="utf-8")
-        self.sequences = self.tokens = self.documents = 0
-        self.vocabulary = set()  # distinct token ids
-        self._last_doc = None
+        self.documents = self.characters = self.sequences = self.tokens = self.shortest = self.longest = 0
+        self._used = np.zeros(vocab_size, dtype=bool)  # token ids that occur
+        self._numerals = np.char.add(np.arange(vocab_size).astype("S"), b",").astype("S8").view(np.uint64)  # filled with NULs
+        self._file = self.path.open("r+b" if state else "wb")
+        if state:
+            for name in self.COUNTS:
+                setattr(self, name, state[name])
+            self._used[state["used"]] = True
+            self._file.truncate(self._file.seek(state["bytes"]))
 
-    def write(self, doc, index, tokens):
-        """Append one sequence: `tokens`, a list of int, is number `index` of document `doc`."""
-        self.file.write(json.dumps({"doc": doc, "index": index, "tokens": tokens}, separators=(",", ":")) + "\n")
+    def write(self, doc, index, tokens, characters):
+        """Append one sequence: `tokens`, int32 (T,), is number `index` of document `doc`, which has `characters` characters."""
+        numerals = self._numerals.take(tokens).tobytes().translate(None, b"\0")[:-1]
+        self._file.write(b'{"doc":%s,"index":%d,"tokens":[%s]}\n' % (json.dumps(doc).encode(), index, numerals))
+        self._used[tokens] = True
+        if index == 0:
+            self.documents += 1
+            self.characters += characters
+        self.shortest = min(self.shortest or len(tokens), len(tokens))
+        self.longest = max(self.longest, len(tokens))
         self.sequences += 1
         self.tokens += len(tokens)
-        self.vocabulary.update(tokens)
-        self.documents += doc != self._last_doc
-        self._last_doc = doc
 
-    def commit(self):
-        self.file.close()
-        os.replace(self.temporary, self.path)
+    @property
+    def distinct_tokens(self):
+        """Number of different token ids."""
+        return int(np.count_nonzero(self._used))
 
-    def discard(self):
-        self.file.close()
-        self.temporary.unlink(missing_ok=True)
+    def state(self):
+        """What another writer needs to go on from here, JSON-able, once the file's content is safe on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"bytes": self._file.tell(), "used": np.flatnonzero(self._used).tolist(), **{name: getattr(self, name) for name in self.COUNTS}}
+
+    def statistics(self):
+        """The split's part of `dataset_info.json`; lengths of sequences in tokens."""
+        return {
+            "documents": self.documents, "characters": self.characters, "sequences": self.sequences, "tokens": self.tokens,
+            "distinct_tokens": self.distinct_tokens, "shortest": self.shortest, "longest": self.longest,
+            "mean": round(self.tokens / max(1, self.sequences), 2),
+        }
+
+    def close(self):
+        self._file.close()
 
 
 class Sequences:
