@@ -292,6 +292,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut/model.safetensors").exists()
+    (tmp_path / "cut/.unfinished/checkpoint-99").mkdir(parents=True, exist_ok=True)  # as if it had been killed while it saved
     fine_tune(toy, tmp_path / "cut", *words, "--resume")
     fine_tune(toy, tmp_path / "whole", *words)
     whole, cut = weights_of(tmp_path / "whole", tmp_path / "cut")
@@ -323,11 +324,11 @@ def test_a_llama_is_fine_tuned_by_the_same_command(toy, tmp_path):
 
 
 def test_checkpoints_have_a_card_and_tensorboard_has_the_speed(toy, tmp_path):
-    fine_tune(toy, tmp_path, *"--max_steps 4 --batch_size 4 --save_steps 2 --eval_steps 2 --logging_steps 2".split())
+    fine_tune(toy, tmp_path, *"--max_steps 4 --batch_size 4 --save_steps 2 --eval_steps 2 --logging_steps 2 --mask_spread 0".split())
     checkpoint = tmp_path / "checkpoint-4"
     assert {"README.md", "training_args.bin", "reconstructor.json", "checksums.json", "optimizer.pt"} <= {p.name for p in checkpoint.iterdir()}
     record, card = json.loads((checkpoint / "reconstructor.json").read_text()), (checkpoint / "README.md").read_text()
-    assert f"| 0.3 | {record['metrics']['eval_nats_at_0.3']:.3f} |" in card and "--max_steps 4" in card and str(record["step"]) == "4"
+    assert f"| 0.3 | {record['metrics']['eval_nats_at_0.3']:.3f} |" in card and "--max_steps 4" in card and "--mask_spread 0.0" in card and str(record["step"]) == "4"
     assert (tmp_path / "README.md").read_text().count("\n| 0.") == 9, "the curve from 0.1 to 0.9"
     events = EventAccumulator(str(tmp_path / "tb_logs")).Reload()
     assert {"train/loss", "train/learning_rate", "train/tokens_per_second", "eval/top1_at_0.1", "eval/nats_at_0.5"} <= set(events.Tags()["scalars"])

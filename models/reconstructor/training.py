@@ -32,6 +32,7 @@ SCHEMA = "rltc.finetuning/1"
 UNITS = {"loss": "nats per masked token", "nats": "nats per masked token", "top1": "share of masked tokens restored", "learning_rate": "AdamW's"}
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the model card
+UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
 MANIFEST = "checksums.json"  # SHA-256 of every file of a checkpoint, written last: without it a checkpoint is not whole
 
 
@@ -188,23 +189,23 @@ class ReconstructorTrainer(Trainer):
         final, name = self.run_dir, f"checkpoint-{self.state.global_step}"
         if not all(p.isfinite().all() for p in self.model.parameters()):
             raise InputError(f"the weights are no longer finite at step {self.state.global_step}; lower --learning_rate and go on with --resume")
-        self.run_dir = final / ".unfinished"
+        self.run_dir = final / UNFINISHED
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.run_dir = final
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            sign(final / ".unfinished" / name)
+            sign(final / UNFINISHED / name)
             shutil.rmtree(final / name, ignore_errors=True)
-            os.replace(final / ".unfinished" / name, final / name)
-            shutil.rmtree(final / ".unfinished")
+            os.replace(final / UNFINISHED / name, final / name)
+            shutil.rmtree(final / UNFINISHED)
             rotate_checkpoints(output_dir=str(final), save_total_limit=self.args.save_total_limit, use_mtime=True)
         self.logged = time.monotonic(), self.tokens
 
     def publish(self, curve):
         """Put the model into the output directory, file by file in one step each, with its curve on the model card."""
-        aside = self.run_dir / ".unfinished"
+        aside = self.run_dir / UNFINISHED
         self._save(aside, curve=curve)
         for path in sorted(aside.iterdir(), key=lambda p: p.name == "reconstructor.json"):
             os.replace(path, self.run_dir / path.name)
@@ -212,8 +213,8 @@ class ReconstructorTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None, curve=None):
         directory = make_output_dir(output_dir or self.args.output_dir)
-        reconstructor, validations = self.accelerator.unwrap_model(self.model), [row for row in self.state.log_history if f"eval_nats_at_{EVAL_MASK_RATIOS[0]}" in row]
-        metrics = validations[-1] if validations else {}
+        reconstructor = self.accelerator.unwrap_model(self.model)
+        metrics = next((row for row in reversed(self.state.log_history) if f"eval_nats_at_{EVAL_MASK_RATIOS[0]}" in row), {})
         reconstructor.save(directory, args=self.settings, step=self.state.global_step, metrics=metrics)
         torch.save(self.args, directory / "training_args.bin")
         write_text(directory / "README.md", model_card(self.settings, reconstructor, self.state.global_step, metrics, curve))
@@ -293,7 +294,7 @@ def newest_checkpoint(args):
 
 def model_card(args, reconstructor, step, metrics, curve=None):
     """The text of a model card: how the model was made and how well it restores held-out text."""
-    flags = [f"--{k}" if v is True else f"--{k} {v}" for k, v in vars(args).items() if v not in (None, False) and k not in ("resume", "quiet")]
+    flags = [f"--{k}" if v is True else f"--{k} {v}" for k, v in vars(args).items() if v is not None and v is not False and k not in ("resume", "quiet")]
     script = "train_cpu.py" if args.device == "cpu" else "train_gpu.py"
     known = curve or {r: {"nats": metrics[f"eval_nats_at_{r}"], "top1": metrics[f"eval_top1_at_{r}"]} for r in EVAL_MASK_RATIOS if f"eval_nats_at_{r}" in metrics}
     rows = "\n".join(f"| {float(r):.1f} | {m['nats']:.3f} | {m['top1']:.3f} |" for r, m in known.items())
@@ -339,6 +340,9 @@ def fine_tune(args):
     reconstructor = Reconstructor.from_base(args.base_model, args.attention)
     train, validation, _ = open_splits(args, reconstructor)
     make_output_dir(args.output_dir)
+    main_process = int(os.environ.get("RANK", 0)) == 0  # RANK and WORLD_SIZE are set by torchrun and accelerate launch
+    if main_process:
+        shutil.rmtree(args.output_dir / UNFINISHED, ignore_errors=True)  # of a run that was killed
     if args.gradient_checkpointing:
         reconstructor.model.activation_checkpointing_enable()
 
@@ -350,11 +354,11 @@ def fine_tune(args):
         ids, valid = pad_batch(texts, reconstructor.bos_id)
         return {"number": torch.tensor(numbers), "ids": torch.as_tensor(ids), "valid": torch.as_tensor(valid)}
 
-    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun and accelerate launch
+    processes = int(os.environ.get("WORLD_SIZE", 1))
     per_epoch = math.ceil(len(train) / (args.batch_size * args.gradient_accumulation_steps * processes))
     steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * per_epoch))
     optimizer = MuonAdamW(reconstructor, args.learning_rate, args.learning_rate, args.weight_decay) if args.optimizer == "muon" else None
-    logger = [TensorBoardCallback(SummaryWriter(str(args.output_dir / "tb_logs")))] if int(os.environ.get("RANK", 0)) == 0 else []
+    logger = [TensorBoardCallback(SummaryWriter(str(args.output_dir / "tb_logs")))] if main_process else []
     trainer = ReconstructorTrainer(
         model=reconstructor, args=trainer_arguments(args, precision, steps, processes), train_dataset=NumberedTexts(train), eval_dataset=validation, data_collator=collate,
         optimizers=(optimizer, None), callbacks=[Report(), *logger], settings=args,
