@@ -46,7 +46,7 @@ from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, bos_id, fingerprint, load_tokenizer
-from models.reconstructor.training import masked_accuracy
+from models.reconstructor.training import CURVE, masked_accuracy
 
 SCHEMA = "rltc.pretraining/2"
 UNITS = {
@@ -57,7 +57,6 @@ WARMUP_STEPS = 50
 COOLDOWN = 0.5  # last share of the run in which the learning rate falls linearly to zero
 EXACT_END = 0.15  # last share of the run in which the loss is normalised over all of the cut vocabulary
 FREQUENT, RARE_SAMPLE = 6000, 2000  # outputs that every step normalises over, and the sample of the others
-CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the model card
 MASK_RATIO, MASK_SPREAD, SPAN_SHARE = 0.3, 0.25, 0.2  # the defaults of train_cpu.py
 POSITION_BUCKETS = 8  # the model card shows the loss in this many stretches of positions
 
