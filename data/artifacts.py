@@ -42,6 +42,16 @@ def write_text(path, text):
         temporary.unlink(missing_ok=True)
 
 
+def command_line(script, args, leave_out=("resume", "quiet")):
+    """The command that runs `script` as the argparse namespace `args` says, for model cards; flags that are off or empty are left out."""
+    words = ["python", script]
+    for name, value in vars(args).items():
+        if name in leave_out or value is None or value is False or value == []:
+            continue
+        words += [f"--{name}"] if value is True else [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return " ".join(words)
+
+
 def write_json(path, schema, args, units, **content):
     """Write a stage's result. `args` is the argparse namespace it ran with; `units` says what each figure means."""
     settings = json.loads(json.dumps(vars(args), default=str))  # paths become text

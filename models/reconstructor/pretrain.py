@@ -39,7 +39,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, run, write_json, write_text
 from data.sequences import SPLITS, load_sequences
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
@@ -309,7 +309,6 @@ def score_quickly(full, tokenizer, stream, args):
 def model_card(args, model, done, metrics):
     """The text of the model card, all of its figures from this run."""
     parameters = sum(p.numel() for p in model.parameters())
-    command = "python models/reconstructor/pretrain.py " + " ".join(f"--{k} {v}" for k, v in vars(args).items() if k not in ("quiet", "resume") and v is not None)
     rows = "\n".join(f"| {r['step']} | {r['minutes']} | {r['tokens']:,} | {r['val_nats']:.3f} | {r['val_masked_nats']:.3f} | {r['val_masked_top1']:.3f} |" for r in done.log)
     held_out = "\n".join(
         f"| {name} | {m['val_nats']:.3f} | {m['val_tokens']:,} | {m['val_nats_long']:.3f} | {m['masked']['0.3']['nats']:.3f} | {m['masked']['0.3']['top1']:.3f} |" for name, m in metrics.items()
@@ -352,7 +351,7 @@ Causal nats per token by position in windows of {c.n_positions}: every position 
 Made by ({done.tokens:,} training tokens, {done.minutes:.0f} minutes on 2 CPU cores that other work shared):
 
 ```
-{command}
+{command_line("models/reconstructor/pretrain.py", args)}
 ```
 
 | step | minutes | tokens | validation nats | masked nats | masked top-1 |

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, write_json, write_text
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
@@ -29,7 +29,7 @@ from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
 from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN
 
 SCHEMA = "rltc.finetuning/1"
-UNITS = {"loss": "nats per masked token", "nats": "nats per masked token", "top1": "share of masked tokens restored", "learning_rate": "AdamW's"}
+UNITS = {"loss": "nats per masked token", "nats": "nats per masked token", "top1": "share of masked tokens restored", "learning_rate": "AdamW's", "tokens_per_second": "tokens of text per second, over all processes"}
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the model card
 UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
@@ -294,8 +294,7 @@ def newest_checkpoint(args):
 
 def model_card(args, reconstructor, step, metrics, curve=None):
     """The text of a model card: how the model was made and how well it restores held-out text."""
-    flags = [f"--{k}" if v is True else f"--{k} {v}" for k, v in vars(args).items() if v is not None and v is not False and k not in ("resume", "quiet")]
-    script = "train_cpu.py" if args.device == "cpu" else "train_gpu.py"
+    script = "models/reconstructor/train_cpu.py" if args.device == "cpu" else "models/reconstructor/train_gpu.py"
     known = curve or {r: {"nats": metrics[f"eval_nats_at_{r}"], "top1": metrics[f"eval_top1_at_{r}"]} for r in EVAL_MASK_RATIOS if f"eval_nats_at_{r}" in metrics}
     rows = "\n".join(f"| {float(r):.1f} | {m['nats']:.3f} | {m['top1']:.3f} |" for r, m in known.items())
     return f"""---
@@ -308,7 +307,7 @@ base_model: {args.base_model}
 `{MASK_TOKEN}` (token {reconstructor.mask_id:,}); token i is predicted from the position before it. Made by
 
 ```
-python models/reconstructor/{script} {' '.join(flags)}
+{command_line(script, args)}
 ```
 
 Validation texts, single tokens masked at random (seed 0), scored at masked positions only:
