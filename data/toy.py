@@ -16,6 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
+from data import prepare
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORDS = [chr(ord("a") + i) for i in range(20)]
 ECHO = {word: "ABCD"[i % 4] for i, word in enumerate(WORDS)}
@@ -40,6 +42,14 @@ def write_base(directory, n_positions=32, seed=0):
     config = GPT2Config(vocab_size=len(names), n_positions=n_positions, n_embd=64, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(directory)
     return Path(directory)
+
+
+def write_toy(folder):
+    """`folder` with the toy base model in `base` and the toy corpus, prepared, in `data`."""
+    write_base(folder / "base")
+    corpus = write_corpus(folder / "toy.jsonl")
+    prepare.main(f"--source text --input {corpus} --tokenizer {folder / 'base'} --output_dir {folder / 'data'} --max_length {2 * PAIRS} --quiet".split())
+    return folder
 
 
 def pipeline(folder):

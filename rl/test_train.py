@@ -14,10 +14,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data import prepare
 from data.artifacts import InputError
 from data.sequences import load_sequences
-from data.toy import check_refusal, write_base, write_corpus
+from data.toy import check_refusal, write_toy
 from models.agent.policy import TokenCompressionPolicy
 from models.reconstructor import train_cpu
 from models.reconstructor.reconstructor import Reconstructor, find_device
@@ -32,10 +31,7 @@ LENGTH = 16
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """A folder with toy data in `data` and a toy reconstructor that knows the echo in `tuned`."""
-    folder = tmp_path_factory.mktemp("toy")
-    write_base(folder / "base")
-    corpus = write_corpus(folder / "toy.jsonl")
-    prepare.main(f"--source text --input {corpus} --tokenizer {folder / 'base'} --output_dir {folder / 'data'} --max_length {LENGTH} --quiet".split())
+    folder = write_toy(tmp_path_factory.mktemp("toy"))
     command = f"--data_path {folder / 'data/processed_data.json'} --base_model {folder / 'base'} --output_dir {folder / 'tuned'}"
     train_cpu.main([*command.split(), *"--quiet --learning_rate 3e-3 --max_steps 400 --batch_size 32 --mask_ratio 0.5 --mask_spread 0.4 --eval_steps 400".split()])
     return folder
