@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run, write_json, write_text
 from data.sequences import SPLITS, load_sequences, pad_batch
-from eval.methods import Agent, CausalSurprisal, Random, TokenFrequency
+from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks
 from eval.metrics import MIN_DOCUMENTS, SUMS, binary_entropy, bootstrap_weights, difference, with_intervals
 from models.reconstructor.masking import keep_counts, keep_highest
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
@@ -30,6 +30,7 @@ from rl.train import SCHEMA as AGENT_SCHEMA
 from rl.train import token_counts
 
 SCHEMA = "rltc.evaluation/1"
+OPPONENTS = ("causal", "iterative", "frequency", "random", "mean-nats", "verified")
 UNITS = {
     "keep_ratio": "kept tokens per original token", "compression_ratio": "original tokens per kept token",
     "side_information": "bits per original token, at most: where the gaps are", "top1": "share of masked tokens restored",
@@ -46,6 +47,7 @@ def parse_args(argv=None):
     add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for evaluation_results.json and examples.txt")
     add("--reconstructor_path", type=Path, default=None, help="fine-tuned reconstructor; default: the one that the agent was trained with")
     add("--base_model", default=None, help="causal LM of the causal-surprisal method; default: the one the reconstructor was fine-tuned from")
+    add("--methods", nargs="+", choices=OPPONENTS, default=list(OPPONENTS[:4]), help="what the agent is compared with; mean-nats and verified ask the reconstructor dozens of times per text")
     add("--num_sequences", type=bounded(int, 1, 10**9), default=100, help="texts to evaluate on, drawn at random from the file; all if there are fewer")
     add("--keep_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5], help="kept tokens per original token, between 0 and 1")
     add("--max_length", type=bounded(int, 2, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the agent's training length")
@@ -164,10 +166,11 @@ def format_table(record):
     names = list(dict.fromkeys(r["method"] for r in record["results"]))
     cell = {(r["method"], r["keep_ratio_asked"]): r for r in record["results"]}
     worse = {(d["method"], d["keep_ratio_asked"]): d for d in record["differences"]}
+    width = 2 + max(map(len, ["keep ratio", *names]))
     lines = ["masked top-1 / nats per masked token, 95 % intervals over documents; * the agent's lead is significant in both", ""]
-    lines.append(f"{'keep ratio':18s}" + "".join(f"{r:^22g}" for r in ratios))
+    lines.append(f"{'keep ratio':{width}s}" + "".join(f"{r:^22g}" for r in ratios))
     for name in names:
-        row, low = f"{name:18s}", " " * 18
+        row, low = f"{name:{width}s}", " " * width
         for r in ratios:
             c, d = cell[name, r], worse.get((name, r))
             lead = d and d["top1"]["significant"] and d["nats"]["significant"] and d["top1"]["value"] > 0 > d["nats"]["value"]
@@ -189,6 +192,16 @@ def base_model_of(args, reconstructor_path):
     return name, model, load_tokenizer(name)
 
 
+def build_methods(args, policy, base, bos, reconstructor, counts):
+    """The agent and the `--methods`, in their order."""
+    makers = {
+        "causal": lambda: CausalSurprisal(base, bos), "iterative": lambda: IterativeSurprisal(base, bos),
+        "frequency": lambda: TokenFrequency(counts), "random": lambda: Random(args.seed),
+        "mean-nats": lambda: MeanMaskedNats(reconstructor, args.seed), "verified": lambda: VerifiedMasks(reconstructor, MeanMaskedNats(reconstructor, args.seed)),
+    }
+    return [Agent(policy), *(makers[name]() for name in dict.fromkeys(args.methods))]
+
+
 def main(argv=None):
     args = parse_args(argv)
     device = find_device(args.device)
@@ -204,9 +217,7 @@ def main(argv=None):
     train = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
     make_output_dir(args.output_dir)
 
-    methods = [
-        Agent(policy), CausalSurprisal(base.to(device), bos_id(base_tokenizer)), TokenFrequency(token_counts(train, reconstructor.vocab_size)), Random(args.seed),
-    ]
+    methods = build_methods(args, policy, base.to(device), bos_id(base_tokenizer), reconstructor, token_counts(train, reconstructor.vocab_size))
     cells = {}
     for method, keep_ratio in tqdm([(m, r) for m in methods for r in args.keep_ratios], desc="evaluate", unit="cell", disable=args.quiet):
         cells[method.name, keep_ratio] = (*evaluate_method(method, keep_ratio, corpus, reconstructor), method.lm_passes)

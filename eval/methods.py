@@ -5,13 +5,16 @@ A method is an object with `name`, `lm_passes` (language-model passes per text) 
     scores(ids, valid, keep_ratio) -> importance (B, T) float: higher is kept first
 
 for ids (B, T) int64 and valid (B, T) bool, True at text. `masking.keep_highest` turns scores into masks with an
-exact number of kept tokens, the same for every method.
+exact number of kept tokens, the same for every method. Where the number of passes depends on the rate or the length,
+`lm_passes` is that of the last call.
 """
 
 import numpy as np
 import torch
 
 from data.artifacts import InputError
+from data.sequences import pad_batch
+from models.reconstructor.masking import budget, keep_counts
 
 
 class Agent:
@@ -50,6 +53,25 @@ class TokenFrequency:
         return self.importance[ids]
 
 
+@torch.inference_mode()
+def causal_nats(model, bos_id, ids, valid):
+    """-ln p(token | BOS and the tokens before it) by a causal LM, (B, T) float32; ids (B, T) int64, valid (B, T) bool, padding at the end.
+
+    Raises InputError if the texts are longer than the model's positions.
+    """
+    ids, valid = (torch.as_tensor(x, device=model.device) for x in (ids, valid))
+    B, T = ids.shape
+    positions = getattr(model.config, "max_position_embeddings", T)
+    if T > positions:
+        raise InputError(f"a text of {T} tokens: expected at most {positions}, the positions of --base_model; use a smaller --max_length")
+    # Padding stands at the end, where a causal model's earlier positions never see it. Token i is read from position i - 1.
+    inputs = torch.cat([ids.new_full((B, 1), bos_id), torch.where(valid, ids, bos_id)[:, :-1]], 1)
+    hidden = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+    weight = model.get_output_embeddings().weight
+    # One text at a time: logits are (T, V).
+    return np.stack([torch.nn.functional.cross_entropy((h @ weight.T).float(), t, reduction="none").cpu().numpy() for h, t in zip(hidden, ids)])
+
+
 class CausalSurprisal:
     """Selective Context (Li et al. 2023) on single tokens: -ln p(token | the text before it) by a causal LM."""
 
@@ -58,19 +80,87 @@ class CausalSurprisal:
     def __init__(self, model, bos_id):
         self.model, self.bos_id = model.eval(), bos_id
 
-    @torch.inference_mode()
     def scores(self, ids, valid, keep_ratio):
-        ids, valid = (torch.as_tensor(x, device=self.model.device) for x in (ids, valid))
-        B, T = ids.shape
-        positions = getattr(self.model.config, "max_position_embeddings", T)
-        if T > positions:
-            raise InputError(f"a text of {T} tokens: expected at most {positions}, the positions of --base_model; use a smaller --max_length")
-        # Padding stands at the end, where a causal model's earlier positions never see it. Token i is read from position i - 1.
-        inputs = torch.cat([ids.new_full((B, 1), self.bos_id), torch.where(valid, ids, self.bos_id)[:, :-1]], 1)
-        hidden = self.model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
-        surprisal = torch.zeros(B, T)
-        weight = self.model.get_output_embeddings().weight
-        for row in range(B):
-            logits = hidden[row] @ weight.T  # (T, V), one text at a time
-            surprisal[row] = torch.nn.functional.cross_entropy(logits.float(), ids[row], reduction="none").cpu()
-        return surprisal.numpy()
+        return causal_nats(self.model, self.bos_id, ids, valid)
+
+
+class IterativeSurprisal:
+    """LLMLingua's token-level step (Jiang et al. 2023, section 3.2): surprisal given the earlier segments as they were compressed.
+
+    Deviations: 1. every segment keeps the same share, exact to the token over the whole text, where LLMLingua thresholds at a
+    percentile; 2. the embedded base model instead of LLaMA; 3. segments of `segment` tokens, shorter in proportion to the texts.
+    """
+
+    name = "iterative surprisal"
+
+    def __init__(self, model, bos_id, segment=32):
+        self.model, self.bos_id, self.segment, self.lm_passes = model.eval(), bos_id, segment, None
+
+    def scores(self, ids, valid, keep_ratio):
+        lengths = valid.sum(1)
+        scores, kept = np.zeros(ids.shape), [np.empty(0, dtype=np.int64) for _ in ids]
+        starts = range(0, ids.shape[1], self.segment)
+        for start in starts:
+            rows = np.flatnonzero(lengths > start)
+            ends = np.minimum(start + self.segment, lengths[rows])
+            contexts = [np.concatenate([kept[row], ids[row, start:end]]) for row, end in zip(rows, ends, strict=True)]
+            surprisal = causal_nats(self.model, self.bos_id, *pad_batch(contexts, 0))
+            for row, end, context, nats in zip(rows, ends, contexts, surprisal, strict=True):
+                quota = budget(end, keep_ratio) - budget(start, keep_ratio)
+                nats = nats[len(kept[row]) : len(context)]
+                chosen = np.sort(np.argsort(-nats, kind="stable")[:quota])
+                scores[row, start + chosen] = 1  # what is kept of each segment is settled here
+                kept[row] = np.concatenate([kept[row], ids[row, start + chosen]])
+        self.lm_passes = len(starts)
+        return scores
+
+
+class MeanMaskedNats:
+    """What the reconstructor itself says: a token's mean nats under about `passes` random masks of the rate asked for.
+
+    The masks of one round divide the text into blocks, so that every token is masked equally often.
+    """
+
+    name = "mean nats under random masks"
+
+    def __init__(self, reconstructor, seed, passes=24):
+        self.reconstructor, self.seed, self.passes, self.lm_passes = reconstructor, seed, passes, None
+
+    def scores(self, ids, valid, keep_ratio):
+        rng = np.random.default_rng(self.seed)
+        blocks = max(2, int(np.ceil(1 / (1 - keep_ratio) - 1e-9)))
+        rounds = max(1, round(self.passes / blocks))
+        total = np.zeros(ids.shape)
+        for _ in range(rounds):
+            block = rng.random(ids.shape).argsort(1).argsort(1) % blocks
+            for hidden in range(blocks):
+                total += self.reconstructor.predict(ids, (block != hidden) | ~valid, valid).nats.cpu().numpy()
+        self.lm_passes = rounds * blocks
+        return total / rounds
+
+
+class VerifiedMasks:
+    """The practical oracle: mask `surplus` times too many, reconstruct, send what came back dearest, and again, `rounds` times.
+
+    It looks at the reconstructor's answer under the joint mask, which no per-token score does. `proposer` is a method whose
+    scores say what to mask at first.
+    """
+
+    name = "reconstructor-verified masks"
+
+    def __init__(self, reconstructor, proposer, surplus=1.6, rounds=8):
+        self.reconstructor, self.proposer, self.surplus, self.rounds, self.lm_passes = reconstructor, proposer, surplus, rounds, None
+
+    def scores(self, ids, valid, keep_ratio):
+        proposal = self.proposer.scores(ids, valid, keep_ratio)
+        target = valid.sum(1) - keep_counts(valid, keep_ratio)
+        first = np.minimum(np.ceil(self.surplus * target), valid.sum(1)).astype(np.int64)
+        order = np.where(valid, proposal, np.inf).argsort(1, kind="stable").argsort(1)
+        masked = order < first[:, None]
+        for left in range(self.rounds, 0, -1):
+            nats = np.where(masked, self.reconstructor.predict(ids, ~masked, valid).nats.cpu().numpy(), -np.inf)
+            surplus = masked.sum(1) - target
+            dearest = (-nats).argsort(1, kind="stable").argsort(1)
+            masked &= dearest >= np.ceil(surplus / left).astype(np.int64)[:, None]
+        self.lm_passes = self.proposer.lm_passes + self.rounds
+        return (~masked).astype(float)

@@ -17,7 +17,7 @@ from data.artifacts import InputError
 from data.sequences import pad_batch
 from data.toy import check_refusal, run_pipeline, write_base
 from eval import evaluate, evaluate_reconstructor, quickstart
-from eval.methods import Agent, CausalSurprisal, Random, TokenFrequency
+from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks
 from eval.metrics import binary_entropy, bootstrap_weights, difference, figures, with_intervals
 from models.reconstructor import benchmark, pretrain, train_cpu, train_gpu, training
 from models.reconstructor.masking import keep_highest
@@ -96,6 +96,35 @@ def test_frequency_keeps_rare_tokens_and_random_repeats_by_seed():
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
+def test_iterative_surprisal_reads_segments_after_what_was_kept(tmp_path):
+    """By hand: the second segment's surprisal is that of the causal model after the kept tokens of the first."""
+    model = load_causal_lm(write_base(tmp_path)).eval()
+    text, short = np.random.default_rng(0).integers(2, 20, 11), np.arange(3, 8)
+    ids, valid = pad_batch([text, short], 0)
+    surprisal = lambda tokens: CausalSurprisal(model, 0).scores(tokens[None], np.ones((1, len(tokens)), bool), 0.5)[0]
+    method = IterativeSurprisal(model, 0, segment=6)
+    keep_mask = keep_highest(method.scores(ids, valid, 0.5), valid, 0.5)
+    first = np.sort(np.argsort(-surprisal(text[:6]), kind="stable")[:3])
+    second = 6 + np.argsort(-surprisal(np.concatenate([text[first], text[6:]]))[3:], kind="stable")[:3]  # 11 tokens keep 6
+    assert sorted(np.flatnonzero(keep_mask[0])) == sorted([*first, *second]) and method.lm_passes == 2
+    one = IterativeSurprisal(model, 0, segment=20)
+    assert np.array_equal(keep_highest(one.scores(ids, valid, 0.6), valid, 0.6), keep_highest(CausalSurprisal(model, 0).scores(ids, valid, 0.6), valid, 0.6))
+
+
+def test_asking_the_reconstructor_beats_chance_and_verification_beats_asking(stages):
+    """At 0.6 most that is masked has to be echoes. A joint mask costs what its tokens cost together, which only verification sees."""
+    folder = stages[0]
+    reconstructor = Reconstructor.load(folder / "tuned")
+    corpus = evaluate.choose_texts(evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"]), 16, reconstructor)
+    asked = MeanMaskedNats(reconstructor, 0)
+    methods = {"random": Random(0), "asked": asked, "verified": VerifiedMasks(reconstructor, asked)}
+    sums = {name: evaluate.evaluate_method(method, 0.6, corpus, reconstructor)[0].sum(0) for name, method in methods.items()}
+    nats = {name: figures(s)["nats"] for name, s in sums.items()}
+    assert nats["verified"] < nats["asked"] < 0.8 * nats["random"], nats
+    assert len({s[1] for s in sums.values()}) == 1, "all mask equally many"
+    assert asked.lm_passes == 24 and methods["verified"].lm_passes == 32
+
+
 # --- the contract between the stages
 
 
@@ -116,7 +145,7 @@ def test_all_methods_keep_the_same_number_of_tokens(record):
     assert sorted(by_ratio) == [0.5, 0.6, 0.7, 0.8, 0.9] and all(len(found) == 1 for found in by_ratio.values())
     for asked, found in by_ratio.items():
         assert abs(next(iter(found))[1] - asked) <= 0.5 / 16, "16 tokens per text: exact to the token"
-    assert {r["method"] for r in record["results"]} == {"agent", "random", "token frequency", "causal surprisal"}
+    assert {r["method"] for r in record["results"]} == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal"}
 
 
 def test_the_agent_beats_random_on_the_toy_language(record):

@@ -25,6 +25,7 @@ from eval.evaluate import SCHEMA
 # One colour and marker per method in every figure; colours from Okabe and Ito's colour-blind-safe palette.
 STYLE = {
     "agent": ("#D55E00", "o"), "causal surprisal": ("#0072B2", "s"), "token frequency": ("#009E73", "^"), "random": ("#7F7F7F", "x"),
+    "iterative surprisal": ("#56B4E9", "D"), "mean nats under random masks": ("#CC79A7", "v"), "reconstructor-verified masks": ("#000000", "*"),
 }
 STATE_COLOUR = {"kept": None, "right": "#BFE5D3", "wrong": "#F6B8A6"}
 CURVES = (

@@ -9,9 +9,14 @@ import numpy as np
 MEAN_SPAN = 3.0  # tokens, the mean length of a masked span; SpanBERT (Joshi et al. 2020, section 3.1) uses 3.8
 
 
+def budget(length, keep_ratio):
+    """How many of `length` tokens are kept, rounded to the nearest token; numbers or arrays, int64."""
+    return np.floor(np.asarray(length) * keep_ratio + 0.5).astype(np.int64)
+
+
 def keep_counts(valid, keep_ratio):
-    """How many tokens of each text are kept: `keep_ratio` of its length, rounded to the nearest token. (B,) int."""
-    return np.floor(valid.sum(1) * keep_ratio + 0.5).astype(np.int64)
+    """How many tokens of each text are kept: `keep_ratio` of its length. (B,) int."""
+    return budget(valid.sum(1), keep_ratio)
 
 
 def keep_highest(scores, valid, keep_ratio):
