@@ -12,6 +12,8 @@ Padding earns nothing, costs nothing, counts nowhere.
 Shapes: `B` texts, `L` = max_length, the padded length; `T` valid tokens of one text.
 """
 
+import time
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -61,6 +63,13 @@ class TextStream:
     def restart(self):
         self.position = 0
 
+    def state(self):
+        """Where the stream stands: what `restore` takes."""
+        return {"rng": self.rng.bit_generator.state, "position": self.position, "order": self.order}
+
+    def restore(self, state):
+        self.rng.bit_generator.state, self.position, self.order = state["rng"], state["position"], state["order"]
+
     def next(self):
         """The next text, int64 (T,), and its price."""
         if self.shuffle:
@@ -85,6 +94,7 @@ class Judge:
         if max_length > reconstructor.max_length:
             raise InputError(f"max_length {max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one; use a smaller --max_length")
         self.reconstructor, self.max_length = reconstructor, max_length
+        self.seconds = 0.0  # spent in the reconstructor
 
     def observe(self, texts, prices):
         """The observation of a batch of texts: a dict of arrays with first dimension B."""
@@ -104,9 +114,11 @@ class Judge:
         keep_mask = (actions > KEEP_THRESHOLD) | ~valid
         longest = int(valid.sum(1).max())  # nothing is computed over columns that are padding in every text
         ids = observation["tokens"].astype(np.int64)
+        began = time.monotonic()
         prediction = self.reconstructor.predict(ids[:, :longest], keep_mask[:, :longest], valid[:, :longest])
         nats = np.zeros(ids.shape, np.float32)
         nats[:, :longest] = prediction.nats.cpu().numpy()
+        self.seconds += time.monotonic() - began
         right = np.zeros(ids.shape, bool)
         right[:, :longest] = prediction.top1.cpu().numpy() == ids[:, :longest]
         shares = token_rewards(keep_mask, valid, nats, observation["price"][:, 0])
@@ -192,6 +204,15 @@ class TokenCompressionVecEnv(VecEnv):
     def step_wait(self):
         rewards, infos = self.judge.pay(self._observation, self._actions)
         return self._draw(), rewards, np.ones(self.num_envs, bool), infos
+
+    def state(self):
+        """Everything that future texts and prices depend on: what `restore` takes."""
+        return {"stream": self.stream.state(), "observation": self._observation}
+
+    def restore(self, state):
+        """Go back to where `state()` was called."""
+        self.stream.restore(state["stream"])
+        self._observation = state["observation"]
 
     def close(self):
         """Nothing to release."""

@@ -21,6 +21,7 @@ On texts of one token it computes what Stable-Baselines3's PPO computes (tested)
 
 import os
 import pickle
+import time
 import zipfile
 from pathlib import Path
 
@@ -76,6 +77,7 @@ class TokenPPO(PPO):
 
     def __init__(self, *args, **kwargs):
         kwargs["rollout_buffer_class"] = TokenRolloutBuffer
+        self.update_seconds = 0.0  # spent in `train`
         super().__init__(*args, **kwargs)
 
     def _update_info_buffer(self, infos, dones=None):
@@ -105,6 +107,7 @@ class TokenPPO(PPO):
 
     def train(self):
         """Update the policy from the rollout buffer: `n_epochs` passes in minibatches of `batch_size` texts."""
+        began = time.monotonic()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         clip_range = self.clip_range(self._current_progress_remaining)
@@ -128,6 +131,7 @@ class TokenPPO(PPO):
             if stop:
                 break
         self._log_update(np.mean(history, axis=0), clip_range)
+        self.update_seconds += time.monotonic() - began
 
     def _log_update(self, means, clip_range):
         valid = self.rollout_buffer.observations["valid"].reshape(-1, self.rollout_buffer.action_dim) > 0

@@ -1,7 +1,10 @@
 """Tests of environment, PPO and agent training: `python rl/test_train.py` or pytest."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.artifacts import InputError
 from data.sequences import load_sequences
-from data.toy import check_refusal, write_toy
+from data.toy import REPOSITORY, check_refusal, write_toy
 from models.agent.policy import TokenCompressionPolicy
 from models.reconstructor import train_cpu
 from models.reconstructor.reconstructor import Reconstructor, find_device
@@ -243,10 +246,13 @@ def test_agent_learns_the_planted_redundancy_and_the_control_does_not(reconstruc
 # --- the script
 
 
-def train_agent(toy, output, *words):
+def agent_words(toy, output):
     command = f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --output_dir {output} --quiet --device cpu"
-    command += " --width 16 --layers 1 --heads 2 --embedding_dim 8 --n_steps 32 --n_envs 16 --batch_size 16 --eval_sequences 8"
-    train.main([*command.split(), *(str(w) for w in words)])
+    return f"{command} --width 16 --layers 1 --heads 2 --embedding_dim 8 --n_steps 32 --n_envs 16 --batch_size 16 --eval_sequences 8".split()
+
+
+def train_agent(toy, output, *words):
+    train.main([*agent_words(toy, output), *(str(w) for w in words)])
 
 
 def test_training_writes_models_logs_and_a_record(toy, tmp_path):
@@ -255,12 +261,12 @@ def test_training_writes_models_logs_and_a_record(toy, tmp_path):
     train_agent(toy, tmp_path, *flags.split())
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["schema"] == "rltc.agent/1" and record["seed"] == 3 and record["texts"] == 96 and record["max_length"] == 12
-    assert [row["texts"] for row in record["evaluations"]] == [32, 64, 96, 96]
+    assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64, 96]
     agent = TokenPPO.load(tmp_path / "final_model.zip")
     assert (agent.clip_range(1), agent.ent_coef, agent.vf_coef, agent.max_grad_norm, agent.target_kl, agent.n_epochs, agent.gamma) == (0.3, 0.001, 0.4, 1, 0.5, 2, 0.5)
     assert agent.lr_schedule(1.0) == pytest.approx(2e-3) and agent.lr_schedule(0.0) == pytest.approx(1e-4)
     assert record["best_J"] == max(row["J"] for row in record["evaluations"])
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"agent_64_steps.zip"}
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {f"agent_{n}_steps.{kind}" for n in (64, 96) for kind in ("zip", "pt")}
     assert list((tmp_path / "tb_logs").glob("events*"))
     for name in ("best_model.zip", "final_model.zip"):
         policy = load_policy(tmp_path / name)
@@ -275,6 +281,49 @@ def test_a_seed_repeats_a_run(toy, tmp_path):
         weights.append(load_policy(tmp_path / name / "final_model.zip").state_dict())
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert any(not torch.equal(weights[0][k], weights[2][k]) for k in weights[0])
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
+    """kill -9 after the first checkpoint, then --resume: the same weights, evaluations and log as a run that was left alone."""
+    flags = "--num_timesteps 320 --checkpoint_freq 64 --eval_freq 96 --save_total_limit 2 --seed 5"
+    train_agent(toy, tmp_path / "whole", *flags.split())
+    command = [sys.executable, REPOSITORY / "rl/train.py", *agent_words(toy, tmp_path / "cut"), *flags.split()]
+    running = subprocess.Popen([str(w) for w in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while running.poll() is None and not list((tmp_path / "cut/checkpoints").glob("*.pt")):
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "cut/final_model.zip").exists(), "killed too late"
+    train_agent(toy, tmp_path / "cut", *flags.split(), "--resume")
+    for name in ("final_model.zip", "best_model.zip"):
+        weights = [load_policy(tmp_path / run / name).state_dict() for run in ("whole", "cut")]
+        assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0]), name
+    records = [json.loads((tmp_path / run / "training.json").read_text()) for run in ("whole", "cut")]
+    assert records[0]["evaluations"] == records[1]["evaluations"] and len(records[0]["evaluations"]) == 5
+    curves = [[(p.step, p.value) for p in EventAccumulator(str(tmp_path / run / "tb_logs")).Reload().Scalars("rollout/J")] for run in ("whole", "cut")]
+    assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(32, 321, 32))
+    assert sorted(p.name for p in (tmp_path / "cut/checkpoints").glob("*.pt")) == ["agent_256_steps.pt", "agent_320_steps.pt"]
+
+
+def test_a_finished_run_trains_on_and_other_flags_or_damage_are_refused(toy, tmp_path):
+    train_agent(toy, tmp_path, "--num_timesteps", 64)
+    train_agent(toy, tmp_path, "--num_timesteps", 96, "--resume")
+    assert json.loads((tmp_path / "training.json").read_text())["texts"] == 96
+    with pytest.raises(InputError, match="with --learning_rate 0.001, found --learning_rate 0.01"):
+        train_agent(toy, tmp_path, "--num_timesteps", 128, "--resume", "--learning_rate", 0.01)
+    newest = tmp_path / "checkpoints/agent_96_steps.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(InputError, match="agent_96_steps.pt and .zip, found a damaged one"):
+        train_agent(toy, tmp_path, "--num_timesteps", 128, "--resume")
+    with pytest.raises(FileNotFoundError, match="leave --resume away"):
+        train_agent(toy, tmp_path / "none", "--num_timesteps", 64, "--resume")
+
+
+def test_training_stops_when_patience_ends(toy, tmp_path):
+    """A learning rate of almost nothing: no evaluation beats the first, and the second without a new best ends it."""
+    train_agent(toy, tmp_path, "--num_timesteps", 640, "--eval_freq", 32, "--patience", 2, "--learning_rate", 1e-12, "--final_learning_rate", 0)
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64] and (tmp_path / "final_model.zip").exists()
 
 
 def test_gamma_changes_nothing(toy, tmp_path):

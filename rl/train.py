@@ -4,7 +4,8 @@
         --reconstructor_path models/reconstructor/fine-tuned --num_timesteps 1000000 --n_steps 2048 --batch_size 64 --gamma 0.99
 
 Reads training and validation sequences and a fine-tuned reconstructor; writes `best_model.zip` (highest J on
-held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.json`. A timestep is one text.
+held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.json`. A timestep is one text. A run that was
+cut off goes on with `--resume`, on a CPU to the same weights as if it had not been.
 """
 
 import sys
@@ -14,8 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from stable_baselines3.common.callbacks import CheckpointCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import HParam, Logger
 
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import pad_batch
@@ -23,6 +23,7 @@ from models.agent.policy import TokenCompressionPolicy
 from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.training import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
+from rl.checkpoints import Checkpoints, ContinuedLog, load_newest
 from rl.env import TokenCompressionVecEnv
 from rl.ppo import TokenPPO, save_agent
 
@@ -61,7 +62,10 @@ def parse_args(argv=None):
     add("--eval_freq", type=bounded(int, 1, 10**12), default=1280, help="training texts between held-out evaluations")
     add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at every one of --eval_prices")
     add("--eval_prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[0.75, 1.5, 3.0], help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
+    add("--patience", type=bounded(int, 0, 10**9), default=0, help="stop after this many held-out evaluations without a higher J; 0: never")
     add("--checkpoint_freq", type=bounded(int, 1, 10**12), default=5120, help="training texts between checkpoints")
+    add("--save_total_limit", type=bounded(int, 1, 10**6), default=3, help="newest checkpoints to keep")
+    add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir; a larger --num_timesteps trains on")
     add("--device", default="auto", help="auto, cpu, cuda or mps: where policy and reconstructor run; auto takes CUDA if there is one")
     add("--seed", type=SEED, default=42, help="seeds initial weights, order of texts, prices and decisions")
     add("--quiet", action="store_true", help="no progress bar")
@@ -116,34 +120,45 @@ def main(argv=None):
     device = find_device(args.device)
     reconstructor = Reconstructor.load(args.reconstructor_path, device)
     train, held_out, length = open_splits(args, reconstructor)
-    logs = make_output_dir(args.output_dir) / "tb_logs"
-    for old in logs.glob("events.out.tfevents.*"):
-        old.unlink()  # two runs in one log would be drawn as one zigzag line
+    logs, checkpoint_dir = make_output_dir(args.output_dir) / "tb_logs", args.output_dir / "checkpoints"
     price_range = (args.min_price, args.max_price)
     env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, price_range)
-    episodes = len(held_out) * len(args.eval_prices)
-    eval_env = TokenCompressionVecEnv(held_out, reconstructor, length, environments(episodes), args.eval_prices, shuffle=False)
-    agent = build_agent(args, env, reconstructor, train, device)
-    agent.set_logger(configure(str(logs), ["tensorboard"]))
-    start = time.monotonic()
+    eval_env = TokenCompressionVecEnv(held_out, reconstructor, length, environments(len(held_out) * len(args.eval_prices)), args.eval_prices, shuffle=False)
+    if args.resume:
+        agent, before = load_newest(checkpoint_dir, args, env, device)
+    else:
+        clear(logs, checkpoint_dir)
+        agent, before = build_agent(args, env, reconstructor, train, device), {"seconds": 0.0, "history": []}
+    agent.set_logger(Logger(None, [ContinuedLog(logs, agent.num_timesteps)]))
+    start = time.monotonic() - before["seconds"]
 
     def record(evaluation):
         """Write training.json anew, so that it always describes the model that lies beside it."""
         write_json(
             args.output_dir / "training.json", SCHEMA, args, UNITS, seconds=time.monotonic() - start, texts=agent.num_timesteps,
-            parameters=sum(p.numel() for p in agent.policy.parameters()), best_J=float(evaluation.best_mean_reward),
+            parameters=sum(p.numel() for p in agent.policy.parameters()), best_J=evaluation.best_J,
             tokenizer_fingerprint=reconstructor.fingerprint, max_length=length, evaluations=evaluation.history,
         )
 
-    evaluation = HeldOutEvaluation(
-        eval_env, pad_batch(held_out, 0), price_range, args.eval_prices, args.output_dir / "best_model.zip", record,
-        n_eval_episodes=episodes, eval_freq=max(1, args.eval_freq // args.n_envs),
-    )
-    checkpoints = CheckpointCallback(max(1, args.checkpoint_freq // args.n_envs), str(args.output_dir / "checkpoints"), name_prefix="agent")
-    agent.learn(args.num_timesteps, callback=[RolloutFigures(args.num_timesteps, args.quiet), evaluation, checkpoints])
-    evaluation.evaluate_now()
+    def state():
+        return {"args": {k: str(v) for k, v in vars(args).items()}, "seconds": time.monotonic() - start, "history": evaluation.history}
+
+    evaluation = HeldOutEvaluation(eval_env, pad_batch(held_out, 0), price_range, args.eval_prices, args.eval_freq, args.output_dir / "best_model.zip", record, args.patience)
+    evaluation.history = before["history"]
+    checkpoints = Checkpoints(checkpoint_dir, args.checkpoint_freq, args.save_total_limit, state)
+    agent.logger.record("hparams", HParam({k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}, {"eval/J": 0.0}))
+    if (left := args.num_timesteps - agent.num_timesteps) > 0:
+        agent.learn(left, callback=[evaluation, checkpoints, RolloutFigures(args.num_timesteps, args.quiet)], reset_num_timesteps=not args.resume)
+        if not evaluation.exhausted():
+            checkpoints.save()
     save_agent(agent, args.output_dir / "final_model.zip")
-    print(f"trained on {agent.num_timesteps:,} texts in {time.monotonic() - start:.0f} s; best held-out J {evaluation.best_mean_reward:.4f} nats per token; written to {args.output_dir}")
+    print(f"trained on {agent.num_timesteps:,} texts in {time.monotonic() - start:.0f} s; best held-out J {evaluation.best_J:.4f} nats per token; written to {args.output_dir}")
+
+
+def clear(logs, checkpoints):
+    """Delete the logs and checkpoints of an earlier run: two runs in one log would be drawn as one zigzag line."""
+    for old in [*logs.glob("events.out.tfevents.*"), *checkpoints.glob("agent_*_steps.*")]:
+        old.unlink()
 
 
 if __name__ == "__main__":
