@@ -13,7 +13,10 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
 4. Advantages are standardised over the valid tokens of a minibatch.
 5. Token i is credited with its own share alone, not with what masking it does to its neighbours' nats. The expected
    gradient is therefore not that of J: the policy climbs towards decisions of which none gains by changing alone
-   (tokens whose neighbours are mostly masked cost more, and are kept). Models are selected by J itself.
+   (tokens whose neighbours are mostly masked cost more, and are kept). Models are selected by J itself. With a credit
+   window w, what the w masked tokens on either side earned beyond the critic's estimate is added to the advantage: that
+   they came out dearer because token i was masked is then held against masking it. The critic's estimate takes the noise
+   of their own decisions out.
 6. With `TokenCompressionPolicy` the critic's loss is that of the decision taken, not of the state: see there.
 
 On texts of one token it computes what Stable-Baselines3's PPO computes (tested).
@@ -34,12 +37,27 @@ from stable_baselines3.common.utils import explained_variance
 
 from data.artifacts import InputError
 from models.agent.policy import TokenCompressionPolicy
+from rl.env import KEEP_THRESHOLD
 
 PER_TOKEN = ("rewards", "returns", "values", "log_probs", "advantages")
 
 
+def sum_of_neighbours(x, window):
+    """For every place of the last axis the sum over the places at most `window` away, without the place itself."""
+    before = np.concatenate([np.zeros_like(x[..., :1]), np.cumsum(x, -1)], -1)
+    place = np.arange(x.shape[-1])
+    return before[..., np.minimum(place + window + 1, len(place))] - before[..., np.maximum(place - window, 0)] - x
+
+
 class TokenRolloutBuffer(DictRolloutBuffer):
-    """A rollout buffer whose rewards, values, log-probabilities, advantages and returns are (steps, envs, L)."""
+    """A rollout buffer whose rewards, values, log-probabilities, advantages and returns are (steps, envs, L).
+
+    `credit_window`: tokens on either side whose surprise a decision is credited with, see deviation 5.
+    """
+
+    def __init__(self, *args, credit_window=0, **kwargs):
+        self.credit_window = credit_window
+        super().__init__(*args, **kwargs)
 
     def reset(self):
         super().reset()
@@ -63,6 +81,11 @@ class TokenRolloutBuffer(DictRolloutBuffer):
         assert dones.all(), "episodes have one step"
         self.returns = self.rewards.copy()
         self.advantages = self.returns - self.values
+        if self.credit_window:
+            # Masking was drawn with probability q, and the value is q times the critic's gain of masking.
+            masked = (self.actions <= KEEP_THRESHOLD) & (self.observations["valid"] > 0)
+            surprise = np.where(masked, self.returns - self.values / np.exp(self.log_probs), 0).astype(np.float32)
+            self.advantages += sum_of_neighbours(surprise, self.credit_window)
 
     def _get_samples(self, batch_inds, env=None):
         samples = super()._get_samples(batch_inds, env)

@@ -26,7 +26,7 @@ from models.reconstructor.reconstructor import Reconstructor, find_device
 from rl import train
 from rl.callbacks import mean_figures
 from rl.env import TokenCompressionEnv, TokenCompressionVecEnv, token_rewards
-from rl.ppo import TokenPPO, TokenRolloutBuffer, load_policy
+from rl.ppo import TokenPPO, TokenRolloutBuffer, load_policy, sum_of_neighbours
 
 LENGTH = 16
 
@@ -210,6 +210,27 @@ def test_the_loss_is_per_token_and_ignores_padding(reconstructor, texts):
     assert [float(torch.as_tensor(x).detach()) for x in poisoned] == [float(torch.as_tensor(x).detach()) for x in losses]
 
 
+def test_neighbours_are_credited_with_their_surprise(reconstructor, texts):
+    """With a window of one, token i's advantage grows by the surprise of tokens i - 1 and i + 1 if they are masked; by loops."""
+    assert sum_of_neighbours(np.array([[1.0, 2, 4, 8]]), 1).tolist() == [[2, 5, 10, 4]]
+    assert sum_of_neighbours(np.array([[1.0, 2, 4, 8]]), 9).tolist() == [[14, 13, 11, 7]]
+    short = [texts[i][:n] for i, n in enumerate((16, 5, 11, 3))]
+    agent = agent_on(TokenCompressionVecEnv(short, reconstructor, LENGTH, 4, (1.0, 2.0)), rollout_buffer_kwargs={"credit_window": 1})
+    agent._setup_learn(4)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    b = agent.rollout_buffer
+    with torch.no_grad():
+        observation = {k: torch.as_tensor(v[0]) for k, v in b.observations.items()}
+        gain = agent.policy.evaluate_actions(observation, torch.zeros(4, LENGTH))[0].numpy()
+    for row, length in enumerate(b.observations["valid"][0].sum(1)):
+        for i in range(length):
+            expected = b.returns[0, row, i] - b.values[0, row, i]
+            for j in (i - 1, i + 1):
+                if 0 <= j < length and b.actions[0, row, j] <= 0.5:
+                    expected += b.returns[0, row, j] - gain[row, j]
+            assert b.advantages[0, row, i] == pytest.approx(expected, abs=1e-4), (row, i)
+
+
 def test_returns_are_nats_per_token(reconstructor, texts):
     env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 4, (1.0, 2.0))
     agent = agent_on(env)
@@ -256,7 +277,7 @@ def train_agent(toy, output, *words):
 
 
 def test_training_writes_models_logs_and_a_record(toy, tmp_path):
-    flags = "--num_timesteps 96 --eval_freq 32 --checkpoint_freq 64 --n_epochs 2 --gamma 0.5 --learning_rate 2e-3 --final_learning_rate 1e-4 --clip_range 0.3 --ent_coef 0.001 --vf_coef 0.4"
+    flags = "--num_timesteps 96 --eval_freq 32 --checkpoint_freq 64 --n_epochs 2 --gamma 0.5 --learning_rate 2e-3 --final_learning_rate 1e-4 --clip_range 0.3 --credit_window 2 --ent_coef 0.001 --vf_coef 0.4"
     flags += " --max_grad_norm 1 --target_kl 0.5 --min_price 0.7 --max_price 4 --max_length 12 --eval_prices 1 2 --seed 3"
     train_agent(toy, tmp_path, *flags.split())
     record = json.loads((tmp_path / "training.json").read_text())
@@ -264,6 +285,7 @@ def test_training_writes_models_logs_and_a_record(toy, tmp_path):
     assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64, 96]
     agent = TokenPPO.load(tmp_path / "final_model.zip")
     assert (agent.clip_range(1), agent.ent_coef, agent.vf_coef, agent.max_grad_norm, agent.target_kl, agent.n_epochs, agent.gamma) == (0.3, 0.001, 0.4, 1, 0.5, 2, 0.5)
+    assert agent.rollout_buffer.credit_window == 2
     assert agent.lr_schedule(1.0) == pytest.approx(2e-3) and agent.lr_schedule(0.0) == pytest.approx(1e-4)
     assert record["best_J"] == max(row["J"] for row in record["evaluations"])
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {f"agent_{n}_steps.{kind}" for n in (64, 96) for kind in ("zip", "pt")}

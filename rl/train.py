@@ -48,6 +48,7 @@ def parse_args(argv=None):
     add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3, help="Adam's learning rate at the start")
     add("--final_learning_rate", type=bounded(float, 0, 1), default=1e-4, help="learning rate at the end, reached linearly")
     add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2, help="PPO's clipping of the probability ratio, per token")
+    add("--credit_window", type=bounded(int, 0, 10**6), default=0, help="a decision is credited with what the masked tokens so many places to either side cost beyond the critic's estimate; 0: with its own token alone")
     add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token")
     add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
     add("--max_grad_norm", type=bounded(float, 0, 10**6, open_ends=True), default=0.5, help="gradients are clipped to this norm")
@@ -98,7 +99,7 @@ def build_agent(args, env, reconstructor, train, device):
     agent = TokenPPO(
         TokenCompressionPolicy, env, n_steps=args.n_steps // args.n_envs, batch_size=args.batch_size, n_epochs=args.n_epochs, gamma=args.gamma,
         learning_rate=learning_rate, clip_range=args.clip_range, ent_coef=args.ent_coef, vf_coef=args.vf_coef, max_grad_norm=args.max_grad_norm,
-        target_kl=args.target_kl, seed=args.seed, device=device,
+        target_kl=args.target_kl, seed=args.seed, device=device, rollout_buffer_kwargs={"credit_window": args.credit_window},
         policy_kwargs={
             "features_extractor_kwargs": {
                 "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "tokenizer_fingerprint": reconstructor.fingerprint,
