@@ -23,6 +23,7 @@ from models.reconstructor import benchmark, pretrain, train_cpu, train_gpu, trai
 from models.reconstructor.masking import keep_highest
 from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
 from plots import visualize
+from rl import benchmark as rl_benchmark
 from rl import train
 from rl.ppo import load_policy
 
@@ -227,6 +228,27 @@ def test_reconstructors_are_compared_on_the_same_masks(stages, tmp_path, capsys)
         evaluate_reconstructor.main(words.split() + ["--max_length", "32"])
 
 
+def test_a_reconstructor_gets_used_to_an_agents_masks(stages, tmp_path):
+    """Fine-tuned further on the agent's masks alone, it restores those better, and random ones not much worse."""
+    folder = stages[0]
+    adapted = tmp_path / "adapted"
+    words = f"--data_path {folder}/data/processed_data.json --base_model {folder}/tuned --output_dir {adapted} --mask_policy {folder}/agent/best_model.zip --policy_share 0.7 --max_steps 200 --batch_size 16 --mask_ratio 0.5 --learning_rate 2e-3 --eval_sequences 8 --eval_steps 500 --quiet"
+    train_cpu.main(words.split())
+    policy = load_policy(folder / "agent/best_model.zip")
+    corpus = evaluate.choose_texts(evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"]), 16, Reconstructor.load(adapted))
+    nats = {(method.name, path.name): figures(evaluate.evaluate_method(method, 0.5, corpus, Reconstructor.load(path))[0].sum(0))["nats"] for method in (Agent(policy), Random(0)) for path in (folder / "tuned", adapted)}
+    assert nats["agent", "adapted"] < nats["agent", "tuned"], nats
+    assert nats["random", "adapted"] < nats["random", "tuned"] + 0.1, nats
+    shutil.copytree(folder / "base", tmp_path / "other")
+    tokenizer = json.loads((tmp_path / "other/tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (tmp_path / "other/tokenizer.json").write_text(json.dumps(tokenizer))
+    prepare.main(f"--source text --input {folder}/toy.jsonl --tokenizer {tmp_path}/other --output_dir {tmp_path}/data --max_length 16 --quiet".split())
+    with pytest.raises(InputError, match="--mask_policy .* expected an agent for tokenizer"):
+        train_cpu.main(f"--data_path {tmp_path}/data/processed_data.json --base_model {tmp_path}/other --output_dir {tmp_path}/refused --mask_policy {folder}/agent/best_model.zip --max_steps 2 --quiet".split())
+
+
 # --- bad input
 
 
@@ -263,7 +285,7 @@ def test_impossible_flags_are_refused(words):
         evaluate.parse_args(words)
 
 
-@pytest.mark.parametrize("script", [prepare, pretrain, benchmark, train_cpu, train_gpu, train, evaluate, evaluate_reconstructor, quickstart, visualize])
+@pytest.mark.parametrize("script", [prepare, pretrain, benchmark, rl_benchmark, train_cpu, train_gpu, train, evaluate, evaluate_reconstructor, quickstart, visualize])
 def test_help_teaches(script, capsys):
     """Every script's --help ends well and gives each flag a text and a default."""
     with pytest.raises(SystemExit, match="0"):

@@ -23,7 +23,7 @@ from data.toy import REPOSITORY, check_refusal, write_toy
 from models.agent.policy import TokenCompressionPolicy
 from models.reconstructor import train_cpu
 from models.reconstructor.reconstructor import Reconstructor, find_device
-from rl import train
+from rl import benchmark, train
 from rl.callbacks import mean_figures
 from rl.env import TokenCompressionEnv, TokenCompressionVecEnv, token_rewards
 from rl.ppo import TokenPPO, TokenRolloutBuffer, load_policy, sum_of_neighbours
@@ -372,6 +372,12 @@ def test_a_second_run_starts_a_log_of_its_own(toy, tmp_path):
     events = EventAccumulator(str(tmp_path / "tb_logs")).Reload()
     assert [p.step for p in events.Scalars("rollout/J")] == [32, 64]
     assert [p.step for p in events.Scalars("eval/J")][-1] == 64
+
+
+def test_the_benchmark_prints_its_ratios(toy, capsys):
+    benchmark.main(f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --base_model {toy / 'base'} --max_length {LENGTH} --texts 4 --n_envs 4 --turns 2 --device cpu --quiet".split())
+    said = capsys.readouterr().out
+    assert said.count("agent is") == 2 and said.count("TokenCompressionVecEnv is") == 1 and "decisions/s" in said
 
 
 @pytest.mark.parametrize(

@@ -357,8 +357,8 @@ def test_masks_follow_the_flags():
     valid = np.ones((4, 16), bool)
 
     def masks(step, numbers):
-        trainer = SimpleNamespace(settings=train_cpu_args("--mask_ratio", "0.25", "--mask_spread", "0"), state=SimpleNamespace(global_step=step))
-        return ReconstructorTrainer.draw_masks(trainer, numbers, valid[: len(numbers)])
+        trainer = SimpleNamespace(settings=train_cpu_args("--mask_ratio", "0.25", "--mask_spread", "0"), state=SimpleNamespace(global_step=step), mask_policy=None)
+        return ReconstructorTrainer.draw_masks(trainer, numbers, np.zeros((len(numbers), 16)), valid[: len(numbers)])
 
     first = masks(0, [3, 1, 4, 5])
     assert ((~first).sum(1) == 4).all()

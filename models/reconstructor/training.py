@@ -22,7 +22,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, write_json, write_text
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
-from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
+from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
 from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
@@ -51,6 +51,8 @@ def parse_args(argv, devices, doc):
     add("--mask_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.3, help="centre of the mask ratios drawn per text, between 0 and 1")
     add("--mask_spread", type=bounded(float, 0, 1), default=0.25, help="half width of the mask ratios, so that one model serves every rate; 0: exactly --mask_ratio")
     add("--span_share", type=bounded(float, 0, 1), default=0.2, help="share of texts masked in spans instead of single tokens, 0 to 1")
+    add("--mask_policy", type=Path, default=None, help="agent written by rl/train.py that decides some of the masks, so that the reconstructor gets used to it")
+    add("--policy_share", type=bounded(float, 0, 1), default=0.5, help="share of texts masked by --mask_policy, at mask ratios drawn as for the others, 0 to 1")
     add("--causal_share", type=bounded(float, 0, 1), default=0.0, help="share of batches that train the model as a causal LM instead, so that it stays one, 0 to 1")
     add("--attention", choices=ATTENTION, default=ATTENTION[0], help="what a token may look at: the whole text, or only what comes before")
     add("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: Muon on the hidden matrices, AdamW on the rest")
@@ -130,6 +132,7 @@ class ReconstructorTrainer(Trainer):
         self.settings = settings
         self.model_accepts_loss_kwargs = True  # the loss below is divided by the masked tokens of the whole optimiser step
         self.run_dir = Path(self.args.output_dir)
+        self.mask_policy = load_mask_policy(settings.mask_policy, reconstructor=kwargs["model"]) if settings.mask_policy else None
         self.tokens, self.logged = 0, (time.monotonic(), 0)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -140,18 +143,25 @@ class ReconstructorTrainer(Trainer):
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
-            batch["keep_mask"] = torch.as_tensor(self.draw_masks(batch.pop("number").tolist(), batch["valid"].cpu().numpy()), device=batch["ids"].device)
+            batch["keep_mask"] = torch.as_tensor(self.draw_masks(batch.pop("number").tolist(), batch["ids"].cpu().numpy(), batch["valid"].cpu().numpy()), device=batch["ids"].device)
             self.tokens += int(batch["valid"].sum())
         masked = sum((batch["valid"] & ~batch["keep_mask"]).sum() for batch in batches)
         return batches, self.accelerator.reduce(torch.as_tensor(masked, device=device), "sum").clamp(min=1)
 
-    def draw_masks(self, numbers, valid):
+    def draw_masks(self, numbers, ids, valid):
         """Keep masks (B, T) for the texts with these numbers, as the command line says."""
-        s, masks = self.settings, []
+        s, masks, mask_ratios, by_policy = self.settings, [], [], []
         for number, row in zip(numbers, valid, strict=True):
             rng = np.random.default_rng([s.seed, self.state.global_step, number])
-            masks.append(random_keep_mask(row[None], draw_mask_ratios(1, s.mask_ratio, s.mask_spread, rng), rng, s.span_share))
-        return np.concatenate(masks)
+            mask_ratios.append(draw_mask_ratios(1, s.mask_ratio, s.mask_spread, rng)[0])
+            masks.append(random_keep_mask(row[None], mask_ratios[-1], rng, s.span_share))
+            by_policy.append(self.mask_policy is not None and rng.random() < s.policy_share)
+        masks, chosen = np.concatenate(masks), np.flatnonzero(by_policy)
+        if len(chosen):
+            keep_ratios = 1 - np.array(mask_ratios)[chosen]
+            prices = np.array([self.mask_policy.price_for(k) for k in keep_ratios])
+            masks[chosen] = keep_highest(self.mask_policy.keep_probability(ids[chosen], valid[chosen], prices), valid[chosen], keep_ratios)
+        return masks
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         as_causal_lm = np.random.default_rng([self.settings.seed, self.state.global_step]).random() < self.settings.causal_share
@@ -239,6 +249,16 @@ class Report(TrainerCallback):
         if state.is_world_process_zero:
             values = "  ".join(f"{r:.0%}: {metrics[f'eval_nats_at_{r}']:.3f} nats {metrics[f'eval_top1_at_{r}']:.3f} top-1" for r in EVAL_MASK_RATIOS)
             tqdm.write(f"step {state.global_step:5d}  masked {values}")
+
+
+def load_mask_policy(path, reconstructor):
+    """The agent at `path`, on the CPU. Raises FileNotFoundError, or InputError if it belongs to another tokenizer."""
+    from rl.ppo import load_policy  # here, because Stable-Baselines3 takes seconds to import
+
+    policy = load_policy(path)
+    if (found := policy.features_extractor.tokenizer_fingerprint) != reconstructor.fingerprint:
+        raise InputError(f"--mask_policy {path}: expected an agent for tokenizer {reconstructor.fingerprint}, found one for {found}; give an agent trained with this tokenizer")
+    return policy
 
 
 def checksums(directory):
