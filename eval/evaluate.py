@@ -11,6 +11,7 @@ Writes `evaluation_results.json` and `examples.txt`.
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -184,12 +185,31 @@ def format_table(record):
     return "\n".join(lines)
 
 
-def base_model_of(args, reconstructor_path):
-    """The causal LM for surprisal and its BOS id; the default is what the reconstructor was fine-tuned from."""
-    name = args.base_model or read_json(reconstructor_path / "reconstructor.json", RECONSTRUCTOR_SCHEMA, "models/reconstructor/train_cpu.py")["args"]["base_model"]
-    model = load_causal_lm(name)
-    check_head(model)
-    return name, model, load_tokenizer(name)
+class Models(NamedTuple):
+    """What an evaluation needs: the agent's policy and training length, the reconstructor, and the causal LM for surprisal."""
+
+    policy: object
+    length: int
+    reconstructor: Reconstructor
+    base: object
+    base_name: str
+    bos: int
+
+
+def open_models(args):
+    """The models that the command line names, all with one tokenizer. Raises FileNotFoundError or InputError."""
+    device = find_device(args.device)
+    policy, trained = load_policy(args.model_path, device), read_json(args.model_path.parent / "training.json", AGENT_SCHEMA, "rl/train.py")
+    path = args.reconstructor_path or Path(trained["args"]["reconstructor_path"])
+    reconstructor = Reconstructor.load(path, device)
+    if policy.features_extractor.tokenizer_fingerprint != reconstructor.fingerprint:
+        raise InputError(f"{args.model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found {policy.features_extractor.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {path}")
+    name = args.base_model or read_json(path / "reconstructor.json", RECONSTRUCTOR_SCHEMA, "models/reconstructor/train_cpu.py")["args"]["base_model"]
+    base, tokenizer = load_causal_lm(name), load_tokenizer(name)
+    check_head(base)
+    if fingerprint(tokenizer) != reconstructor.fingerprint:
+        raise InputError(f"--base_model {name}: expected the reconstructor's tokenizer {reconstructor.fingerprint}, found {fingerprint(tokenizer)}")
+    return Models(policy, int(trained["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer))
 
 
 def build_methods(args, policy, base, bos, reconstructor, counts):
@@ -204,27 +224,19 @@ def build_methods(args, policy, base, bos, reconstructor, counts):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = find_device(args.device)
-    policy, trained = load_policy(args.model_path, device), read_json(args.model_path.parent / "training.json", AGENT_SCHEMA, "rl/train.py")
-    reconstructor_path = args.reconstructor_path or Path(trained["args"]["reconstructor_path"])
-    reconstructor = Reconstructor.load(reconstructor_path, device)
-    if policy.features_extractor.tokenizer_fingerprint != reconstructor.fingerprint:
-        raise InputError(f"{args.model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found {policy.features_extractor.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {reconstructor_path}")
-    base_name, base, base_tokenizer = base_model_of(args, reconstructor_path)
-    if fingerprint(base_tokenizer) != reconstructor.fingerprint:
-        raise InputError(f"--base_model {base_name}: expected the reconstructor's tokenizer {reconstructor.fingerprint}, found {fingerprint(base_tokenizer)}")
-    corpus = choose_texts(args, int(trained["max_length"]), reconstructor)
+    policy, length, reconstructor, base, base_name, bos = open_models(args)
+    corpus = choose_texts(args, length, reconstructor)
     train = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
     make_output_dir(args.output_dir)
 
-    methods = build_methods(args, policy, base.to(device), bos_id(base_tokenizer), reconstructor, token_counts(train, reconstructor.vocab_size))
+    methods = build_methods(args, policy, base, bos, reconstructor, token_counts(train, reconstructor.vocab_size))
     cells = {}
     for method, keep_ratio in tqdm([(m, r) for m in methods for r in args.keep_ratios], desc="evaluate", unit="cell", disable=args.quiet):
         cells[method.name, keep_ratio] = (*evaluate_method(method, keep_ratio, corpus, reconstructor), method.lm_passes)
     results, differences = compare(cells, bootstrap_weights(len(corpus.names), args.bootstrap_samples, args.seed))
     found = examples(methods[0], corpus, reconstructor, args.example_keep_ratio, args.num_examples)
     record = {
-        "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": str(base_name),
+        "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": base_name,
         "rate_counts": "tokens sent with the gaps known (side_information beside it)",
         "results": results, "differences": differences, "examples": found,
     }

@@ -14,9 +14,9 @@ import torch
 
 from data import prepare
 from data.artifacts import InputError
-from data.sequences import pad_batch
+from data.sequences import load_sequences, pad_batch
 from data.toy import check_refusal, run_pipeline, write_base
-from eval import evaluate, evaluate_reconstructor, quickstart
+from eval import evaluate, evaluate_price, evaluate_reconstructor, quickstart, search
 from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks
 from eval.metrics import binary_entropy, bootstrap_weights, difference, figures, with_intervals
 from models.reconstructor import benchmark, pretrain, train_cpu, train_gpu, training
@@ -249,6 +249,48 @@ def test_a_reconstructor_gets_used_to_an_agents_masks(stages, tmp_path):
         train_cpu.main(f"--data_path {tmp_path}/data/processed_data.json --base_model {tmp_path}/other --output_dir {tmp_path}/refused --mask_policy {folder}/agent/best_model.zip --max_steps 2 --quiet".split())
 
 
+# --- at a price
+
+
+def test_exhaustive_search_is_a_maximum_and_verification_reveals_what_is_dear(stages):
+    folder = stages[0]
+    reconstructor = Reconstructor.load(folder / "tuned")
+    text = load_sequences(folder / "data/test_data.json", reconstructor.fingerprint)[0][:6]
+    (J, mask), = search.optima(reconstructor, text, [1.2])
+    assert search.all_masks(6).shape == (64, 6) and len(np.unique(search.all_masks(6), axis=0)) == 64
+    by_hand = []
+    for keep_mask in search.all_masks(6):
+        nats = float(reconstructor.predict(text[None], keep_mask[None]).nats.sum())
+        by_hand.append((1.2 * (~keep_mask).sum() - nats) / 6)
+    assert J == pytest.approx(max(by_hand), abs=1e-5) == search.J_of_masks(reconstructor, text, mask[None], 1.2)[0]
+    everything, nothing = np.ones(6, bool), np.zeros(6, bool)
+    found = search.local_search(reconstructor, text, everything, 1.2)
+    local = search.J_of_masks(reconstructor, text, np.stack([found, everything]), 1.2)
+    assert local[0] > 0.2 and local[1] == 0 and local[0] <= J + 1e-6
+    flips = search.J_of_masks(reconstructor, text, found ^ np.eye(6, dtype=bool), 1.2)
+    assert flips.max() <= local[0] + 1e-6, "a single flip betters it"
+    verified = search.verified_mask(reconstructor, text, nothing, 1.2)
+    nats = reconstructor.predict(text[None], verified[None]).nats[0].numpy()
+    assert (nats <= 1.2).all() and (~verified).any() and verified.any()
+
+
+def test_the_evaluation_at_a_price(stages, tmp_path, capsys):
+    """On the toy language the agent at λ = 1.2 drops echoes: nearly λ / 2, as no rule for all texts does better."""
+    words = f"--prices 1.2 2 --num_sequences 20 --tune_sequences 10 --search_sequences 2 --window 6 --window_sequences 5 --bootstrap_samples 200 --output_dir {tmp_path}"
+    evaluate_price.main(evaluate_words(stages[0], *words.split()))
+    record = json.loads((tmp_path / "price_results.json").read_text())
+    assert [at["price"] for at in record["prices"]] == [1.2, 2.0]
+    for at in record["prices"]:
+        J = {r["method"]: r["J"] for r in at["results"]}
+        assert set(J) == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "mean nats under random masks", "reconstructor-verified masks"}
+        assert J["agent"] > J["random"] >= 0 and at["local_search"]["J"] >= at["local_search"]["agent"] - 1e-6
+        for r in at["results"]:
+            assert r["interval"][0] <= r["J"] <= r["interval"][1]
+    for w in record["windows"]:
+        assert max(w["J"].values()) == w["J"]["best of all masks"]
+    assert "share of the distance" in capsys.readouterr().out
+
+
 # --- bad input
 
 
@@ -285,7 +327,7 @@ def test_impossible_flags_are_refused(words):
         evaluate.parse_args(words)
 
 
-@pytest.mark.parametrize("script", [prepare, pretrain, benchmark, rl_benchmark, train_cpu, train_gpu, train, evaluate, evaluate_reconstructor, quickstart, visualize])
+@pytest.mark.parametrize("script", [prepare, pretrain, benchmark, rl_benchmark, train_cpu, train_gpu, train, evaluate, evaluate_price, evaluate_reconstructor, quickstart, visualize])
 def test_help_teaches(script, capsys):
     """Every script's --help ends well and gives each flag a text and a default."""
     with pytest.raises(SystemExit, match="0"):

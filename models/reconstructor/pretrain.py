@@ -38,7 +38,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, run, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, run, write_json, write_text
 from data.sequences import SPLITS, load_sequences
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
@@ -200,7 +200,8 @@ class Pretraining:
     def train(self, state_dir):
         """Train until --max_steps or --max_minutes; validate and save the state every --eval_steps."""
         args, start, recent = self.args, time.monotonic() - 60 * self.minutes, {"causal": [], "masked": []}
-        self.runs.append({"from_step": self.step, "command": command_line("models/reconstructor/pretrain.py", args, leave_out=("quiet", "text_note"))})
+        if max(self.step / args.max_steps, self.minutes / args.max_minutes) < 1:
+            self.runs.append({"tokens": self.tokens, "command": command_line("models/reconstructor/pretrain.py", args, leave_out=("quiet", "text_note"))})
         progress_bar = tqdm(total=args.max_steps, initial=self.step, unit="step", disable=args.quiet)
         while (progress := max(self.step / args.max_steps, self.minutes / args.max_minutes)) < 1:
             rng = np.random.default_rng([args.seed, self.step])
@@ -245,9 +246,9 @@ def score(full, tokenizer, stream, window, ratios):
     return {"val_nats": float(by_position.sum() / (count * window)), "val_tokens": count * window, "masked": masked}
 
 
-def score_in_full(full, tokenizer, stream, args):
+def score_in_full(full, tokenizer, stream, args, ratios):
     """The figures of the model card: those of `score`, and causal nats over windows of `--n_positions` by position."""
-    found = score(full, tokenizer, stream, args.window, CURVE)
+    found = score(full, tokenizer, stream, args.window, ratios)
     by_position, count = held_out_nats(full, stream, args.n_positions, bos_id(tokenizer), batch_size=2)
     found |= {"val_nats_long": float(by_position.sum() / (count * args.n_positions)), "val_tokens_long": count * args.n_positions}
     return found | {"val_nats_by_position": [float(part.mean() / count) for part in by_position.chunk(POSITION_BUCKETS)]}
@@ -263,7 +264,7 @@ def model_card(args, model, done, metrics):
     first = next(iter(metrics.values()))
     curve = "\n".join(f"| {float(r):.1f} | {m['nats']:.3f} | {m['top1']:.3f} | {m['masked']:,} |" for r, m in first["masked"].items())
     positions = "\n".join(f"| {i * args.n_positions // POSITION_BUCKETS} to {(i + 1) * args.n_positions // POSITION_BUCKETS - 1} | {nats:.3f} |" for i, nats in enumerate(first["val_nats_by_position"]))
-    runs = "\n".join(f"# from step {r['from_step']} on\n{r['command']}" for r in done.runs)
+    runs = "\n".join(f"# after {r['tokens']:,} tokens\n{r['command']}" for r in done.runs)
     c = model.config
     texts = f"`{args.data_dir}`" + (f" and, in {args.extra_share:.0%} of the windows, `{args.extra_dir}`" if args.extra_dir else "") + (f" ({args.text_note})" if args.text_note else "")
     objective = f"`<|mask|>` is token {c.vocab_size - 1:,}. " + (
@@ -302,13 +303,15 @@ Causal nats per token by position in windows of {c.n_positions}: every position 
 |---|---|
 {positions}
 
-Made by ({done.tokens:,} training tokens, {done.minutes:.0f} minutes on 2 CPU cores that other work shared):
+Made by ({done.tokens:,} training tokens; the last run took {done.minutes:.0f} minutes on 2 CPU cores that other work shared):
 
 ```
 {runs}
 ```
 
-| step | minutes | tokens | validation nats | masked nats | masked top-1 |
+The last run:
+
+| step | minutes | tokens in all | validation nats | masked nats | masked top-1 |
 |---|---|---|---|---|---|
 {rows}
 
@@ -389,9 +392,13 @@ def main(argv=None):
         done.load(args.output_dir / "state")
     elif args.init_from:
         done.start_from(Reconstructor.from_base(args.init_from).model)
+        if (earlier := Path(args.init_from) / "pretraining.json").is_file():
+            record = read_json(earlier, SCHEMA, "models/reconstructor/pretrain.py")
+            done.runs, done.tokens = record["runs"], record["tokens"]
     done.train(args.output_dir / "state")
     full = expand(done.model, vocabulary, vocab_size, eos)
-    metrics = {text: score_in_full(full, tokenizer, stream, args) for text, stream in {**dict(zip(map(str, directories), held_out)), **others}.items()}
+    texts = {**dict(zip(map(str, directories), held_out)), **others}
+    metrics = {text: score_in_full(full, tokenizer, stream, args, CURVE if text == str(args.data_dir) else (MASK_RATIO,)) for text, stream in texts.items()}
     save(full, tokenizer, args.output_dir)
     write_json(args.output_dir / "pretraining.json", SCHEMA, args, UNITS, steps=done.step, tokens=done.tokens, minutes=done.minutes, runs=done.runs, log=done.log, metrics=metrics)
     write_text(args.output_dir / "README.md", model_card(args, full, done, metrics))

@@ -1,0 +1,222 @@
+"""Evaluate every method at a price λ: J = λ (1 − R) − D, against masks that were searched for with the reconstructor.
+
+    python eval/evaluate_price.py --model_path models/agent/output/best_model.zip --data_path data/processed/test_data.json
+
+The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
+validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. Beside them:
+reconstructor-verified masks (the practical oracle), local search, and on texts of `--window` tokens the best of all
+masks. Intervals are 95 %, bootstrapped over documents; differences are paired. Writes `price_results.json`.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from tqdm import tqdm
+
+from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
+from data.sequences import SPLITS, load_sequences
+from eval.evaluate import OPPONENTS, Corpus, build_methods, open_models
+from eval.metrics import bootstrap_weights, interval
+from eval.search import J_of_masks, local_search, optima, verified_mask
+from models.reconstructor.masking import keep_highest
+from rl.train import token_counts
+
+SCHEMA = "rltc.price_evaluation/1"
+UNITS = {"J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token", "interval": "95 %, percentile bootstrap over documents", "share": "of the distance in J between two methods"}
+REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
+RATIOS = np.linspace(0.3, 1.0, 29)  # keep ratios among which a rule is looked for
+VERIFIED, SEARCHED, OPTIMUM = "reconstructor-verified masks", "local search", "best of all masks"
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--model_path", type=Path, default=Path("models/agent/output/best_model.zip"), help="agent written by rl/train.py")
+    add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences written by data/prepare.py; val_data.json is expected beside them")
+    add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for price_results.json")
+    add("--reconstructor_path", type=Path, default=None, help="fine-tuned reconstructor; default: the one that the agent was trained with")
+    add("--base_model", default=None, help="causal LM of the surprisal methods; default: the one the reconstructor was fine-tuned from")
+    add("--methods", nargs="+", choices=OPPONENTS[:-1], default=list(OPPONENTS[:-1]), help="what the agent is compared with, beside the searched masks")
+    add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[1.5, 3.0], help="values of λ, nats per token saved")
+    add("--num_sequences", type=bounded(int, 1, 10**9), default=100, help="texts to evaluate on, drawn at random from the file")
+    add("--tune_sequences", type=bounded(int, 1, 10**9), default=64, help="validation texts on which the rules of the other methods are chosen")
+    add("--search_sequences", type=bounded(int, 0, 10**9), default=12, help="of the texts, those on which local search runs, about half a minute each; 0: leave it out")
+    add("--window", type=bounded(int, 1, 12), default=10, help="tokens of the short texts whose 2^window masks are all tried, at most 12")
+    add("--window_sequences", type=bounded(int, 0, 10**9), default=40, help="short texts, from the beginnings of the texts; 0: leave them out")
+    add("--max_length", type=bounded(int, 2, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the agent's training length")
+    add("--batch_size", type=bounded(int, 1, 10**6), default=20, help="texts per forward pass")
+    add("--bootstrap_samples", type=bounded(int, 100, 10**7), default=5000, help="bootstrap samples behind every interval")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--seed", type=SEED, default=42, help="seeds the choice of texts, the random method and the bootstrap")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+class Rule:
+    """How a method's scores become masks at a price: keep what scores above `threshold`, or keep `keep_ratio` of every text."""
+
+    def __init__(self, threshold=None, keep_ratio=None):
+        self.threshold, self.keep_ratio = threshold, keep_ratio
+
+    def __str__(self):
+        return f"scores above {self.threshold:.3g}" if self.keep_ratio is None else f"{self.keep_ratio:.3f} of every text"
+
+    def masks(self, method, corpus):
+        """Keep masks, one (B, T) per batch."""
+        found = []
+        for ids, valid in corpus.batches:
+            scores = method.scores(ids, valid, REFERENCE_RATIO if self.keep_ratio is None else self.keep_ratio)
+            found.append((scores > self.threshold) | ~valid if self.keep_ratio is None else keep_highest(scores, valid, self.keep_ratio))
+        return found
+
+
+class AgentRule:
+    """The agent's own decisions at a price: keep where the probability of keeping exceeds one half."""
+
+    def __init__(self, price):
+        self.price = price
+
+    def __str__(self):
+        return "its own decisions"
+
+    def masks(self, method, corpus):
+        return [(method.policy.keep_probability(ids, valid, self.price).numpy() > 0.5) | ~valid for ids, valid in corpus.batches]
+
+
+def rewards(reconstructor, corpus, keep_masks, price):
+    """(texts, 3): tokens, kept tokens, and J times tokens."""
+    rows = []
+    for (ids, valid), keep_mask in zip(corpus.batches, keep_masks, strict=True):
+        nats = reconstructor.predict(ids, keep_mask, valid).nats.cpu().numpy()
+        masked = (valid & ~keep_mask).sum(1)
+        rows.append(np.stack([valid.sum(1), valid.sum(1) - masked, price * masked - nats.sum(1)], 1))
+    return np.concatenate(rows)
+
+
+def mean_J(rows):
+    return rows[:, 2].sum() / rows[:, 0].sum()
+
+
+def best_rule(method, corpus, reconstructor, price):
+    """The rule of the highest J on the validation texts."""
+    scored = np.concatenate([method.scores(ids, valid, REFERENCE_RATIO)[valid] for ids, valid in corpus.batches])
+    rules = [Rule(threshold=t) for t in np.unique(np.quantile(scored, 1 - RATIOS))] + [Rule(keep_ratio=r) for r in RATIOS[:-1:2]]
+    return max(rules, key=lambda rule: mean_J(rewards(reconstructor, corpus, rule.masks(method, corpus), price)))
+
+
+def searched_rows(reconstructor, corpus, starts, price, search, count, quiet):
+    """As `rewards`, for the masks that `search(reconstructor, text, first, price)` finds from keep masks, one text at a time."""
+    rows, first = [], [mask[: len(text)] for mask, text in zip((m for masks in starts for m in masks), corpus.texts, strict=True)]
+    for text, start in tqdm(list(zip(corpus.texts, first, strict=True))[:count], desc=search.__name__, unit="text", disable=quiet):
+        keep_mask = search(reconstructor, text, start, price)
+        rows.append([len(text), keep_mask.sum(), len(text) * J_of_masks(reconstructor, text, keep_mask[None], price)[0]])
+    return np.array(rows, dtype=float)
+
+
+def summary(name, rule, rows, corpus, weights, agent=None):
+    """One result: J and keep ratio, and the paired difference of the agent to it."""
+    sums = corpus.sums_by_document(rows)
+    J = lambda s: s[..., 2] / s[..., 0]
+    found = {"method": name, "rule": str(rule), "J": float(J(sums.sum(0))), "interval": interval(J(weights @ sums)), "keep_ratio": float(sums[:, 1].sum() / sums[:, 0].sum())}
+    if agent is not None:
+        theirs = corpus.sums_by_document(agent)
+        found["agent_leads_by"] = {"value": float(J(theirs.sum(0)) - found["J"]), "interval": interval(J(weights @ theirs) - J(weights @ sums))}
+    return found
+
+
+def share_of_distance(results):
+    """How far the agent gets from the best method to the practical oracle: 1 is all of the way."""
+    J = {r["method"]: r["J"] for r in results}
+    best = max(J[name] for name in J if name not in ("agent", VERIFIED, SEARCHED, OPTIMUM))
+    return (J["agent"] - best) / (J[VERIFIED] - best)
+
+
+def evaluate_at(price, methods, corpora, reconstructor, args):
+    """All results at one price, on the texts of `corpora["test"]`."""
+    corpus, weights = corpora["test"], bootstrap_weights(len(corpora["test"].names), args.bootstrap_samples, args.seed)
+    rules = {method.name: AgentRule(price) if method.name == "agent" else best_rule(method, corpora["val"], reconstructor, price) for method in tqdm(methods, desc=f"rules at λ={price:g}", unit="method", disable=args.quiet)}
+    masks = {method.name: rules[method.name].masks(method, corpus) for method in methods}
+    rows = {name: rewards(reconstructor, corpus, found, price) for name, found in masks.items()}
+    best = max((name for name in rows if name != "agent"), key=lambda name: mean_J(rows[name]))
+    nothing_sent = [~valid for _, valid in corpus.batches]
+    starts = {"from the best method": masks[best], "from the agent": masks["agent"], "from nothing sent": nothing_sent}
+    checked = {start: searched_rows(reconstructor, corpus, first, price, verified_mask, None, args.quiet) for start, first in starts.items()}
+    start = max(checked, key=lambda s: mean_J(checked[s]))
+    results = [summary(name, rules[name], found, corpus, weights, None if name == "agent" else rows["agent"]) for name, found in rows.items()]
+    results.append(summary(VERIFIED, start, checked[start], corpus, weights, rows["agent"]))
+    found = {"price": price, "results": results, "share_of_the_distance_to_verified": share_of_distance(results)}
+    if args.search_sequences:
+        some = Corpus(corpus.texts[: args.search_sequences], corpus.names[corpus.document][: args.search_sequences], args.batch_size)
+        searched = searched_rows(reconstructor, corpus, masks["agent"], price, local_search, args.search_sequences, args.quiet)
+        found["local_search"] = {"texts": len(searched), "J": float(mean_J(searched)), "agent": float(mean_J(rows["agent"][: len(searched)])), "verified": float(mean_J(checked[start][: len(searched)])), "documents": len(some.names)}
+    return found
+
+
+def short_windows(methods, corpora, reconstructor, args):
+    """On short texts, at every price: J of the best of all masks, of the agent, and of the best other method."""
+    corpus = corpora["short"]
+    best = [optima(reconstructor, text, args.prices) for text in tqdm(corpus.texts, desc="all masks", unit="text", disable=args.quiet)]
+    found = []
+    for i, price in enumerate(args.prices):
+        J = {OPTIMUM: float(np.mean([b[i][0] for b in best]))}
+        for method in methods:
+            rule = AgentRule(price) if method.name == "agent" else best_rule(method, corpora["short val"], reconstructor, price)
+            J[method.name] = float(mean_J(rewards(reconstructor, corpus, rule.masks(method, corpus), price)))
+        other = max(value for name, value in J.items() if name not in ("agent", OPTIMUM))
+        found.append({"price": price, "texts": len(corpus.texts), "J": J, "share_of_the_distance_to_the_optimum": (J["agent"] - other) / (J[OPTIMUM] - other)})
+    return found
+
+
+def draw(path, reconstructor, length, count, args):
+    sequences = load_sequences(path, reconstructor.fingerprint, length)
+    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(sequences))[:count])
+    return Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
+
+
+def format_report(record):
+    """The results as lines of text."""
+    lines = []
+    for at in record["prices"]:
+        lines += [f"λ = {at['price']:g}: J in nats per original token, 95 % over documents; the agent's lead is paired", ""]
+        for r in sorted(at["results"], key=lambda r: -r["J"]):
+            lead = r.get("agent_leads_by")
+            beside = f"  agent leads by {lead['value']:+.4f} ({lead['interval'][0]:+.4f} to {lead['interval'][1]:+.4f})" if lead else ""
+            lines.append(f"  {r['method']:30s} {r['J']:.4f} ({r['interval'][0]:.4f} to {r['interval'][1]:.4f})  keeps {r['keep_ratio']:.2f}: {r['rule']}{beside}")
+        lines.append(f"  share of the distance from the best method to verified masks: {at['share_of_the_distance_to_verified']:.0%}")
+        if "local_search" in at:
+            s = at["local_search"]
+            lines.append(f"  on {s['texts']} texts: local search {s['J']:.4f}, agent {s['agent']:.4f}, verified {s['verified']:.4f}")
+        lines.append("")
+    for w in record["windows"]:
+        lines.append(f"λ = {w['price']:g}, {w['texts']} texts of {record['window']} tokens: " + ", ".join(f"{name} {J:.4f}" for name, J in w["J"].items()))
+        lines.append(f"  share of the distance from the best method to the best of all masks: {w['share_of_the_distance_to_the_optimum']:.0%}")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    loaded = open_models(args)
+    reconstructor, length = loaded.reconstructor, min(args.max_length or loaded.length, loaded.reconstructor.max_length)
+    folder = args.data_path.parent
+    corpora = {"test": draw(args.data_path, reconstructor, length, args.num_sequences, args), "val": draw(folder / SPLITS["val"], reconstructor, length, args.tune_sequences, args)}
+    for name, source in (("short", "test"), ("short val", "val")):
+        count = args.window_sequences if name == "short" else None
+        texts = [t[: args.window] for t in corpora[source].texts]
+        corpora[name] = Corpus(texts[:count], corpora[source].names[corpora[source].document][:count], args.batch_size)
+    counts = token_counts(load_sequences(folder / SPLITS["train"], reconstructor.fingerprint), reconstructor.vocab_size)
+    methods = build_methods(args, loaded.policy, loaded.base, loaded.bos, reconstructor, counts)
+    make_output_dir(args.output_dir)
+    record = {
+        "texts": len(corpora["test"].texts), "documents": len(corpora["test"].names), "window": args.window,
+        "prices": [evaluate_at(price, methods, corpora, reconstructor, args) for price in args.prices],
+        "windows": short_windows(methods, corpora, reconstructor, args) if args.window_sequences else [],
+    }
+    write_json(args.output_dir / "price_results.json", SCHEMA, args, UNITS, **record)
+    print(f"{record['texts']} texts of {record['documents']} documents\n\n{format_report(record)}\n\nwritten to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)
