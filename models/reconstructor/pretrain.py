@@ -303,13 +303,11 @@ Causal nats per token by position in windows of {c.n_positions}: every position 
 |---|---|
 {positions}
 
-Made by ({done.tokens:,} training tokens; the last run took {done.minutes:.0f} minutes on 2 CPU cores that other work shared):
+Made by ({done.tokens:,} training tokens, {done.minutes:.0f} minutes on 2 CPU cores that other work shared; `--init_from` counts minutes anew):
 
 ```
 {runs}
 ```
-
-The last run:
 
 | step | minutes | tokens in all | validation nats | masked nats | masked top-1 |
 |---|---|---|---|---|---|

@@ -203,7 +203,7 @@ def test_long_texts_go_through_in_windows(reconstructor):
 
 def test_gpt2_tokenizer():
     tokenizer = load_tokenizer(BASE_MODEL)
-    assert len(tokenizer) == 50_257
+    assert len(tokenizer) == 50_258 and tokenizer.convert_tokens_to_ids(MASK_TOKEN) == 50_257, "GPT-2's 50,257 tokens and the mask token"
     assert tokenizer("Hello world, naïve 🙂")["input_ids"] == [15496, 995, 11, 41492, 303, 12520, 25, 247][:3] + tokenizer(" naïve 🙂")["input_ids"]
     assert tokenizer("Hello world")["input_ids"] == [15496, 995]  # as in GPT-2's documentation
 
