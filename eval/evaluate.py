@@ -110,13 +110,23 @@ def score_masks(restore, corpus, keep_masks):
     return np.concatenate(rows)
 
 
-def evaluate_method(method, keep_ratio, corpus, reconstructor):
-    """Sums by document (documents, len(SUMS)) and the seconds that scoring took."""
+def timed_scores(method, keep_ratio, corpus):
+    """A method's scores, one (B, T) per batch, and the seconds that they took."""
     start = time.monotonic()
-    scores = [method.scores(ids, valid, keep_ratio) for ids, valid in corpus.batches]
-    seconds = time.monotonic() - start
-    keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(scores, corpus.batches, strict=True)]
-    return corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)), seconds
+    return [method.scores(ids, valid, keep_ratio) for ids, valid in corpus.batches], time.monotonic() - start
+
+
+def evaluate_method(method, keep_ratios, corpus, reconstructor):
+    """For each keep ratio: sums by document (documents, len(SUMS)), the seconds that scoring took, and its passes.
+
+    Scores that are the same at every rate are computed once.
+    """
+    found, scored = {}, None
+    for keep_ratio in keep_ratios:
+        scored = scored if scored and not method.depends_on_rate else timed_scores(method, keep_ratio, corpus)
+        keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(scored[0], corpus.batches, strict=True)]
+        found[keep_ratio] = corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)), scored[1], method.lm_passes
+    return found
 
 
 def compare(cells, weights):
@@ -231,8 +241,9 @@ def main(argv=None):
 
     methods = build_methods(args, policy, base, bos, reconstructor, token_counts(train, reconstructor.vocab_size))
     cells = {}
-    for method, keep_ratio in tqdm([(m, r) for m in methods for r in args.keep_ratios], desc="evaluate", unit="cell", disable=args.quiet):
-        cells[method.name, keep_ratio] = (*evaluate_method(method, keep_ratio, corpus, reconstructor), method.lm_passes)
+    for method in (progress := tqdm(methods, desc="evaluate", unit="method", disable=args.quiet)):
+        progress.set_postfix_str(method.name)
+        cells |= {(method.name, keep_ratio): cell for keep_ratio, cell in evaluate_method(method, args.keep_ratios, corpus, reconstructor).items()}
     results, differences = compare(cells, bootstrap_weights(len(corpus.names), args.bootstrap_samples, args.seed))
     found = examples(methods[0], corpus, reconstructor, args.example_keep_ratio, args.num_examples)
     record = {

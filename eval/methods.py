@@ -1,6 +1,7 @@
 """Who decides which tokens to keep: the agent and what it is measured against, behind one interface.
 
-A method is an object with `name`, `lm_passes` (language-model passes per text) and
+A method is an object with `name`, `lm_passes` (language-model passes per text), `depends_on_rate` (whether the scores
+change with the keep ratio) and
 
     scores(ids, valid, keep_ratio) -> importance (B, T) float: higher is kept first
 
@@ -20,7 +21,7 @@ from models.reconstructor.masking import budget, keep_counts
 class Agent:
     """The trained policy at the λ whose natural keep ratio is nearest: tokens ranked by their keep probability."""
 
-    name, lm_passes = "agent", 0
+    name, lm_passes, depends_on_rate = "agent", 0, True
 
     def __init__(self, policy):
         self.policy = policy
@@ -32,7 +33,7 @@ class Agent:
 class Random:
     """Every subset of the right size is equally likely."""
 
-    name, lm_passes = "random", 0
+    name, lm_passes, depends_on_rate = "random", 0, True
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
@@ -44,7 +45,7 @@ class Random:
 class TokenFrequency:
     """Rare tokens first: -log of the token's count in the training split, plus one."""
 
-    name, lm_passes = "token frequency", 0
+    name, lm_passes, depends_on_rate = "token frequency", 0, False
 
     def __init__(self, counts):
         self.importance = -np.log(counts + 1.0)
@@ -75,7 +76,7 @@ def causal_nats(model, bos_id, ids, valid):
 class CausalSurprisal:
     """Selective Context (Li et al. 2023) on single tokens: -ln p(token | the text before it) by a causal LM."""
 
-    name, lm_passes = "causal surprisal", 1
+    name, lm_passes, depends_on_rate = "causal surprisal", 1, False
 
     def __init__(self, model, bos_id):
         self.model, self.bos_id = model.eval(), bos_id
@@ -91,7 +92,7 @@ class IterativeSurprisal:
     percentile; 2. the embedded base model instead of LLaMA; 3. segments of `segment` tokens, shorter in proportion to the texts.
     """
 
-    name = "iterative surprisal"
+    name, depends_on_rate = "iterative surprisal", True
 
     def __init__(self, model, bos_id, segment=32):
         self.model, self.bos_id, self.segment, self.lm_passes = model.eval(), bos_id, segment, None
@@ -121,7 +122,7 @@ class MeanMaskedNats:
     The masks of one round divide the text into blocks, so that every token is masked equally often.
     """
 
-    name = "mean nats under random masks"
+    name, depends_on_rate = "mean nats under random masks", True
 
     def __init__(self, reconstructor, seed, passes=24):
         self.reconstructor, self.seed, self.passes, self.lm_passes = reconstructor, seed, passes, None
@@ -146,7 +147,7 @@ class VerifiedMasks:
     scores say what to mask at first.
     """
 
-    name = "reconstructor-verified masks"
+    name, depends_on_rate = "reconstructor-verified masks", True
 
     def __init__(self, reconstructor, proposer, surplus=1.6, rounds=8):
         self.reconstructor, self.proposer, self.surplus, self.rounds, self.lm_passes = reconstructor, proposer, surplus, rounds, None

@@ -119,7 +119,7 @@ def test_asking_the_reconstructor_beats_chance_and_verification_beats_asking(sta
     corpus = evaluate.choose_texts(evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"]), 16, reconstructor)
     asked = MeanMaskedNats(reconstructor, 0)
     methods = {"random": Random(0), "asked": asked, "verified": VerifiedMasks(reconstructor, asked)}
-    sums = {name: evaluate.evaluate_method(method, 0.6, corpus, reconstructor)[0].sum(0) for name, method in methods.items()}
+    sums = {name: evaluate.evaluate_method(method, [0.6], corpus, reconstructor)[0.6][0].sum(0) for name, method in methods.items()}
     nats = {name: figures(s)["nats"] for name, s in sums.items()}
     assert nats["verified"] < nats["asked"] < 0.8 * nats["random"], nats
     assert len({s[1] for s in sums.values()}) == 1, "all mask equally many"
@@ -236,7 +236,7 @@ def test_a_reconstructor_gets_used_to_an_agents_masks(stages, tmp_path):
     train_cpu.main(words.split())
     policy = load_policy(folder / "agent/best_model.zip")
     corpus = evaluate.choose_texts(evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"]), 16, Reconstructor.load(adapted))
-    nats = {(method.name, path.name): figures(evaluate.evaluate_method(method, 0.5, corpus, Reconstructor.load(path))[0].sum(0))["nats"] for method in (Agent(policy), Random(0)) for path in (folder / "tuned", adapted)}
+    nats = {(method.name, path.name): figures(evaluate.evaluate_method(method, [0.5], corpus, Reconstructor.load(path))[0.5][0].sum(0))["nats"] for method in (Agent(policy), Random(0)) for path in (folder / "tuned", adapted)}
     assert nats["agent", "adapted"] < nats["agent", "tuned"], nats
     assert nats["random", "adapted"] < nats["random", "tuned"] + 0.1, nats
     shutil.copytree(folder / "base", tmp_path / "other")
