@@ -30,7 +30,7 @@ from data.artifacts import Parser, bounded, run, write_json
 from data.partial import open_partial
 from data.sequences import SCHEMA, SPLITS, SequenceWriter, load_sequences
 from data.sources import SotuDocuments, TextDocuments
-from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer
+from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer, text_vocab_size
 
 MIB = 2**20
 DOCUMENT = 1200  # characters, about the mean of a Reddit post in webis/tldr-17
@@ -57,7 +57,7 @@ def prepare_seconds(corpus, folder, tokenizer):
     args = prepare.parse_args(["--source", "text", "--input", str(corpus), "--quiet", "--max_sequences", str(10**9), "--min_length", "1"])
     began = time.perf_counter()
     partial = open_partial(folder, {}, resume=False)
-    writers = {split: SequenceWriter(partial.folder / name, len(tokenizer)) for split, name in SPLITS.items()}
+    writers = {split: SequenceWriter(partial.folder / name, text_vocab_size(tokenizer)) for split, name in SPLITS.items()}
     source, state = TextDocuments(args.input, args.text_column), {"batch": 0, "counts": prepare.COUNTS, "position": None}
     prepare.write_splits(source, tokenizer, writers, partial, state, args)
     for writer in writers.values():
@@ -100,14 +100,14 @@ def measure_speed(folder, args):
 def write_sequences(folder, sequences, length):
     """A training split of random tokens, each equally likely, so that its numbers are longer than a text's, with its dataset_info.json."""
     tokenizer, rng = load_tokenizer(BASE_MODEL), np.random.default_rng(42)
-    writer = SequenceWriter(folder / SPLITS["train"], len(tokenizer))
+    writer = SequenceWriter(folder / SPLITS["train"], text_vocab_size(tokenizer))
     for number in range(sequences):
-        writer.write(f"document {number}", 0, rng.integers(len(tokenizer), size=length), 5 * length)
+        writer.write(f"document {number}", 0, rng.integers(text_vocab_size(tokenizer), size=length), 5 * length)
     writer.close()
     write_json(
         folder / "dataset_info.json", SCHEMA, Namespace(seed=42), prepare.UNITS, max_length=length,
         splits={"train": {"file": SPLITS["train"], **writer.statistics()}},
-        tokenizer={"name": BASE_MODEL, "fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)},
+        tokenizer={"name": BASE_MODEL, "fingerprint": fingerprint(tokenizer), "vocab_size": text_vocab_size(tokenizer)},
     )
 
 

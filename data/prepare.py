@@ -36,7 +36,7 @@ from data.partial import Resumable, open_partial
 from data.reddit import RedditDocuments
 from data.sequences import SCHEMA, SPLITS, SequenceWriter
 from data.sources import SotuDocuments, TextDocuments
-from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer
+from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer, text_vocab_size
 
 BATCH_CHARACTERS = 2**18  # of documents tokenized in one call: enough to keep every core busy, few enough to stream
 BATCH_DOCUMENTS = 2**12  # documents read for one batch, at most, so that a run which skips nearly all of them is saved too
@@ -239,7 +239,7 @@ def open_writers(partial, tokenizer, output_dir):
     for name in SPLITS.values():
         if states and not (partial.folder / name).exists():
             os.replace(output_dir / name, partial.folder / name)  # the run was interrupted while it gave its files their names
-    return {split: SequenceWriter(partial.folder / name, len(tokenizer), states.get(split)) for split, name in SPLITS.items()}
+    return {split: SequenceWriter(partial.folder / name, text_vocab_size(tokenizer), states.get(split)) for split, name in SPLITS.items()}
 
 
 def prepare(source, tokenizer, identity, partial, args):
@@ -291,7 +291,7 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.tokenizer)
     make_output_dir(args.output_dir)
     source = documents_of(args)
-    identity = {"name": args.tokenizer, "fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
+    identity = {"name": args.tokenizer, "fingerprint": fingerprint(tokenizer), "vocab_size": text_vocab_size(tokenizer)}
     settings = {flag: getattr(args, flag) for flag in AGREED} | {"tokenizer": f"{args.tokenizer} ({identity['fingerprint']})"}
     partial = open_partial(args.output_dir, settings, args.resume)
     try:

@@ -37,13 +37,13 @@ def test_four_figures_with_something_on_them(folder):
 def test_curves_show_the_figures_of_the_results(record):
     axis = visualize.curves_by_method(record, "distortion", "t", "nats").axes[0]
     lines = {line.get_label(): line for line in axis.get_lines()}
-    assert set(lines) == set(visualize.STYLE)
+    assert set(lines) == {r["method"] for r in record["results"]} <= set(visualize.STYLE)
     for method, line in lines.items():
         rows = sorted((r for r in record["results"] if r["method"] == method), key=lambda r: r["keep_ratio"])
         np.testing.assert_allclose(line.get_xdata(), [r["keep_ratio"] for r in rows])
         np.testing.assert_allclose(line.get_ydata(), [r["distortion"]["value"] for r in rows])
     assert axis.get_xlabel() and axis.get_ylabel()
-    assert len(axis.collections) == len(visualize.STYLE), "one band per method"
+    assert len(axis.collections) == len(lines), "one band per method"
     plt.close("all")
 
 

@@ -316,6 +316,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert not (tmp_path / "cut/final_model.zip").exists(), "killed too late"
+    time.sleep(1.1)  # TensorBoard orders log files by the second
     train_agent(toy, tmp_path / "cut", *flags.split(), "--resume")
     for name in ("final_model.zip", "best_model.zip"):
         weights = [load_policy(tmp_path / run / name).state_dict() for run in ("whole", "cut")]

@@ -44,7 +44,7 @@ from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
 from models.reconstructor.reconstructor import Reconstructor
-from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, bos_id, fingerprint, load_tokenizer
+from models.reconstructor.tokenizer import BASE_MODEL, bos_id, fingerprint, load_tokenizer, text_vocab_size
 from models.reconstructor.training import CURVE, masked_accuracy
 from models.reconstructor.vocabulary import FREQUENT, RARE_SAMPLE, OutputSample, Vocabulary, expand
 
@@ -372,7 +372,7 @@ def main(argv=None):
     args = parse_args(argv)
     tokenizer = load_tokenizer(args.tokenizer)
     eos, name = bos_id(tokenizer), fingerprint(tokenizer)
-    vocab_size = len([t for t in tokenizer.get_vocab() if t != MASK_TOKEN])
+    vocab_size = text_vocab_size(tokenizer)
     directories = [args.data_dir, *([args.extra_dir] if args.extra_dir else [])]
     streams, held_out = zip(*(open_streams(d, ("train", "val"), name, eos, args.n_positions) for d in directories))
     others = {str(d): open_streams(d, ["test"], name, eos, args.n_positions)[0] for d in args.score_dir}

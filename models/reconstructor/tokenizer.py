@@ -43,6 +43,11 @@ def fingerprint(tokenizer):
     return hashlib.sha256(record.encode()).hexdigest()[:16]
 
 
+def text_vocab_size(tokenizer):
+    """How many token ids a text can have: all but the mask token, which comes last."""
+    return sum(token != MASK_TOKEN for token in tokenizer.get_vocab())
+
+
 def bos_id(tokenizer):
     """The id put in front of every text, so that its first token is predicted from something.
 
