@@ -20,9 +20,10 @@ What makes it quick on a CPU, and good for masked reconstruction:
    it as unlikely as those; all reported losses are over the full vocabulary.
 3. Of the rare part of that vocabulary, a step normalises over the targets and a uniform sample, weighted so that the
    partition function is unbiased (`OutputSample`). The last EXACT_END of the run normalises over all.
-4. Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings, biases and norms.
-5. Half of the windows start at position 0, as texts do; the others at a random position, so that every position
-   embedding is trained though the windows are short. The last `--long_share` of the run uses windows of
+4. Position embeddings are fixed sinusoids, and the first layers' heads begin by looking at a neighbour (`positions.py`).
+5. Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings, biases and norms.
+6. Half of the windows start at position 0, as texts do; the others at a random position, so that every position
+   is met though the windows are short. The last `--long_share` of the run uses windows of
    `--n_positions`, so that long-range attention is seen too.
 """
 
@@ -43,6 +44,7 @@ from data.sequences import SPLITS, load_sequences
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
+from models.reconstructor.positions import begin_with_neighbours
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL, bos_id, fingerprint, load_tokenizer, text_vocab_size
 from models.reconstructor.training import CURVE, masked_accuracy
@@ -124,6 +126,8 @@ class Pretraining:
             resid_pdrop=args.dropout, embd_pdrop=args.dropout, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
         )
         self.model = GPT2LMHeadModel(config).train()
+        if not args.learned_positions:
+            begin_with_neighbours(self.model)
         self.optimizer = MuonAdamW(self.model, args.muon_lr, args.adamw_lr, args.weight_decay)
         self.windows = {length: [Windows(stream, length, args.seed) for stream in streams] for length in {args.window, args.n_positions}}
         self.step, self.minutes, self.tokens, self.log, self.drawn, self.runs = 0, 0.0, 0, [], {}, []
@@ -153,7 +157,7 @@ class Pretraining:
         if not path.is_file():
             raise FileNotFoundError(f"--resume: expected {path}, found none; leave --resume away to start anew")
         state = torch.load(path, weights_only=False)
-        for name in ("n_layer", "n_embd", "n_head", "n_positions"):
+        for name in ("n_layer", "n_embd", "n_head", "n_positions", "learned_positions"):
             if state["args"][name] != getattr(self.args, name):
                 raise InputError(f"--resume: {path} has --{name} {state['args'][name]}, found --{name} {getattr(self.args, name)}; give the same")
         if len(state["model"]["transformer.wte.weight"]) != len(self.vocabulary):
@@ -331,6 +335,7 @@ def parse_args(argv=None):
     add("--n_embd", type=bounded(int, 8, 10_000), default=256, help="width of the model")
     add("--n_head", type=bounded(int, 1, 100), default=4, help="attention heads; divides --n_embd")
     add("--n_positions", type=bounded(int, 16, 100_000), default=1024, help="tokens the model can look at")
+    add("--learned_positions", action="store_true", help="random position embeddings and heads, all trained, instead of fixed sinusoids and heads that begin by looking at a neighbour")
     add("--dropout", type=bounded(float, 0, 1), default=0.1, help="dropout of embeddings and residual branches, 0 to 1")
     add("--masked_share", type=bounded(float, 0, 1), default=0.5, help="share of the windows that train masked prediction with bidirectional attention, 0 to 1")
     add("--causal_start", type=bounded(float, 0, 1), default=0.45, help="first share of the run without masked windows, 0 to 1: masked training from nothing stands on a plateau")

@@ -10,11 +10,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import InputError
 from data.toy import write_toy
-from models.reconstructor import benchmark, pretrain, vocabulary
+from models.reconstructor import benchmark, positions, pretrain, vocabulary
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.reconstructor import Reconstructor
 
@@ -44,7 +44,7 @@ def test_pretraining_learns_both_objectives_and_is_stock_gpt2(toy, tmp_path):
     more = json.loads((tmp_path / "more/pretraining.json").read_text())["metrics"][str(toy / "data")]
     assert more["val_nats"] == pytest.approx(metrics["val_nats"], abs=0.005) and more["masked"]["0.1"]["nats"] == pytest.approx(metrics["masked"]["0.1"]["nats"], abs=0.02)
     with pytest.raises(InputError, match="--init_from: expected a GPT-2 of the shape"):
-        pretrain_toy(toy, tmp_path / "wide", "--init_from", tmp_path, "--max_steps", 1, "--n_layer", 3)
+        pretrain_toy(toy, tmp_path / "wide", "--init_from", tmp_path, "--max_steps", 1, "--n_layer", 3, "--learned_positions")
 
 
 def test_pretraining_that_was_cut_off_goes_on_to_the_same_weights(toy, tmp_path, monkeypatch):
@@ -67,6 +67,21 @@ def cut_off_after(save):
         raise KeyboardInterrupt
 
     return wrapped
+
+
+def test_heads_begin_by_looking_at_their_offset():
+    """Most of the attention of each planted head falls on its offset, at every position; the positions are not trained."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=300, n_embd=256, n_layer=4, n_head=4, attn_implementation="eager", bos_token_id=0, eos_token_id=0)).eval()
+    positions.begin_with_neighbours(model)
+    with torch.no_grad():
+        attention = model(torch.randint(100, (1, 300)), attention_mask=torch.zeros(1, 1, 300, 300), output_attentions=True).attentions
+    for layer, offsets in enumerate(positions.OFFSETS):
+        for head, offset in enumerate(offsets):
+            on_offset = torch.diagonal(attention[layer][0, head], offset=offset)
+            assert on_offset.mean() > 0.75 and on_offset.min() > 0.3, (layer, head)
+    assert attention[3].max() < 0.5, "the other layers begin at random"
+    assert not model.transformer.wpe.weight.requires_grad and model.transformer.wte.weight.requires_grad
 
 
 def test_the_sampled_partition_function_is_unbiased(monkeypatch):
