@@ -79,7 +79,7 @@ def test_heads_begin_by_looking_at_their_offset():
     for layer, offsets in enumerate(positions.OFFSETS):
         for head, offset in enumerate(offsets):
             on_offset = torch.diagonal(attention[layer][0, head], offset=offset)
-            assert on_offset.mean() > 0.6 and on_offset.min() > 0.3, (layer, head)
+            assert on_offset.mean() > 0.6 and on_offset.min() > 0.1, (layer, head)
     assert attention[3].max() < 0.5, "the other layers begin at random"
     assert not model.transformer.wpe.weight.requires_grad and model.transformer.wte.weight.requires_grad
 
