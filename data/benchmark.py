@@ -100,14 +100,15 @@ def measure_speed(folder, args):
 def write_sequences(folder, sequences, length):
     """A training split of random tokens, each equally likely, so that its numbers are longer than a text's, with its dataset_info.json."""
     tokenizer, rng = load_tokenizer(BASE_MODEL), np.random.default_rng(42)
-    writer = SequenceWriter(folder / SPLITS["train"], text_vocab_size(tokenizer))
+    vocab_size = text_vocab_size(tokenizer)
+    writer = SequenceWriter(folder / SPLITS["train"], vocab_size)
     for number in range(sequences):
-        writer.write(f"document {number}", 0, rng.integers(text_vocab_size(tokenizer), size=length), 5 * length)
+        writer.write(f"document {number}", 0, rng.integers(vocab_size, size=length), 5 * length)
     writer.close()
     write_json(
         folder / "dataset_info.json", SCHEMA, Namespace(seed=42), prepare.UNITS, max_length=length,
         splits={"train": {"file": SPLITS["train"], **writer.statistics()}},
-        tokenizer={"name": BASE_MODEL, "fingerprint": fingerprint(tokenizer), "vocab_size": text_vocab_size(tokenizer)},
+        tokenizer={"name": BASE_MODEL, "fingerprint": fingerprint(tokenizer), "vocab_size": vocab_size},
     )
 
 

@@ -78,14 +78,18 @@ class Corpus:
         return sums
 
 
+def draw_texts(sequences, count, args):
+    """A Corpus of `count` of the sequences, drawn with `args.seed`; of all if there are fewer."""
+    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(sequences))[:count])
+    return Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
+
+
 def choose_texts(args, policy_length, reconstructor):
     """Draw the texts. Raises InputError if there are none."""
     limit = min(reconstructor.max_length, args.max_length or policy_length)
     if args.max_length and args.max_length > reconstructor.max_length:
         raise InputError(f"--max_length {args.max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one")
-    sequences = load_sequences(args.data_path, reconstructor.fingerprint, limit)
-    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(sequences))[: args.num_sequences])
-    corpus = Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
+    corpus = draw_texts(load_sequences(args.data_path, reconstructor.fingerprint, limit), args.num_sequences, args)
     for keep_ratio in args.keep_ratios:
         kept = np.concatenate([keep_counts(valid, keep_ratio) for _, valid in corpus.batches])
         lengths = np.array([len(t) for t in corpus.texts])

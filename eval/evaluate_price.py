@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS, load_sequences
-from eval.evaluate import OPPONENTS, Corpus, build_methods, open_models
+from eval.evaluate import OPPONENTS, Corpus, build_methods, draw_texts, open_models
 from eval.metrics import bootstrap_weights, interval
 from eval.search import J_of_masks, local_search, optima, verified_mask
 from models.reconstructor.masking import keep_highest
@@ -149,9 +149,8 @@ def evaluate_at(price, methods, corpora, reconstructor, args):
     results.append(summary(VERIFIED, start, checked[start], corpus, weights, rows["agent"]))
     found = {"price": price, "results": results, "share_of_the_distance_to_verified": share_of_distance(results)}
     if args.search_sequences:
-        some = Corpus(corpus.texts[: args.search_sequences], corpus.names[corpus.document][: args.search_sequences], args.batch_size)
         searched = searched_rows(reconstructor, corpus, masks["agent"], price, local_search, args.search_sequences, args.quiet)
-        found["local_search"] = {"texts": len(searched), "J": float(mean_J(searched)), "agent": float(mean_J(rows["agent"][: len(searched)])), "verified": float(mean_J(checked[start][: len(searched)])), "documents": len(some.names)}
+        found["local_search"] = {"texts": len(searched), "J": float(mean_J(searched)), "agent": float(mean_J(rows["agent"][: len(searched)])), "verified": float(mean_J(checked[start][: len(searched)])), "documents": len(set(corpus.document[: len(searched)]))}
     return found
 
 
@@ -171,9 +170,7 @@ def short_windows(methods, corpora, reconstructor, args):
 
 
 def draw(path, reconstructor, length, count, args):
-    sequences = load_sequences(path, reconstructor.fingerprint, length)
-    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(sequences))[:count])
-    return Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
+    return draw_texts(load_sequences(path, reconstructor.fingerprint, length), count, args)
 
 
 def format_report(record):

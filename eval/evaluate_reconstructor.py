@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import load_sequences
-from eval.evaluate import UNITS, Corpus, score_masks
+from eval.evaluate import UNITS, draw_texts, score_masks
 from eval.metrics import bootstrap_weights, difference, with_intervals
 from models.reconstructor.masking import random_keep_mask
 from models.reconstructor.reconstructor import Reconstructor, find_device
@@ -53,8 +53,7 @@ def open_corpus(args, models):
         raise InputError(f"--max_length {args.max_length}: expected at most {longest}, the models' positions less one")
     for path, model in models.items():
         sequences = load_sequences(args.data_path, model.fingerprint, min(args.max_length or 10**9, longest))
-    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(sequences))[: args.num_sequences])
-    return Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
+    return draw_texts(sequences, args.num_sequences, args)
 
 
 def random_masks(corpus, mask_ratio, seed):

@@ -201,13 +201,17 @@ class Pretraining:
             loss[name] = score(hidden, self.model.lm_head.weight, wanted) / len(wanted)
         return loss, masked_rows / len(block)
 
+    def progress(self):
+        """How much of the run is behind it, by whichever limit is nearer."""
+        return max(self.step / self.args.max_steps, self.minutes / self.args.max_minutes)
+
     def train(self, state_dir):
         """Train until --max_steps or --max_minutes; validate and save the state every --eval_steps."""
         args, start, recent = self.args, time.monotonic() - 60 * self.minutes, {"causal": [], "masked": []}
-        if max(self.step / args.max_steps, self.minutes / args.max_minutes) < 1:
+        if self.progress() < 1:
             self.runs.append({"tokens": self.tokens, "command": command_line("models/reconstructor/pretrain.py", args, leave_out=("quiet", "text_note"))})
         progress_bar = tqdm(total=args.max_steps, initial=self.step, unit="step", disable=args.quiet)
-        while (progress := max(self.step / args.max_steps, self.minutes / args.max_minutes)) < 1:
+        while (progress := self.progress()) < 1:
             rng = np.random.default_rng([args.seed, self.step])
             torch.manual_seed(int(rng.integers(2**62)))  # dropout
             long_phase = progress > 1 - args.long_share
