@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import sys
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,15 +32,22 @@ def versions():
     return found
 
 
-def write_text(path, text):
-    """Write `text` to a temporary name beside `path`, then rename: readers never see half a file."""
+@contextmanager
+def written_aside(path):
+    """A temporary name beside `path`; it takes that name when the block ends without an error. Readers never see half a file."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write `text` to `path`, whole or not at all."""
+    with written_aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def command_line(script, args, leave_out=("resume", "quiet")):

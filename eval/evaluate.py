@@ -30,12 +30,13 @@ from rl.ppo import load_policy
 from rl.train import SCHEMA as AGENT_SCHEMA
 from rl.train import token_counts
 
-SCHEMA = "rltc.evaluation/1"
+SCHEMA = "rltc.evaluation/2"
 OPPONENTS = ("causal", "iterative", "frequency", "random", "mean-nats", "verified")
 UNITS = {
     "keep_ratio": "kept tokens per original token", "compression_ratio": "original tokens per kept token",
     "side_information": "bits per original token, at most: where the gaps are", "top1": "share of masked tokens restored",
     "nats": "nats per masked token", "distortion": "nats per original token", "exact_text": "share of texts restored without an error",
+    "importance": "the agent's attention to a token, as a multiple of the text's mean",
     "interval": "95 %, percentile bootstrap over documents", "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
 }
 
@@ -114,22 +115,29 @@ def score_masks(restore, corpus, keep_masks):
     return np.concatenate(rows)
 
 
-def timed_scores(method, keep_ratio, corpus):
-    """A method's scores, one (B, T) per batch, and the seconds that they took."""
-    start = time.monotonic()
-    return [method.scores(ids, valid, keep_ratio) for ids, valid in corpus.batches], time.monotonic() - start
+class Scores:
+    """A method's scores of the texts of a corpus at any keep ratio, each computed once."""
+
+    def __init__(self, method, corpus):
+        self.method, self.corpus, self.found = method, corpus, {}
+
+    def at(self, keep_ratio):
+        """Scores, one (B, T) per batch, and the seconds that they took."""
+        rate = keep_ratio if self.method.depends_on_rate else None
+        if rate not in self.found:
+            start = time.monotonic()
+            scores = [self.method.scores(ids, valid, keep_ratio) for ids, valid in self.corpus.batches]
+            self.found[rate] = scores, time.monotonic() - start
+        return self.found[rate]
 
 
 def evaluate_method(method, keep_ratios, corpus, reconstructor):
-    """For each keep ratio: sums by document (documents, len(SUMS)), the seconds that scoring took, and its passes.
-
-    Scores that are the same at every rate are computed once.
-    """
-    found, scored = {}, None
+    """For each keep ratio: sums by document (documents, len(SUMS)), the seconds that scoring took, and its passes."""
+    found, scores = {}, Scores(method, corpus)
     for keep_ratio in keep_ratios:
-        scored = scored if scored and not method.depends_on_rate else timed_scores(method, keep_ratio, corpus)
-        keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(scored[0], corpus.batches, strict=True)]
-        found[keep_ratio] = corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)), scored[1], method.lm_passes
+        batches, seconds = scores.at(keep_ratio)
+        keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(batches, corpus.batches, strict=True)]
+        found[keep_ratio] = corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)), seconds, method.lm_passes
     return found
 
 
@@ -152,7 +160,10 @@ def compare(cells, weights):
 
 
 def examples(method, corpus, reconstructor, keep_ratio, count):
-    """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there."""
+    """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there.
+
+    `importance` is the weight that the agent's TokenImportanceAttention gives the token, as a multiple of the mean.
+    """
     found = []
     decode = reconstructor.tokenizer.decode
     for text, document in list(zip(corpus.texts, corpus.document, strict=True))[:: max(1, len(corpus.texts) // max(count, 1))][:count]:
@@ -160,7 +171,8 @@ def examples(method, corpus, reconstructor, keep_ratio, count):
         keep_mask = keep_highest(method.scores(ids, valid, keep_ratio), valid, keep_ratio)
         restored = reconstructor.predict(ids, keep_mask).top1[0].cpu().numpy()
         state = np.where(keep_mask[0], "kept", np.where(restored == text, "right", "wrong"))
-        pieces = [{"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s)} for t, r, s in zip(text, restored, state, strict=True)]
+        importances = method.importances(ids, valid, keep_ratio)[0].tolist()
+        pieces = [{"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s), "importance": round(i, 3)} for t, r, s, i in zip(text, restored, state, importances, strict=True)]
         found.append({"doc": str(corpus.names[document]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
     return found
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS, load_sequences
-from eval.evaluate import OPPONENTS, Corpus, build_methods, draw_texts, open_models
+from eval.evaluate import OPPONENTS, Corpus, Scores, build_methods, draw_texts, open_models
 from eval.metrics import bootstrap_weights, interval
 from eval.search import J_of_masks, local_search, optima, verified_mask
 from models.reconstructor.masking import keep_highest
@@ -64,13 +64,11 @@ class Rule:
     def __str__(self):
         return f"scores above {self.threshold:.3g}" if self.keep_ratio is None else f"{self.keep_ratio:.3f} of every text"
 
-    def masks(self, method, corpus):
-        """Keep masks, one (B, T) per batch."""
-        found = []
-        for ids, valid in corpus.batches:
-            scores = method.scores(ids, valid, REFERENCE_RATIO if self.keep_ratio is None else self.keep_ratio)
-            found.append((scores > self.threshold) | ~valid if self.keep_ratio is None else keep_highest(scores, valid, self.keep_ratio))
-        return found
+    def masks(self, scores):
+        """Keep masks, one (B, T) per batch, from a method's Scores of a corpus."""
+        scored, _ = scores.at(REFERENCE_RATIO if self.keep_ratio is None else self.keep_ratio)
+        batches = zip(scored, (valid for _, valid in scores.corpus.batches), strict=True)
+        return [(s > self.threshold) | ~valid if self.keep_ratio is None else keep_highest(s, valid, self.keep_ratio) for s, valid in batches]
 
 
 class AgentRule:
@@ -82,8 +80,8 @@ class AgentRule:
     def __str__(self):
         return "its own decisions"
 
-    def masks(self, method, corpus):
-        return [(method.policy.keep_probability(ids, valid, self.price).numpy() > 0.5) | ~valid for ids, valid in corpus.batches]
+    def masks(self, scores):
+        return [(scores.method.policy.keep_probability(ids, valid, self.price).numpy() > 0.5) | ~valid for ids, valid in scores.corpus.batches]
 
 
 def rewards(reconstructor, corpus, keep_masks, price):
@@ -101,10 +99,12 @@ def mean_J(rows):
 
 
 def best_rule(method, corpus, reconstructor, price):
-    """The rule of the highest J on the validation texts."""
-    scored = np.concatenate([method.scores(ids, valid, REFERENCE_RATIO)[valid] for ids, valid in corpus.batches])
-    rules = [Rule(threshold=t) for t in np.unique(np.quantile(scored, 1 - RATIOS))] + [Rule(keep_ratio=r) for r in RATIOS[:-1:2]]
-    return max(rules, key=lambda rule: mean_J(rewards(reconstructor, corpus, rule.masks(method, corpus), price)))
+    """The rule of the highest J on the validation texts; to keep everything is one of them."""
+    scores = Scores(method, corpus)
+    scored = np.concatenate([s[valid] for s, (_, valid) in zip(scores.at(REFERENCE_RATIO)[0], corpus.batches, strict=True)])
+    thresholds = [-np.inf, *np.unique(np.quantile(scored, 1 - RATIOS))]
+    rules = [Rule(threshold=t) for t in thresholds] + [Rule(keep_ratio=r) for r in RATIOS[:-1:2]]
+    return max(rules, key=lambda rule: mean_J(rewards(reconstructor, corpus, rule.masks(scores), price)))
 
 
 def searched_rows(reconstructor, corpus, starts, price, search, count, quiet):
@@ -138,7 +138,7 @@ def evaluate_at(price, methods, corpora, reconstructor, args):
     """All results at one price, on the texts of `corpora["test"]`."""
     corpus, weights = corpora["test"], bootstrap_weights(len(corpora["test"].names), args.bootstrap_samples, args.seed)
     rules = {method.name: AgentRule(price) if method.name == "agent" else best_rule(method, corpora["val"], reconstructor, price) for method in tqdm(methods, desc=f"rules at λ={price:g}", unit="method", disable=args.quiet)}
-    masks = {method.name: rules[method.name].masks(method, corpus) for method in methods}
+    masks = {method.name: rules[method.name].masks(Scores(method, corpus)) for method in methods}
     rows = {name: rewards(reconstructor, corpus, found, price) for name, found in masks.items()}
     best = max((name for name in rows if name != "agent"), key=lambda name: mean_J(rows[name]))
     nothing_sent = [~valid for _, valid in corpus.batches]
@@ -163,7 +163,7 @@ def short_windows(methods, corpora, reconstructor, args):
         J = {OPTIMUM: float(np.mean([b[i][0] for b in best]))}
         for method in methods:
             rule = AgentRule(price) if method.name == "agent" else best_rule(method, corpora["short val"], reconstructor, price)
-            J[method.name] = float(mean_J(rewards(reconstructor, corpus, rule.masks(method, corpus), price)))
+            J[method.name] = float(mean_J(rewards(reconstructor, corpus, rule.masks(Scores(method, corpus)), price)))
         other = max(value for name, value in J.items() if name not in ("agent", OPTIMUM))
         found.append({"price": price, "texts": len(corpus.texts), "J": J, "share_of_the_distance_to_the_optimum": (J["agent"] - other) / (J[OPTIMUM] - other)})
     return found

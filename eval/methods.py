@@ -29,6 +29,10 @@ class Agent:
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability(ids, valid, self.policy.price_for(keep_ratio)).numpy()
 
+    def importances(self, ids, valid, keep_ratio):
+        """What the policy's TokenImportanceAttention looks at, as multiples of an even distribution: (B, T), each text's mean is 1."""
+        return self.policy.importances(ids, valid, self.policy.price_for(keep_ratio)).numpy() * valid.sum(1, keepdims=True)
+
 
 class Random:
     """Every subset of the right size is equally likely."""

@@ -40,6 +40,15 @@ def record(stages):
     return json.loads((stages[0] / "results/evaluation_results.json").read_text())
 
 
+def copy_with_another_tokenizer(source, target):
+    """Copy a model and swap the ids of two of its words."""
+    shutil.copytree(source, target)
+    tokenizer = json.loads((target / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 # --- metrics
 
 
@@ -182,6 +191,7 @@ def test_examples_are_readable_and_true(record, stages):
         states = [p["state"] for p in example["pieces"]]
         assert states.count("kept") == pytest.approx(0.7 * len(states), abs=0.51)
         assert all((p["token"] == p["restored"]) == (p["state"] != "wrong") for p in example["pieces"])
+        assert np.mean([p["importance"] for p in example["pieces"]]) == pytest.approx(1, abs=2e-3)
     assert (stages[0] / "results/examples.txt").read_text().count("=== ") == 10
 
 
@@ -239,11 +249,7 @@ def test_a_reconstructor_gets_used_to_an_agents_masks(stages, tmp_path):
     nats = {(method.name, path.name): figures(evaluate.evaluate_method(method, [0.5], corpus, Reconstructor.load(path))[0.5][0].sum(0))["nats"] for method in (Agent(policy), Random(0)) for path in (folder / "tuned", adapted)}
     assert nats["agent", "adapted"] < nats["agent", "tuned"], nats
     assert nats["random", "adapted"] < nats["random", "tuned"] + 0.1, nats
-    shutil.copytree(folder / "base", tmp_path / "other")
-    tokenizer = json.loads((tmp_path / "other/tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    (tmp_path / "other/tokenizer.json").write_text(json.dumps(tokenizer))
+    copy_with_another_tokenizer(folder / "base", tmp_path / "other")
     prepare.main(f"--source text --input {folder}/toy.jsonl --tokenizer {tmp_path}/other --output_dir {tmp_path}/data --max_length 16 --quiet".split())
     with pytest.raises(InputError, match="--mask_policy .* expected an agent for tokenizer"):
         train_cpu.main(f"--data_path {tmp_path}/data/processed_data.json --base_model {tmp_path}/other --output_dir {tmp_path}/refused --mask_policy {folder}/agent/best_model.zip --max_steps 2 --quiet".split())
@@ -283,7 +289,7 @@ def test_the_evaluation_at_a_price(stages, tmp_path, capsys):
     for at in record["prices"]:
         J = {r["method"]: r["J"] for r in at["results"]}
         assert set(J) == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "mean nats under random masks", "reconstructor-verified masks"}
-        assert J["agent"] > J["random"] >= 0 and at["local_search"]["J"] >= at["local_search"]["agent"] - 1e-6
+        assert J["agent"] > J["random"] > -0.02 and at["local_search"]["J"] >= at["local_search"]["agent"] - 1e-6
         for r in at["results"]:
             assert r["interval"][0] <= r["J"] <= r["interval"][1]
     for w in record["windows"]:
@@ -306,11 +312,7 @@ def test_bad_input_leaves_results_alone(stages, tmp_path):
 
 def test_an_agent_of_another_tokenizer_is_refused(stages, tmp_path):
     folder = stages[0]
-    shutil.copytree(folder / "tuned", tmp_path / "other")
-    tokenizer = json.loads((tmp_path / "other/tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    (tmp_path / "other/tokenizer.json").write_text(json.dumps(tokenizer))
+    copy_with_another_tokenizer(folder / "tuned", tmp_path / "other")
     with pytest.raises(InputError, match="expected tokenizer"):
         evaluate.main(evaluate_words(folder, "--reconstructor_path", tmp_path / "other", "--output_dir", tmp_path / "out"))
 

@@ -54,8 +54,18 @@ def test_methods_have_colours_of_their_own():
 def test_wrapped_texts_lose_no_token_and_fit_the_columns(record):
     pieces = record["examples"][0]["pieces"]
     laid = visualize.wrap_pieces(pieces)
-    assert [state for *_, state, _ in laid] == [p["state"] for p in pieces]
-    assert all(column + width <= visualize.COLUMNS for _, column, _, _, width in laid)
+    assert [piece for *_, piece in laid] == pieces
+    assert all(column + width <= visualize.COLUMNS for _, column, _, width, _ in laid)
+
+
+def test_underlines_show_the_importances(record):
+    """One underline per token, the more opaque the more the policy looks at it."""
+    figure = visualize.texts_figure(record, 1)
+    lines = [p for p in figure.axes[0].patches if p.get_height() == visualize.UNDERLINE][1:]  # the first is the legend's
+    pieces = record["examples"][0]["pieces"]
+    most = max(p["importance"] for p in pieces)
+    np.testing.assert_allclose([p.get_alpha() for p in lines], [p["importance"] / most for p in pieces])
+    plt.close("all")
 
 
 def test_moving_average_is_a_mean():

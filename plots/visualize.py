@@ -6,7 +6,6 @@ Reads only what rl/train.py logged for TensorBoard and what eval/evaluate.py wro
 Writes `training_curves.png`, `rate_distortion.png`, `masked_top1.png` and `texts.png`.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.artifacts import InputError, Parser, bounded, make_output_dir, read_json, run
+from data.artifacts import InputError, Parser, bounded, make_output_dir, read_json, run, written_aside
 from eval.evaluate import SCHEMA
 
 # One colour and marker per method in every figure; colours from Okabe and Ito's colour-blind-safe palette.
@@ -28,6 +27,7 @@ STYLE = {
     "iterative surprisal": ("#56B4E9", "D"), "mean nats under random masks": ("#CC79A7", "v"), "reconstructor-verified masks": ("#000000", "*"),
 }
 STATE_COLOUR = {"kept": None, "right": "#BFE5D3", "wrong": "#F6B8A6"}
+IMPORTANCE_COLOUR, UNDERLINE = "#0072B2", 0.12  # height in lines
 CURVES = (
     ("rollout/J", "J in training", "nats per original token"), ("eval/J", "J on held-out texts", "nats per original token"),
     ("rollout/keep_ratio", "keep ratio in training", "kept per original token"), ("rollout/nats", "reconstruction loss in training", "nats per masked token"),
@@ -99,7 +99,7 @@ def curves_by_method(record, name, title, unit):
 
 
 def wrap_pieces(pieces):
-    """Lay tokens out in lines of COLUMNS characters: (line, column, text, state) for each token, and its true text if wrong."""
+    """Lay tokens out in lines of COLUMNS characters: (line, column, text, width, piece) for each token."""
     laid, line, column = [], 0, 0
     for piece in pieces:
         shown = (piece["token"] if piece["state"] != "wrong" else piece["restored"]).replace("\n", "¶").replace("\t", " ") or "∅"
@@ -109,13 +109,16 @@ def wrap_pieces(pieces):
             width = len(shown)
         if line >= LINES_PER_TEXT:
             break
-        laid.append((line, column, shown, piece["state"], width))
+        laid.append((line, column, shown, width, piece))
         column += width
     return laid
 
 
 def texts_figure(record, count):
-    """Example texts as the receiver reads them: kept tokens plain, restored ones green if right, red if wrong."""
+    """Example texts as the receiver reads them: kept tokens plain, restored ones green if right, red if wrong.
+
+    A line under a token shows how much TokenImportanceAttention looks at it, relative to the token it looks at most.
+    """
     shown = record["examples"][:count]
     if not shown:
         raise InputError("evaluation results: expected examples, found none; run again: python eval/evaluate.py --num_examples 10")
@@ -127,15 +130,19 @@ def texts_figure(record, count):
     axis.text(0, 0.7, "What the receiver reads: ", fontsize=11, weight="bold", va="center")
     for x, state, label in ((27, "kept", "sent"), (33, "right", "restored, right"), (50, "wrong", "restored, wrong")):
         axis.text(x, 0.7, label, fontsize=10, va="center", bbox={"facecolor": STATE_COLOUR[state] or "white", "edgecolor": "#999999", "pad": 2, "linewidth": 0.5})
+    axis.text(68, 0.7, "underlined: what the policy's pooling attends to", fontsize=10, va="center")
+    axis.add_patch(plt.Rectangle((68, 1.12), 10, UNDERLINE, color=IMPORTANCE_COLOUR, linewidth=0))
     top = 2.0
     for example, laid in rows:
         wrong = sum(p["state"] == "wrong" for p in example["pieces"])
         masked = sum(p["state"] != "kept" for p in example["pieces"])
         axis.text(0, top + 0.3, f"{example['doc']}: {example['keep_ratio']:.0%} of {len(example['pieces'])} tokens sent, {masked - wrong} of {masked} masked tokens restored", fontsize=9, weight="bold", color="#333333", va="center")
-        for line, column, text, state, width in laid:
+        most = max(p["importance"] for p in example["pieces"])
+        for line, column, text, width, piece in laid:
             y = top + 1.4 + line
-            if STATE_COLOUR[state]:
-                axis.add_patch(plt.Rectangle((column, y - 0.45), width, 0.9, color=STATE_COLOUR[state], linewidth=0))
+            if colour := STATE_COLOUR[piece["state"]]:
+                axis.add_patch(plt.Rectangle((column, y - 0.45), width, 0.9, color=colour, linewidth=0))
+            axis.add_patch(plt.Rectangle((column, y + 0.45 - UNDERLINE), width, UNDERLINE, color=IMPORTANCE_COLOUR, alpha=piece["importance"] / most, linewidth=0))
             for offset, character in enumerate(text):
                 axis.text(column + offset + 0.5, y, character.replace("$", r"\$"), family="monospace", fontsize=10.4, ha="center", va="center")
         top += laid[-1][0] + 1 + 1.9
@@ -163,9 +170,8 @@ def main(argv=None):
     }
     make_output_dir(args.output_dir)
     for name, figure in drawn.items():
-        temporary = args.output_dir / f".{name}.{os.getpid()}.png"
-        figure.savefig(temporary, dpi=args.dpi)
-        os.replace(temporary, args.output_dir / f"{name}.png")
+        with written_aside(args.output_dir / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=args.dpi)
         plt.close(figure)
         print(args.output_dir / f"{name}.png")
 

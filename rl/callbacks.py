@@ -53,7 +53,7 @@ class RolloutFigures(BaseCallback):
             self.logger.record(f"rollout/{name}", value)
         self.logger.record("time/decisions_per_second", self.tokens / (time.monotonic() - self.started))
         reconstructor = self.training_env.judge.seconds
-        spent = {"reconstructor": reconstructor, "policy": self.rollout_seconds - reconstructor, "update": self.model.update_seconds}
+        spent = {"reconstructor": reconstructor, "policy": self.rollout_seconds - reconstructor, "update": getattr(self.model, "update_seconds", 0.0)}
         for name, seconds in spent.items():
             self.logger.record(f"time/share_of_{name}", seconds / sum(spent.values()))
         self.progress.set_postfix(J=f"{np.mean(self.rewards):.3f}", keep=f"{means['keep_ratio']:.2f}", refresh=False)
@@ -66,14 +66,14 @@ class HeldOutEvaluation(BaseCallback):
     """Every `eval_freq` texts: held-out texts, each at every evaluation price, by the thresholded policy.
 
     Before each evaluation the policy's λ is calibrated on those texts, so that the best model can meet a keep ratio.
-    The best model is saved to `best_path`; `history` has a row per evaluation; `on_evaluated(self)` is called after each.
+    The best model is saved to `best_path`; `history` has a row per evaluation; `on_evaluated(self)` is called after each, `seconds()` says how long the run has taken.
     `patience`: training stops after so many evaluations without a new best; 0 never.
     """
 
-    def __init__(self, env, texts, price_range, prices, eval_freq, best_path, on_evaluated, patience=0):
+    def __init__(self, env, texts, price_range, prices, eval_freq, best_path, on_evaluated, seconds, patience=0):
         super().__init__()
         self.env, self.texts, self.price_range, self.prices, self.eval_freq = env, texts, price_range, prices, eval_freq
-        self.best_path, self.on_evaluated, self.patience = best_path, on_evaluated, patience
+        self.best_path, self.on_evaluated, self.seconds, self.patience = best_path, on_evaluated, seconds, patience
         self.history = []
 
     @property
@@ -109,14 +109,14 @@ class HeldOutEvaluation(BaseCallback):
         """Calibrate, evaluate, keep the best model, log."""
         self.model.policy.calibrate(*self.texts, *self.price_range)
         infos = self.decide()
-        row = {"texts": self.num_timesteps, "J": float(np.mean([info["episode"]["r"] for info in infos])), **mean_figures(infos)}
+        row = {"texts": self.num_timesteps, "seconds": self.seconds(), "J": float(np.mean([info["episode"]["r"] for info in infos])), **mean_figures(infos)}
         for i, price in enumerate(self.prices):
             mine = infos[i :: len(self.prices)]
             row[f"J_at_{price:g}"] = float(np.mean([info["episode"]["r"] for info in mine]))
             row[f"keep_ratio_at_{price:g}"] = mean_figures(mine)["keep_ratio"]
         self.history.append(row)
         for name, value in row.items():
-            if name != "texts":
+            if name not in ("texts", "seconds"):
                 self.logger.record(f"eval/{name}", value)
         self.logger.dump(self.num_timesteps)
         if row["J"] == self.best_J:

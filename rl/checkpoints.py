@@ -5,7 +5,6 @@ what else the run's future depends on: random states, the place in the stream of
 written whole or not at all, the second one last.
 """
 
-import os
 import pickle
 import re
 import zipfile
@@ -17,8 +16,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
-from data.artifacts import InputError, make_output_dir
-from rl.ppo import TokenPPO, save_agent
+from data.artifacts import InputError, make_output_dir, written_aside
+from rl.ppo import AGENTS, save_agent
 
 FREE = ("resume", "quiet", "num_timesteps", "checkpoint_freq", "save_total_limit", "output_dir", "patience")  # flags that may change when a run goes on
 
@@ -55,9 +54,8 @@ class Checkpoints(BaseCallback):
         save_agent(self.model, stem.with_suffix(".zip"))
         env = self.training_env
         content = self.state() | {"env": env.state(), "torch": torch.get_rng_state(), "numpy": np.random.get_state(), "cuda": torch.cuda.get_rng_state_all()}
-        temporary = stem.with_name(f".{stem.name}.{os.getpid()}.tmp")
-        torch.save(content, temporary)
-        os.replace(temporary, stem.with_suffix(".pt"))
+        with written_aside(stem.with_suffix(".pt")) as temporary:
+            torch.save(content, temporary)
         for old in sorted(self.directory.glob("agent_*_steps.pt"), key=number_of)[: -self.limit]:
             old.unlink()
             old.with_suffix(".zip").unlink(missing_ok=True)
@@ -77,7 +75,7 @@ def load_newest(directory, args, env, device):
         for name, before in state["args"].items():
             if name not in FREE and before != str(getattr(args, name)):
                 raise InputError(f"--resume: {path} was made with --{name} {before}, found --{name} {getattr(args, name)}; give the same, or leave --resume away to start anew")
-        agent = TokenPPO.load(path.with_suffix(".zip"), env=env, device=device, force_reset=False)
+        agent = AGENTS[args.credit].load(path.with_suffix(".zip"), env=env, device=device, force_reset=False)
     except (OSError, RuntimeError, KeyError, EOFError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise InputError(f"--resume: expected a whole checkpoint at {path} and .zip, found a damaged one ({type(error).__name__}); delete both to go on from the one before") from None
     agent.update_seconds = 0.0

@@ -125,6 +125,20 @@ class Judge:
         rewards = shares.sum(1)
         return rewards, [self._info(*row) for row in zip(shares, rewards, keep_mask, valid, nats, right, strict=True)]
 
+    def pay_flipped(self, observation, actions, rewards, flips, rng):
+        """What `flips` single decisions of every text, drawn at random, gained or lost: (B, L) float32, NaN where none was tried.
+
+        J of the actions, which is `rewards` (B,), less J with that one decision the other way.
+        """
+        gained = np.full(np.shape(actions), np.nan, np.float32)
+        order = np.where(observation["valid"] > 0, rng.random(gained.shape), np.inf).argsort(1)
+        for places in order[:, :flips].T:  # one decision of each text at a time
+            rows = np.flatnonzero(observation["valid"][np.arange(len(places)), places])
+            flipped = np.array(actions)
+            flipped[rows, places[rows]] = flipped[rows, places[rows]] <= KEEP_THRESHOLD
+            gained[rows, places[rows]] = (rewards - self.pay(observation, flipped)[0])[rows]
+        return gained
+
     @staticmethod
     def _info(shares, reward, keep_mask, valid, nats, right):
         masked = valid & ~keep_mask
@@ -176,17 +190,23 @@ class TokenCompressionEnv(gymnasium.Env):
 
 
 class TokenCompressionVecEnv(VecEnv):
-    """Many texts at once, judged by one batched reconstructor call. Pays what TokenCompressionEnv pays."""
+    """Many texts at once, judged by one batched reconstructor call. Pays what TokenCompressionEnv pays.
 
-    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=(0.5, 6.0), shuffle=True):
+    `group_size` environments next to each other get the same text at the same price. With `flips`, `info["flip_gains"]`
+    (L,) is what that many single decisions gained over their opposites, NaN elsewhere; each costs one more call.
+    """
+
+    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=(0.5, 6.0), shuffle=True, group_size=1, flips=0):
         self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices, shuffle)
+        self.group_size, self.flips = group_size, flips
         self.render_mode = None
         super().__init__(
             num_envs, observation_space(reconstructor.vocab_size, max_length, max(prices)), spaces.Box(0.0, 1.0, (max_length,), np.float32)
         )
 
     def _draw(self):
-        self._observation = self.judge.observe(*zip(*(self.stream.next() for _ in range(self.num_envs))))
+        drawn = [self.stream.next() for _ in range(self.num_envs // self.group_size)]
+        self._observation = self.judge.observe(*zip(*(each for each in drawn for _ in range(self.group_size))))
         return dict(self._observation)
 
     def reset(self):
@@ -203,6 +223,10 @@ class TokenCompressionVecEnv(VecEnv):
 
     def step_wait(self):
         rewards, infos = self.judge.pay(self._observation, self._actions)
+        if self.flips:
+            gains = self.judge.pay_flipped(self._observation, self._actions, rewards, self.flips, self.stream.rng)
+            for info, gain in zip(infos, gains, strict=True):
+                info["flip_gains"] = gain
         return self._draw(), rewards, np.ones(self.num_envs, bool), infos
 
     def state(self):

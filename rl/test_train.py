@@ -23,10 +23,10 @@ from data.toy import REPOSITORY, check_refusal, write_toy
 from models.agent.policy import TokenCompressionPolicy
 from models.reconstructor import train_cpu
 from models.reconstructor.reconstructor import Reconstructor, find_device
-from rl import benchmark, train
+from rl import benchmark, compare, train
 from rl.callbacks import mean_figures
 from rl.env import TokenCompressionEnv, TokenCompressionVecEnv, token_rewards
-from rl.ppo import TokenPPO, TokenRolloutBuffer, load_policy, sum_of_neighbours
+from rl.ppo import TokenPPO, TokenRolloutBuffer, load_policy, sum_of_neighbours, warm_start
 
 LENGTH = 16
 
@@ -231,6 +231,63 @@ def test_neighbours_are_credited_with_their_surprise(reconstructor, texts):
             assert b.advantages[0, row, i] == pytest.approx(expected, abs=1e-4), (row, i)
 
 
+def test_a_groups_baseline_is_the_mean_of_the_other_masks(reconstructor, texts):
+    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 6, (1.0, 2.0), group_size=3)
+    agent = agent_on(env, batch_size=6, rollout_buffer_kwargs={"group_size": 3})
+    agent._setup_learn(6)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    b = agent.rollout_buffer
+    tokens, price = b.observations["tokens"][0], b.observations["price"][0]
+    for first in (0, 3):
+        assert (tokens[first : first + 3] == tokens[first]).all() and (price[first : first + 3] == price[first]).all()
+        for i in range(3):
+            others = [first + j for j in range(3) if j != i]
+            np.testing.assert_allclose(b.advantages[0, first + i], b.rewards[0, first + i] - b.rewards[0, others].mean(0), atol=1e-5)
+    assert (tokens[0] != tokens[3]).any()
+
+
+def test_flips_are_judged_exactly(reconstructor, texts):
+    """The advantage of a decision is what J changes by taking it instead of drawing it again, all others as they are."""
+    short = [texts[i][:n] for i, n in enumerate((16, 5, 11, 3))]
+    env = TokenCompressionVecEnv(short, reconstructor, LENGTH, 4, (1.0, 2.0), flips=4)
+    agent = agent_on(env, batch_size=4)
+    agent._setup_learn(4)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    b = agent.rollout_buffer
+    observation = {key: value[0] for key, value in b.observations.items()}
+    lengths = observation["valid"].sum(1)
+    judged = ~np.isnan(b.advantages[0])
+    assert judged.sum(1).tolist() == np.minimum(lengths, 4).tolist() and not judged[observation["valid"] == 0].any()
+    J = env.judge.pay(observation, b.actions[0])[0]
+    for row, i in np.argwhere(judged):
+        other = b.actions[0].copy()
+        other[row, i] = 1 - other[row, i]
+        difference = J[row] - env.judge.pay(observation, other)[0][row]
+        assert b.advantages[0, row, i] == pytest.approx((1 - np.exp(b.log_probs[0, row, i])) * difference * lengths[row], abs=1e-4)
+    batch = next(b.get(4))
+    before = agent.minibatch_losses(batch, 0.2, None)
+    batch.old_log_prob[batch.advantages.isnan()] -= 3  # decisions that were not judged have no say
+    assert [float(torch.as_tensor(x).detach()) for x in before] == [float(torch.as_tensor(x).detach()) for x in agent.minibatch_losses(batch, 0.2, None)]
+
+
+def test_a_warm_start_teaches_the_critic_what_tokens_cost(reconstructor, texts):
+    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 32, (1.0, 2.0))
+    agent = agent_on(env)
+    observation = {key: torch.as_tensor(value) for key, value in env.reset().items()}
+    echoes = torch.arange(LENGTH).expand(32, LENGTH) % 2 == 1
+
+    def expected_costs():
+        with torch.no_grad():
+            gain = agent.policy.evaluate_actions(observation, torch.zeros(32, LENGTH))[0]
+        cost = observation["price"] - gain
+        return cost[echoes].mean().item(), cost[~echoes].mean().item()
+
+    cold = expected_costs()
+    warm_start(agent, 32 * 60, seed=0)
+    warm = expected_costs()
+    assert warm[1] - warm[0] > 0.5 > abs(cold[1] - cold[0]), (cold, warm)
+
+
 def test_returns_are_nats_per_token(reconstructor, texts):
     env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 4, (1.0, 2.0))
     agent = agent_on(env)
@@ -322,7 +379,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
         weights = [load_policy(tmp_path / run / name).state_dict() for run in ("whole", "cut")]
         assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0]), name
     records = [json.loads((tmp_path / run / "training.json").read_text()) for run in ("whole", "cut")]
-    assert records[0]["evaluations"] == records[1]["evaluations"] and len(records[0]["evaluations"]) == 5
+    evaluations = [[{k: v for k, v in row.items() if k != "seconds"} for row in record["evaluations"]] for record in records]
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 5
+    seconds = [row["seconds"] for row in records[1]["evaluations"]]
+    assert seconds == sorted(seconds) and seconds[-1] <= records[1]["seconds"]
     curves = [[(p.step, p.value) for p in EventAccumulator(str(tmp_path / run / "tb_logs")).Reload().Scalars("rollout/J")] for run in ("whole", "cut")]
     assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(32, 321, 32))
     assert sorted(p.name for p in (tmp_path / "cut/checkpoints").glob("*.pt")) == ["agent_256_steps.pt", "agent_320_steps.pt"]
@@ -347,6 +407,15 @@ def test_training_stops_when_patience_ends(toy, tmp_path):
     train_agent(toy, tmp_path, "--num_timesteps", 640, "--eval_freq", 32, "--patience", 2, "--learning_rate", 1e-12, "--final_learning_rate", 0)
     record = json.loads((tmp_path / "training.json").read_text())
     assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64] and (tmp_path / "final_model.zip").exists()
+
+
+@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64 --passes 2", "--without local importance", "--min_price 2 --max_price 2"])
+def test_every_variant_trains_goes_on_and_decides(toy, tmp_path, words):
+    train_agent(toy, tmp_path, "--num_timesteps", 64, *words.split())
+    train_agent(toy, tmp_path, "--num_timesteps", 96, "--resume", *words.split())
+    keep = load_policy(tmp_path / "best_model.zip").keep_probability(np.array([[2, 3, 4]]), np.ones((1, 3), bool), 1.5)
+    assert keep.shape == (1, 3) and np.isfinite(keep.numpy()).all()
+    assert json.loads((tmp_path / "training.json").read_text())["texts"] == 96
 
 
 def test_gamma_changes_nothing(toy, tmp_path):
@@ -381,8 +450,25 @@ def test_the_benchmark_prints_its_ratios(toy, capsys):
     assert said.count("agent is") == 2 and said.count("TokenCompressionVecEnv is") == 1 and "decisions/s" in said
 
 
+def test_variants_are_compared_at_equal_time(toy, tmp_path, capsys):
+    small = "--width 16 --layers 1 --heads 2 --embedding_dim 8 --n_steps 32 --n_envs 16 --batch_size 16 --eval_sequences 4 --eval_freq 32 --device cpu"
+    words = ["--data_path", toy / "data/processed_data.json", "--reconstructor_path", toy / "tuned", "--output_dir", tmp_path, "--flags", small, "--quiet"]
+    words += ["--variants", "own", "neighbours=--credit_window 2", "--minutes", "0.02", "--seeds", "0", "1", "--pilot_rollouts", "1"]
+    compare.main([str(w) for w in words])
+    said = capsys.readouterr().out
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    assert [v["name"] for v in record["variants"]] == ["own", "neighbours"] and "2 seeds" in said
+    assert json.loads((tmp_path / "neighbours-1/training.json").read_text())["args"]["credit_window"] == 2
+    for variant in record["variants"]:
+        assert np.isfinite(variant["J"]).all() and np.shape(variant["J"]) == (2, 3) and min(variant["texts"]) >= 32
+    before = (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns
+    compare.main([str(w) for w in words])
+    assert (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns == before, "what is there is not run again"
+    assert compare.J_at([{"seconds": 10, "J": 0.1}, {"seconds": 20, "J": 0.3}], 15) == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize(
-    "words", [["--num_timesteps", "10", "--n_steps", "64"], ["--min_price", "3", "--max_price", "2"], ["--width", "10", "--heads", "4"], ["--n_steps", "30", "--n_envs", "16"], ["--clip_range", "nan"], ["--seed", "-1"], ["--batch_size", "1"]]
+    "words", [["--num_timesteps", "10", "--n_steps", "64"], ["--min_price", "3", "--max_price", "2"], ["--width", "10", "--heads", "4"], ["--n_steps", "30", "--n_envs", "16"], ["--clip_range", "nan"], ["--seed", "-1"], ["--batch_size", "1"], ["--n_envs", "64", "--group_size", "5"], ["--flips", "2", "--credit_window", "1"], ["--credit", "text", "--warm_start", "64"]]
 )
 def test_impossible_flags_are_refused(words, capsys):
     with pytest.raises(SystemExit, match="2"):

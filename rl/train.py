@@ -19,13 +19,13 @@ from stable_baselines3.common.logger import HParam, Logger
 
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import pad_batch
-from models.agent.policy import TokenCompressionPolicy
+from models.agent.policy import EnhancedTokenCompressionPolicy, TokenCompressionPolicy
 from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.training import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
 from rl.checkpoints import Checkpoints, ContinuedLog, load_newest
 from rl.env import TokenCompressionVecEnv
-from rl.ppo import TokenPPO, save_agent
+from rl.ppo import AGENTS, save_agent, warm_start
 
 SCHEMA = "rltc.agent/1"
 UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time", "texts": "texts (timesteps)"}
@@ -49,6 +49,10 @@ def parse_args(argv=None):
     add("--final_learning_rate", type=bounded(float, 0, 1), default=1e-4, help="learning rate at the end, reached linearly")
     add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2, help="PPO's clipping of the probability ratio, per token")
     add("--credit_window", type=bounded(int, 0, 10**6), default=0, help="a decision is credited with what the masked tokens so many places to either side cost beyond the critic's estimate; 0: with its own token alone")
+    add("--credit", choices=("token", "text"), default="token", help="text: Stable-Baselines3's own PPO, all decisions of a text share one advantage")
+    add("--group_size", type=bounded(int, 1, 10**6), default=1, help="masks drawn for every text; with more than one, the others are a decision's baseline instead of the critic")
+    add("--flips", type=bounded(int, 0, 10**6), default=0, help="decisions per text that are judged against their opposites, one reconstructor call each, and alone train the policy; 0: off")
+    add("--warm_start", type=bounded(int, 0, 10**12), default=0, help="texts masked at random on which the critic is fitted before PPO begins")
     add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token")
     add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
     add("--max_grad_norm", type=bounded(float, 0, 10**6, open_ends=True), default=0.5, help="gradients are clipped to this norm")
@@ -59,6 +63,8 @@ def parse_args(argv=None):
     add("--width", type=bounded(int, 4, 4096), default=96, help="width of the policy network, a multiple of --heads")
     add("--layers", type=bounded(int, 0, 64), default=2, help="transformer layers of the policy network")
     add("--heads", type=bounded(int, 1, 64), default=4, help="attention heads of the policy network")
+    add("--passes", type=bounded(int, 1, 64), default=1, help="times that the policy decides; from the second on it sees what it decided before")
+    add("--without", nargs="+", choices=EnhancedTokenCompressionPolicy.PARTS, default=[], help="parts of the policy network to leave out, to see what they are worth")
     add("--embedding_dim", type=bounded(int, 1, 4096), default=32, help="token features, started from a truncated SVD of the reconstructor's embedding")
     add("--eval_freq", type=bounded(int, 1, 10**12), default=1280, help="training texts between held-out evaluations")
     add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at every one of --eval_prices")
@@ -73,13 +79,19 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.num_timesteps < args.n_steps:
         parser.error(f"--num_timesteps {args.num_timesteps}: expected at least one rollout, --n_steps {args.n_steps}; give more timesteps or a smaller --n_steps")
-    if args.min_price >= args.max_price:
-        parser.error(f"--min_price {args.min_price}: expected less than --max_price {args.max_price}")
+    if args.min_price > args.max_price:
+        parser.error(f"--min_price {args.min_price}: expected at most --max_price {args.max_price}")
     if args.width % args.heads:
         parser.error(f"--width {args.width}: expected a multiple of --heads {args.heads}")
     args.n_envs = min(args.n_envs, args.n_steps)
     if args.n_steps % args.n_envs:
         parser.error(f"--n_steps {args.n_steps}: expected a multiple of --n_envs {args.n_envs}")
+    if args.n_envs % args.group_size:
+        parser.error(f"--n_envs {args.n_envs}: expected a multiple of --group_size {args.group_size}")
+    if (args.credit_window > 0) + (args.group_size > 1) + (args.flips > 0) + (args.credit == "text") > 1:
+        parser.error("expected one way to give credit, found two of --credit_window, --group_size, --flips and --credit text")
+    if args.credit == "text" and args.warm_start:
+        parser.error("--warm_start: expected --credit token, found text; the critic of whole texts has no tokens to be fitted to")
     return args
 
 
@@ -92,18 +104,20 @@ def token_counts(sequences, vocab_size):
 
 
 def build_agent(args, env, reconstructor, train, device):
-    """A TokenPPO whose policy starts from the reconstructor's embeddings and the corpus' frequencies."""
+    """An agent whose policy starts from the reconstructor's embeddings and the corpus' frequencies."""
     def learning_rate(remaining):
         return args.final_learning_rate + remaining * (args.learning_rate - args.final_learning_rate)
 
-    agent = TokenPPO(
+    per_token = args.credit == "token"
+    agent = AGENTS[args.credit](
         TokenCompressionPolicy, env, n_steps=args.n_steps // args.n_envs, batch_size=args.batch_size, n_epochs=args.n_epochs, gamma=args.gamma,
         learning_rate=learning_rate, clip_range=args.clip_range, ent_coef=args.ent_coef, vf_coef=args.vf_coef, max_grad_norm=args.max_grad_norm,
-        target_kl=args.target_kl, seed=args.seed, device=device, rollout_buffer_kwargs={"credit_window": args.credit_window},
+        target_kl=args.target_kl, seed=args.seed, device=device, rollout_buffer_kwargs={"credit_window": args.credit_window, "group_size": args.group_size} if per_token else None,
         policy_kwargs={
+            "per_token": per_token, "passes": args.passes,
             "features_extractor_kwargs": {
-                "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "tokenizer_fingerprint": reconstructor.fingerprint,
-            }
+                "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "without": args.without, "tokenizer_fingerprint": reconstructor.fingerprint,
+            },
         },
     )
     embeddings = reconstructor.model.get_input_embeddings().weight.detach()
@@ -123,7 +137,7 @@ def main(argv=None):
     train, held_out, length = open_splits(args, reconstructor)
     logs, checkpoint_dir = make_output_dir(args.output_dir) / "tb_logs", args.output_dir / "checkpoints"
     price_range = (args.min_price, args.max_price)
-    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, price_range)
+    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, price_range, group_size=args.group_size, flips=args.flips)
     eval_env = TokenCompressionVecEnv(held_out, reconstructor, length, environments(len(held_out) * len(args.eval_prices)), args.eval_prices, shuffle=False)
     if args.resume:
         agent, before = load_newest(checkpoint_dir, args, env, device)
@@ -133,18 +147,24 @@ def main(argv=None):
     agent.set_logger(Logger(None, [ContinuedLog(logs, agent.num_timesteps)]))
     start = time.monotonic() - before["seconds"]
 
+    def seconds():
+        return time.monotonic() - start
+
+    if not args.resume:
+        warm_start(agent, args.warm_start, args.seed)
+
     def record(evaluation):
         """Write training.json anew, so that it always describes the model that lies beside it."""
         write_json(
-            args.output_dir / "training.json", SCHEMA, args, UNITS, seconds=time.monotonic() - start, texts=agent.num_timesteps,
+            args.output_dir / "training.json", SCHEMA, args, UNITS, seconds=seconds(), texts=agent.num_timesteps,
             parameters=sum(p.numel() for p in agent.policy.parameters()), best_J=evaluation.best_J,
             tokenizer_fingerprint=reconstructor.fingerprint, max_length=length, evaluations=evaluation.history,
         )
 
     def state():
-        return {"args": {k: str(v) for k, v in vars(args).items()}, "seconds": time.monotonic() - start, "history": evaluation.history}
+        return {"args": {k: str(v) for k, v in vars(args).items()}, "seconds": seconds(), "history": evaluation.history}
 
-    evaluation = HeldOutEvaluation(eval_env, pad_batch(held_out, 0), price_range, args.eval_prices, args.eval_freq, args.output_dir / "best_model.zip", record, args.patience)
+    evaluation = HeldOutEvaluation(eval_env, pad_batch(held_out, 0), price_range, args.eval_prices, args.eval_freq, args.output_dir / "best_model.zip", record, seconds, args.patience)
     evaluation.history = before["history"]
     checkpoints = Checkpoints(checkpoint_dir, args.checkpoint_freq, args.save_total_limit, state)
     agent.logger.record("hparams", HParam({k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}, {"eval/J": 0.0}))
@@ -153,7 +173,7 @@ def main(argv=None):
         if not evaluation.exhausted():
             checkpoints.save()
     save_agent(agent, args.output_dir / "final_model.zip")
-    print(f"trained on {agent.num_timesteps:,} texts in {time.monotonic() - start:.0f} s; best held-out J {evaluation.best_J:.4f} nats per token; written to {args.output_dir}")
+    print(f"trained on {agent.num_timesteps:,} texts in {seconds():.0f} s; best held-out J {evaluation.best_J:.4f} nats per token; written to {args.output_dir}")
 
 
 def clear(logs, checkpoints):

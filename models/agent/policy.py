@@ -112,37 +112,51 @@ class ContextGate(nn.Module):
 class EnhancedTokenCompressionPolicy(nn.Module):
     """Token ids, validity and price λ in, one feature vector per token out.
 
-    Token features (a trainable embedding and the log frequency), the price, the position; local context by
-    convolution; transformer layers; and a gated context pooled by TokenImportanceAttention.
+    Token features (a trainable embedding and the log frequency), the price, the position, and, when a decision is
+    reconsidered, the draft of all decisions; local context by convolution; transformer layers; and a gated context pooled
+    by TokenImportanceAttention. `without` names PARTS to leave out.
     """
 
-    def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4):
+    PARTS = ("position", "local", "layers", "importance")
+
+    def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4, without=()):
         super().__init__()
+        self.without = frozenset(without)
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.register_buffer("log_frequency", torch.zeros(vocab_size))
         self.lift = nn.Linear(embedding_dim + 1, width)
         self.price = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
+        self.draft = nn.Linear(1, width, bias=False)
+        nn.init.zeros_(self.draft.weight)  # a decision that is reconsidered begins as it was
         self.position = PositionalEncoding(width)
         self.local = LocalContext(width)
-        self.layers = nn.ModuleList(TransformerLayer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(TransformerLayer(width, heads) for _ in range(0 if "layers" in self.without else layers))
         self.importance, self.gate = TokenImportanceAttention(width, heads), ContextGate(width)
         self.norm = nn.LayerNorm(width)
 
-    def before_pooling(self, ids, valid, price):
+    def before_pooling(self, ids, valid, price, draft=None):
         """The token states (B, T, D) that TokenImportanceAttention pools."""
         features = torch.cat([self.embedding(ids), self.log_frequency[ids][..., None]], -1)
         scale, shift = self.price(price.log()[:, None]).chunk(2, -1)  # (B, 1, D) each
-        x = self.position(self.lift(features) * (1 + scale) + shift)
-        x = self.local(x, valid)
+        x = self.lift(features) * (1 + scale) + shift
+        if draft is not None:
+            x = x + self.draft(draft[..., None])
+        if "position" not in self.without:
+            x = self.position(x)
+        if "local" not in self.without:
+            x = self.local(x, valid)
         attended = None if bool(valid.all()) else valid[:, None, None]
         for layer in self.layers:
             x = layer(x, attended)
         return x
 
-    def forward(self, ids, valid, price):
-        """ids (B, T) int64, valid (B, T) bool, price (B, 1) in nats per token, to features (B, T, D)."""
-        x = self.before_pooling(ids, valid, price)
-        return self.norm(self.gate(x, self.importance(x, valid)))
+    def forward(self, ids, valid, price, draft=None):
+        """ids (B, T) int64, valid (B, T) bool, price (B, 1) in nats per token, to features (B, T, D).
+
+        draft (B, T): the probabilities of keeping that were decided before, if this is not the first pass.
+        """
+        x = self.before_pooling(ids, valid, price, draft)
+        return self.norm(x if "importance" in self.without else self.gate(x, self.importance(x, valid)))
 
     def importances(self, ids, valid, price):
         """What TokenImportanceAttention looks at, mean over its heads: (B, T), each text sums to 1."""
@@ -167,10 +181,10 @@ class EnhancedTokenCompressionPolicy(nn.Module):
 class TokenCompressionFeaturesExtractor(BaseFeaturesExtractor):
     """EnhancedTokenCompressionPolicy as a Stable-Baselines3 features extractor: Dict observation to (B, L, D)."""
 
-    def __init__(self, observation_space, embedding_dim=32, width=96, layers=2, heads=4, tokenizer_fingerprint=""):
+    def __init__(self, observation_space, embedding_dim=32, width=96, layers=2, heads=4, without=(), tokenizer_fingerprint=""):
         super().__init__(observation_space, features_dim=width)
         self.tokenizer_fingerprint = tokenizer_fingerprint
-        self.network = EnhancedTokenCompressionPolicy(int(observation_space["tokens"].high.max()) + 1, embedding_dim, width, layers, heads)
+        self.network = EnhancedTokenCompressionPolicy(int(observation_space["tokens"].high.max()) + 1, embedding_dim, width, layers, heads, without)
 
     @staticmethod
     def unpack(observations):
@@ -207,17 +221,20 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     loss `evaluate_actions` gives the value of the decision that was taken, λ − ĉ_i or 0, so that ĉ is fitted to the
     nats of the tokens that were masked, without the noise of the decision itself.
 
+    `passes` times the network decides; from the second on it sees the probabilities of the pass before, since the best
+    decisions depend on each other.
+
     With `per_token=False` log-probability, entropy and value are summed over the text, as Stable-Baselines3's own PPO
     expects: the same network under text-level credit.
     """
 
-    def __init__(self, *args, per_token=True, **kwargs):
-        self.per_token = per_token
+    def __init__(self, *args, per_token=True, passes=1, **kwargs):
+        self.per_token, self.passes = per_token, passes
         kwargs.setdefault("features_extractor_class", TokenCompressionFeaturesExtractor)
         super().__init__(*args, **{**kwargs, "net_arch": [], "ortho_init": False})
 
     def _get_constructor_parameters(self):
-        return super()._get_constructor_parameters() | {"per_token": self.per_token}
+        return super()._get_constructor_parameters() | {"per_token": self.per_token, "passes": self.passes}
 
     def _build(self, lr_schedule):
         self.action_dist = TokenBernoulli(self.action_space.shape[0])
@@ -232,15 +249,19 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _heads(self, obs):
-        """Distribution, value of masking each token λ − ĉ (B, L), and valid (B, L), from one pass of the shared features."""
-        price = obs["price"].float()
-        logits, cost = self._logits_and_cost(self.extract_features(obs), price)
-        return self.action_dist.proba_distribution(logits), price - cost, obs["valid"] > 0
+        """Distribution, value of masking each token λ − ĉ (B, L), and valid (B, L)."""
+        ids, valid, price = self.features_extractor.unpack(obs)
+        logits, cost = self._logits_and_cost(ids, valid, price)
+        return self.action_dist.proba_distribution(logits), price - cost, valid
 
-    def _logits_and_cost(self, features, price):
-        """Logits of keeping (B, T), equation (1), and estimated nats of a masked token (B, T), from features (B, T, D) and λ (B, 1)."""
-        cost = F.softplus(self.value_net(features).squeeze(-1)) + SMALLEST_COST
-        return self.sharpness * (cost.detach() / price).log() + self.action_net(features).squeeze(-1), cost
+    def _logits_and_cost(self, ids, valid, price):
+        """Logits of keeping, equation (1), and estimated nats of a masked token, both (B, T), for texts (B, T) at λ (B, 1)."""
+        logits = None
+        for _ in range(self.passes):
+            features = self.features_extractor.network(ids, valid, price, None if logits is None else torch.sigmoid(logits))
+            cost = F.softplus(self.value_net(features).squeeze(-1)) + SMALLEST_COST
+            logits = self.sharpness * (cost.detach() / price).log() + self.action_net(features).squeeze(-1)
+        return logits, cost
 
     def _per_text(self, x, valid):
         """x (B, L) as it is, or summed over the text's tokens (B,)."""
@@ -266,10 +287,17 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
         ids (B, T) int, valid (B, T) bool, as arrays or tensors; price: λ in nats per token, a number or (B,).
         """
-        ids, valid = torch.as_tensor(ids, device=self.device), torch.as_tensor(valid, device=self.device)
-        price = torch.as_tensor(price, dtype=torch.float32, device=self.device).expand(len(ids))[:, None]
-        features = self.features_extractor.network(ids.long(), valid, price)
-        return torch.sigmoid(self._logits_and_cost(features, price)[0]).cpu()
+        return torch.sigmoid(self._logits_and_cost(*self._as_batch(ids, valid, price))[0]).cpu()
+
+    @torch.no_grad()
+    def importances(self, ids, valid, price):
+        """What TokenImportanceAttention looks at, (B, T) float32 on the CPU; each text sums to 1. Arguments as of `keep_probability`."""
+        return self.features_extractor.network.importances(*self._as_batch(ids, valid, price)).cpu()
+
+    def _as_batch(self, ids, valid, price):
+        """Arrays or tensors as the network takes them: ids (B, T) int64, valid (B, T) bool, price (B, 1) float32."""
+        ids, valid = torch.as_tensor(ids, device=self.device).long(), torch.as_tensor(valid, device=self.device)
+        return ids, valid, torch.as_tensor(price, dtype=torch.float32, device=self.device).expand(len(ids))[:, None]
 
     def calibrate(self, ids, valid, low, high):
         """Store the share of tokens that the thresholded policy keeps at prices from `low` to `high` on the given texts."""

@@ -27,7 +27,6 @@ What makes it quick on a CPU, and good for masked reconstruction:
    `--n_positions`, so that long-range attention is seen too.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -39,7 +38,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, run, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, run, write_json, write_text, written_aside
 from data.sequences import SPLITS, load_sequences
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
@@ -147,9 +146,8 @@ class Pretraining:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "args": vars(self.args)}
         state |= {name: getattr(self, name) for name in ("step", "minutes", "tokens", "log", "drawn", "runs")}
         make_output_dir(directory)
-        temporary = directory / f".state.pt.{os.getpid()}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, directory / "state.pt")
+        with written_aside(directory / "state.pt") as temporary:
+            torch.save(state, temporary)
 
     def load(self, directory):
         """Go on where the state was saved. Raises FileNotFoundError or InputError."""
