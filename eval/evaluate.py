@@ -122,12 +122,12 @@ class Scores:
         self.method, self.corpus, self.found = method, corpus, {}
 
     def at(self, keep_ratio):
-        """Scores, one (B, T) per batch, and the seconds that they took."""
+        """Scores, one (B, T) per batch, the seconds that they took, and language-model passes per text."""
         rate = keep_ratio if self.method.depends_on_rate else None
         if rate not in self.found:
             start = time.monotonic()
             scores = [self.method.scores(ids, valid, keep_ratio) for ids, valid in self.corpus.batches]
-            self.found[rate] = scores, time.monotonic() - start
+            self.found[rate] = scores, time.monotonic() - start, self.method.lm_passes
         return self.found[rate]
 
 
@@ -135,9 +135,9 @@ def evaluate_method(method, keep_ratios, corpus, reconstructor):
     """For each keep ratio: sums by document (documents, len(SUMS)), the seconds that scoring took, and its passes."""
     found, scores = {}, Scores(method, corpus)
     for keep_ratio in keep_ratios:
-        batches, seconds = scores.at(keep_ratio)
+        batches, seconds, passes = scores.at(keep_ratio)
         keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(batches, corpus.batches, strict=True)]
-        found[keep_ratio] = corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)), seconds, method.lm_passes
+        found[keep_ratio] = corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)), seconds, passes
     return found
 
 
@@ -162,7 +162,8 @@ def compare(cells, weights):
 def examples(method, corpus, reconstructor, keep_ratio, count):
     """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there.
 
-    `importance` is the weight that the agent's TokenImportanceAttention gives the token, as a multiple of the mean.
+    `importance` is the weight that the agent's TokenImportanceAttention gives the token, as a multiple of the mean; absent
+    where the agent was trained without it.
     """
     found = []
     decode = reconstructor.tokenizer.decode
@@ -171,8 +172,10 @@ def examples(method, corpus, reconstructor, keep_ratio, count):
         keep_mask = keep_highest(method.scores(ids, valid, keep_ratio), valid, keep_ratio)
         restored = reconstructor.predict(ids, keep_mask).top1[0].cpu().numpy()
         state = np.where(keep_mask[0], "kept", np.where(restored == text, "right", "wrong"))
-        importances = method.importances(ids, valid, keep_ratio)[0].tolist()
-        pieces = [{"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s), "importance": round(i, 3)} for t, r, s, i in zip(text, restored, state, importances, strict=True)]
+        pieces = [{"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s)} for t, r, s in zip(text, restored, state, strict=True)]
+        if (importances := method.importances(ids, valid, keep_ratio)) is not None:
+            for piece, importance in zip(pieces, importances[0].tolist(), strict=True):
+                piece["importance"] = round(importance, 3)
         found.append({"doc": str(corpus.names[document]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
     return found
 

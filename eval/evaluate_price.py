@@ -62,11 +62,13 @@ class Rule:
         self.threshold, self.keep_ratio = threshold, keep_ratio
 
     def __str__(self):
-        return f"scores above {self.threshold:.3g}" if self.keep_ratio is None else f"{self.keep_ratio:.3f} of every text"
+        if self.keep_ratio is None:
+            return f"scores above {self.threshold:.3g}" if np.isfinite(self.threshold) else "everything kept"
+        return f"{self.keep_ratio:.3f} of every text"
 
     def masks(self, scores):
         """Keep masks, one (B, T) per batch, from a method's Scores of a corpus."""
-        scored, _ = scores.at(REFERENCE_RATIO if self.keep_ratio is None else self.keep_ratio)
+        scored, _, _ = scores.at(REFERENCE_RATIO if self.keep_ratio is None else self.keep_ratio)
         batches = zip(scored, (valid for _, valid in scores.corpus.batches), strict=True)
         return [(s > self.threshold) | ~valid if self.keep_ratio is None else keep_highest(s, valid, self.keep_ratio) for s, valid in batches]
 
@@ -98,9 +100,9 @@ def mean_J(rows):
     return rows[:, 2].sum() / rows[:, 0].sum()
 
 
-def best_rule(method, corpus, reconstructor, price):
-    """The rule of the highest J on the validation texts; to keep everything is one of them."""
-    scores = Scores(method, corpus)
+def best_rule(scores, reconstructor, price):
+    """The rule of the highest J on the validation texts of `scores`; to keep everything is one of them."""
+    corpus = scores.corpus
     scored = np.concatenate([s[valid] for s, (_, valid) in zip(scores.at(REFERENCE_RATIO)[0], corpus.batches, strict=True)])
     thresholds = [-np.inf, *np.unique(np.quantile(scored, 1 - RATIOS))]
     rules = [Rule(threshold=t) for t in thresholds] + [Rule(keep_ratio=r) for r in RATIOS[:-1:2]]
@@ -127,18 +129,17 @@ def summary(name, rule, rows, corpus, weights, agent=None):
     return found
 
 
-def share_of_distance(results):
-    """How far the agent gets from the best method to the practical oracle: 1 is all of the way."""
-    J = {r["method"]: r["J"] for r in results}
-    best = max(J[name] for name in J if name not in ("agent", VERIFIED, SEARCHED, OPTIMUM))
-    return (J["agent"] - best) / (J[VERIFIED] - best)
+def share_of_distance(J, goal):
+    """How far the agent gets from the best other method to `goal`, from {method: J}: 1 is all of the way; None if there is no way to go."""
+    best = max(value for name, value in J.items() if name not in ("agent", VERIFIED, SEARCHED, OPTIMUM))
+    return (J["agent"] - best) / (J[goal] - best) if J[goal] > best else None
 
 
-def evaluate_at(price, methods, corpora, reconstructor, args):
-    """All results at one price, on the texts of `corpora["test"]`."""
+def evaluate_at(price, methods, corpora, scored, reconstructor, args):
+    """All results at one price, on the texts of `corpora["test"]`; `scored` holds the Scores of {(method, corpus): …}."""
     corpus, weights = corpora["test"], bootstrap_weights(len(corpora["test"].names), args.bootstrap_samples, args.seed)
-    rules = {method.name: AgentRule(price) if method.name == "agent" else best_rule(method, corpora["val"], reconstructor, price) for method in tqdm(methods, desc=f"rules at λ={price:g}", unit="method", disable=args.quiet)}
-    masks = {method.name: rules[method.name].masks(Scores(method, corpus)) for method in methods}
+    rules = {method.name: AgentRule(price) if method.name == "agent" else best_rule(scored[method.name, "val"], reconstructor, price) for method in tqdm(methods, desc=f"rules at λ={price:g}", unit="method", disable=args.quiet)}
+    masks = {name: rule.masks(scored[name, "test"]) for name, rule in rules.items()}
     rows = {name: rewards(reconstructor, corpus, found, price) for name, found in masks.items()}
     best = max((name for name in rows if name != "agent"), key=lambda name: mean_J(rows[name]))
     nothing_sent = [~valid for _, valid in corpus.batches]
@@ -147,14 +148,14 @@ def evaluate_at(price, methods, corpora, reconstructor, args):
     start = max(checked, key=lambda s: mean_J(checked[s]))
     results = [summary(name, rules[name], found, corpus, weights, None if name == "agent" else rows["agent"]) for name, found in rows.items()]
     results.append(summary(VERIFIED, start, checked[start], corpus, weights, rows["agent"]))
-    found = {"price": price, "results": results, "share_of_the_distance_to_verified": share_of_distance(results)}
+    found = {"price": price, "results": results, "share_of_the_distance_to_verified": share_of_distance({r["method"]: r["J"] for r in results}, VERIFIED)}
     if args.search_sequences:
         searched = searched_rows(reconstructor, corpus, masks["agent"], price, local_search, args.search_sequences, args.quiet)
         found["local_search"] = {"texts": len(searched), "J": float(mean_J(searched)), "agent": float(mean_J(rows["agent"][: len(searched)])), "verified": float(mean_J(checked[start][: len(searched)])), "documents": len(set(corpus.document[: len(searched)]))}
     return found
 
 
-def short_windows(methods, corpora, reconstructor, args):
+def short_windows(methods, corpora, scored, reconstructor, args):
     """On short texts, at every price: J of the best of all masks, of the agent, and of the best other method."""
     corpus = corpora["short"]
     best = [optima(reconstructor, text, args.prices) for text in tqdm(corpus.texts, desc="all masks", unit="text", disable=args.quiet)]
@@ -162,10 +163,9 @@ def short_windows(methods, corpora, reconstructor, args):
     for i, price in enumerate(args.prices):
         J = {OPTIMUM: float(np.mean([b[i][0] for b in best]))}
         for method in methods:
-            rule = AgentRule(price) if method.name == "agent" else best_rule(method, corpora["short val"], reconstructor, price)
-            J[method.name] = float(mean_J(rewards(reconstructor, corpus, rule.masks(Scores(method, corpus)), price)))
-        other = max(value for name, value in J.items() if name not in ("agent", OPTIMUM))
-        found.append({"price": price, "texts": len(corpus.texts), "J": J, "share_of_the_distance_to_the_optimum": (J["agent"] - other) / (J[OPTIMUM] - other)})
+            rule = AgentRule(price) if method.name == "agent" else best_rule(scored[method.name, "short val"], reconstructor, price)
+            J[method.name] = float(mean_J(rewards(reconstructor, corpus, rule.masks(scored[method.name, "short"]), price)))
+        found.append({"price": price, "texts": len(corpus.texts), "J": J, "share_of_the_distance_to_the_optimum": share_of_distance(J, OPTIMUM)})
     return found
 
 
@@ -175,21 +175,21 @@ def draw(path, reconstructor, length, count, args):
 
 def format_report(record):
     """The results as lines of text."""
-    lines = []
+    lines, share = [], lambda s: "none to go" if s is None else f"{s:.0%}"
     for at in record["prices"]:
         lines += [f"λ = {at['price']:g}: J in nats per original token, 95 % over documents; the agent's lead is paired", ""]
         for r in sorted(at["results"], key=lambda r: -r["J"]):
             lead = r.get("agent_leads_by")
             beside = f"  agent leads by {lead['value']:+.4f} ({lead['interval'][0]:+.4f} to {lead['interval'][1]:+.4f})" if lead else ""
             lines.append(f"  {r['method']:30s} {r['J']:.4f} ({r['interval'][0]:.4f} to {r['interval'][1]:.4f})  keeps {r['keep_ratio']:.2f}: {r['rule']}{beside}")
-        lines.append(f"  share of the distance from the best method to verified masks: {at['share_of_the_distance_to_verified']:.0%}")
+        lines.append(f"  share of the distance from the best method to verified masks: {share(at['share_of_the_distance_to_verified'])}")
         if "local_search" in at:
             s = at["local_search"]
             lines.append(f"  on {s['texts']} texts: local search {s['J']:.4f}, agent {s['agent']:.4f}, verified {s['verified']:.4f}")
         lines.append("")
     for w in record["windows"]:
         lines.append(f"λ = {w['price']:g}, {w['texts']} texts of {record['window']} tokens: " + ", ".join(f"{name} {J:.4f}" for name, J in w["J"].items()))
-        lines.append(f"  share of the distance from the best method to the best of all masks: {w['share_of_the_distance_to_the_optimum']:.0%}")
+        lines.append(f"  share of the distance from the best method to the best of all masks: {share(w['share_of_the_distance_to_the_optimum'])}")
     return "\n".join(lines)
 
 
@@ -206,10 +206,11 @@ def main(argv=None):
     counts = token_counts(load_sequences(folder / SPLITS["train"], reconstructor.fingerprint), reconstructor.vocab_size)
     methods = build_methods(args, loaded.policy, loaded.base, loaded.bos, reconstructor, counts)
     make_output_dir(args.output_dir)
+    scored = {(method.name, name): Scores(method, corpus) for method in methods for name, corpus in corpora.items()}
     record = {
         "texts": len(corpora["test"].texts), "documents": len(corpora["test"].names), "window": args.window,
-        "prices": [evaluate_at(price, methods, corpora, reconstructor, args) for price in args.prices],
-        "windows": short_windows(methods, corpora, reconstructor, args) if args.window_sequences else [],
+        "prices": [evaluate_at(price, methods, corpora, scored, reconstructor, args) for price in args.prices],
+        "windows": short_windows(methods, corpora, scored, reconstructor, args) if args.window_sequences else [],
     }
     write_json(args.output_dir / "price_results.json", SCHEMA, args, UNITS, **record)
     print(f"{record['texts']} texts of {record['documents']} documents\n\n{format_report(record)}\n\nwritten to {args.output_dir}")

@@ -15,6 +15,7 @@ import torch
 
 from data.artifacts import InputError
 from data.sequences import pad_batch
+from models.reconstructor.loss import read_logits
 from models.reconstructor.masking import budget, keep_counts
 
 
@@ -30,8 +31,9 @@ class Agent:
         return self.policy.keep_probability(ids, valid, self.policy.price_for(keep_ratio)).numpy()
 
     def importances(self, ids, valid, keep_ratio):
-        """What the policy's TokenImportanceAttention looks at, as multiples of an even distribution: (B, T), each text's mean is 1."""
-        return self.policy.importances(ids, valid, self.policy.price_for(keep_ratio)).numpy() * valid.sum(1, keepdims=True)
+        """What the policy's TokenImportanceAttention looks at, as multiples of an even distribution: (B, T), each text's mean is 1; None if it has none."""
+        found = self.policy.importances(ids, valid, self.policy.price_for(keep_ratio))
+        return None if found is None else found.numpy() * valid.sum(1, keepdims=True)
 
 
 class Random:
@@ -74,7 +76,7 @@ def causal_nats(model, bos_id, ids, valid):
     hidden = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
     weight = model.get_output_embeddings().weight
     # One text at a time: logits are (T, V).
-    return np.stack([torch.nn.functional.cross_entropy((h @ weight.T).float(), t, reduction="none").cpu().numpy() for h, t in zip(hidden, ids)])
+    return np.stack([read_logits(h @ weight.T, t)[0].cpu().numpy() for h, t in zip(hidden, ids)])
 
 
 class CausalSurprisal:

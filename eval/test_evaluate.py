@@ -282,11 +282,13 @@ def test_exhaustive_search_is_a_maximum_and_verification_reveals_what_is_dear(st
 
 def test_the_evaluation_at_a_price(stages, tmp_path, capsys):
     """On the toy language the agent at λ = 1.2 drops echoes: nearly λ / 2, as no rule for all texts does better."""
-    words = f"--prices 1.2 2 --num_sequences 20 --tune_sequences 10 --search_sequences 2 --window 6 --window_sequences 5 --bootstrap_samples 200 --output_dir {tmp_path}"
+    words = f"--prices 0.01 1.2 2 --num_sequences 20 --tune_sequences 10 --search_sequences 2 --window 6 --window_sequences 5 --bootstrap_samples 200 --output_dir {tmp_path}"
     evaluate_price.main(evaluate_words(stages[0], *words.split()))
     record = json.loads((tmp_path / "price_results.json").read_text())
-    assert [at["price"] for at in record["prices"]] == [1.2, 2.0]
-    for at in record["prices"]:
+    assert [at["price"] for at in record["prices"]] == [0.01, 1.2, 2.0]
+    cheap = {r["method"]: r for r in record["prices"][0]["results"]}
+    assert cheap["random"]["rule"] == "everything kept" and cheap["random"]["J"] == 0
+    for at in record["prices"][1:]:
         J = {r["method"]: r["J"] for r in at["results"]}
         assert set(J) == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "mean nats under random masks", "reconstructor-verified masks"}
         assert J["agent"] > J["random"] > -0.02 and at["local_search"]["J"] >= at["local_search"]["agent"] - 1e-6

@@ -118,6 +118,7 @@ def texts_figure(record, count):
     """Example texts as the receiver reads them: kept tokens plain, restored ones green if right, red if wrong.
 
     A line under a token shows how much TokenImportanceAttention looks at it, relative to the token it looks at most.
+    Results of an agent without it have no such lines.
     """
     shown = record["examples"][:count]
     if not shown:
@@ -130,19 +131,22 @@ def texts_figure(record, count):
     axis.text(0, 0.7, "What the receiver reads: ", fontsize=11, weight="bold", va="center")
     for x, state, label in ((27, "kept", "sent"), (33, "right", "restored, right"), (50, "wrong", "restored, wrong")):
         axis.text(x, 0.7, label, fontsize=10, va="center", bbox={"facecolor": STATE_COLOUR[state] or "white", "edgecolor": "#999999", "pad": 2, "linewidth": 0.5})
-    axis.text(68, 0.7, "underlined: what the policy's pooling attends to", fontsize=10, va="center")
-    axis.add_patch(plt.Rectangle((68, 1.12), 10, UNDERLINE, color=IMPORTANCE_COLOUR, linewidth=0))
+    underlined = "importance" in shown[0]["pieces"][0]
+    if underlined:
+        axis.text(68, 0.7, "underlined: what the policy's pooling attends to", fontsize=10, va="center")
+        axis.add_patch(plt.Rectangle((68, 1.12), 10, UNDERLINE, color=IMPORTANCE_COLOUR, linewidth=0))
     top = 2.0
     for example, laid in rows:
         wrong = sum(p["state"] == "wrong" for p in example["pieces"])
         masked = sum(p["state"] != "kept" for p in example["pieces"])
         axis.text(0, top + 0.3, f"{example['doc']}: {example['keep_ratio']:.0%} of {len(example['pieces'])} tokens sent, {masked - wrong} of {masked} masked tokens restored", fontsize=9, weight="bold", color="#333333", va="center")
-        most = max(p["importance"] for p in example["pieces"])
+        most = max(p.get("importance", 0) for p in example["pieces"])
         for line, column, text, width, piece in laid:
             y = top + 1.4 + line
             if colour := STATE_COLOUR[piece["state"]]:
                 axis.add_patch(plt.Rectangle((column, y - 0.45), width, 0.9, color=colour, linewidth=0))
-            axis.add_patch(plt.Rectangle((column, y + 0.45 - UNDERLINE), width, UNDERLINE, color=IMPORTANCE_COLOUR, alpha=piece["importance"] / most, linewidth=0))
+            if underlined:
+                axis.add_patch(plt.Rectangle((column, y + 0.45 - UNDERLINE), width, UNDERLINE, color=IMPORTANCE_COLOUR, alpha=piece["importance"] / most, linewidth=0))
             for offset, character in enumerate(text):
                 axis.text(column + offset + 0.5, y, character.replace("$", r"\$"), family="monospace", fontsize=10.4, ha="center", va="center")
         top += laid[-1][0] + 1 + 1.9

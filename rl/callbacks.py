@@ -33,6 +33,7 @@ class RolloutFigures(BaseCallback):
 
     def _on_training_start(self):
         self.started, self.tokens, self.rollout_seconds = time.monotonic(), 0, 0.0
+        self.judge_before = self.training_env.judge.seconds
         self.progress = tqdm(total=self.total, initial=self.num_timesteps, unit="text", desc="train agent", disable=self.quiet)
 
     def _on_rollout_start(self):
@@ -52,8 +53,8 @@ class RolloutFigures(BaseCallback):
         for name, value in means.items():
             self.logger.record(f"rollout/{name}", value)
         self.logger.record("time/decisions_per_second", self.tokens / (time.monotonic() - self.started))
-        reconstructor = self.training_env.judge.seconds
-        spent = {"reconstructor": reconstructor, "policy": self.rollout_seconds - reconstructor, "update": getattr(self.model, "update_seconds", 0.0)}
+        reconstructor = self.training_env.judge.seconds - self.judge_before
+        spent = {"reconstructor": reconstructor, "policy": self.rollout_seconds - reconstructor, "update": self.model.update_seconds}
         for name, seconds in spent.items():
             self.logger.record(f"time/share_of_{name}", seconds / sum(spent.values()))
         self.progress.set_postfix(J=f"{np.mean(self.rewards):.3f}", keep=f"{means['keep_ratio']:.2f}", refresh=False)
@@ -74,7 +75,7 @@ class HeldOutEvaluation(BaseCallback):
         super().__init__()
         self.env, self.texts, self.price_range, self.prices, self.eval_freq = env, texts, price_range, prices, eval_freq
         self.best_path, self.on_evaluated, self.seconds, self.patience = best_path, on_evaluated, seconds, patience
-        self.history = []
+        self.history, self.own_seconds = [], 0.0
 
     @property
     def best_J(self):
@@ -107,9 +108,10 @@ class HeldOutEvaluation(BaseCallback):
 
     def evaluate(self):
         """Calibrate, evaluate, keep the best model, log."""
+        began = self.seconds()
         self.model.policy.calibrate(*self.texts, *self.price_range)
         infos = self.decide()
-        row = {"texts": self.num_timesteps, "seconds": self.seconds(), "J": float(np.mean([info["episode"]["r"] for info in infos])), **mean_figures(infos)}
+        row = {"texts": self.num_timesteps, "seconds": began - self.own_seconds, "J": float(np.mean([info["episode"]["r"] for info in infos])), **mean_figures(infos)}
         for i, price in enumerate(self.prices):
             mine = infos[i :: len(self.prices)]
             row[f"J_at_{price:g}"] = float(np.mean([info["episode"]["r"] for info in mine]))
@@ -122,4 +124,5 @@ class HeldOutEvaluation(BaseCallback):
         if row["J"] == self.best_J:
             save_agent(self.model, self.best_path)
         self.on_evaluated(self)
+        self.own_seconds += self.seconds() - began
         tqdm.write(f"{row['texts']:>9,} texts  held-out J {row['J']:.4f}  " + "  ".join(f"λ={p:g}: J {row[f'J_at_{p:g}']:.3f} keep {row[f'keep_ratio_at_{p:g}']:.2f}" for p in self.prices))

@@ -1,14 +1,18 @@
-"""Compare variants of the agent's training at equal wall time: same data, same seeds, one after the other.
+"""Compare variants of the agent's training at equal training time: same data, same seeds, one after the other.
 
     python rl/compare.py --reconstructor_path models/reconstructor/fine-tuned --minutes 5 --seeds 0 1 2 \\
         --variants own "neighbours=--credit_window 2" "wide=--width 192" --output_dir models/agent/output/compared
 
 A variant is a name and the flags of rl/train.py that make it different, joined by "="; a name alone changes nothing. How many
 texts a variant gets is what it can decide in `--minutes`, timed on a few rollouts first, so that its learning rate has
-run down at the end. Every run is whole or not there: what `--output_dir` has already is not run again. Prints held-out J
-after a quarter, a half and all of the time, and writes `comparison.json`.
+run down at the end. Time is that of rollouts, updates and warm start; held-out evaluations don't count. The table shows J after
+a quarter, a half and all of it, and the time that the runs took in truth. What `--output_dir` has already is not run again.
+Writes `comparison.json`.
 """
 
+import argparse
+import json
+import re
 import shlex
 import sys
 import time
@@ -19,18 +23,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from data.artifacts import SEED, Parser, bounded, make_output_dir, read_json, run, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run, write_json
 from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.training import open_splits
 from rl import train
 from rl.env import TokenCompressionVecEnv
+from rl.ppo import warm_start
 
 SCHEMA = "rltc.comparison/1"
-UNITS = {"J": "nats per original token, mean over the evaluation prices", "seconds": "seconds of wall time, held-out evaluations included", "texts": "texts decided in training"}
+UNITS = {"J": "nats per original token, mean over the evaluation prices", "minutes": "minutes of training, without held-out evaluations", "texts": "texts decided in training"}
 SHARES = (0.25, 0.5, 1.0)  # of the time, at which J is compared
 
 
 def parse_args(argv=None):
+    """The command line, and {variant: its rl/train.py settings}."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training sequences; val_data.json is expected beside them")
@@ -40,31 +46,54 @@ def parse_args(argv=None):
     add("--flags", default="", help="flags of rl/train.py that all variants share, in one word")
     add("--minutes", type=bounded(float, 0, 10**6, open_ends=True), default=5.0, help="training time of every run")
     add("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="every variant is trained once with each")
-    add("--pilot_rollouts", type=bounded(int, 1, 10**6), default=3, help="rollouts that a variant's speed is timed on")
+    add("--pilot_rollouts", type=bounded(int, 1, 10**6), default=4, help="rollouts that a variant's speed is timed on")
     add("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.seeds, names = list(dict.fromkeys(args.seeds)), [variant.partition("=")[0] for variant in args.variants]
+    if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+        parser.error(f"--variants: expected different names of letters, digits, dots and dashes, found {', '.join(map(repr, names))}")
+    try:
+        variants = {name: settings(variant, args) for name, variant in zip(names, args.variants, strict=True)}
+    except ValueError as error:  # an open quote
+        parser.error(f"--variants: expected flags as in a shell ({error})")
+    return args, variants
 
 
-def settings_of(variant, args, seed, *words):
-    """A variant's name and its rl/train.py settings. The command line's own errors end the script."""
-    name, _, flags = variant.partition("=")
-    common = ["--data_path", str(args.data_path), "--reconstructor_path", str(args.reconstructor_path), "--seed", str(seed), "--quiet"]
-    output = ["--output_dir", str(args.output_dir / f"{name}-{seed}")]
-    return name, [*common, *shlex.split(args.flags), *shlex.split(flags), *output, *map(str, words)]
+def settings(variant, args):
+    """rl/train.py's settings of a variant, but for seed, folder and number of texts. Its own errors end the script."""
+    common = ["--data_path", str(args.data_path), "--reconstructor_path", str(args.reconstructor_path), "--quiet"]
+    return train.parse_args([*common, *shlex.split(args.flags), *shlex.split(variant.partition("=")[2])])
 
 
-def texts_in(minutes, words, rollouts):
-    """How many texts a variant decides in that time: the speed of a few rollouts and their updates, in whole rollouts."""
-    args = train.parse_args(words)
-    device = find_device(args.device)
-    reconstructor = Reconstructor.load(args.reconstructor_path, device)
-    texts, _, length = open_splits(args, reconstructor)
-    env = TokenCompressionVecEnv(texts, reconstructor, length, args.n_envs, (args.min_price, args.max_price), group_size=args.group_size, flips=args.flips)
-    agent = train.build_agent(args, env, reconstructor, texts, device)
-    agent.learn(args.n_steps)  # the first is slower
-    start = time.monotonic()
-    agent.learn(args.n_steps * rollouts)
-    return max(1, round(60 * minutes / (time.monotonic() - start) * rollouts)) * args.n_steps
+def texts_in(minutes, settings, pilot_rollouts):
+    """How many texts a variant decides in that time, its warm start included, by the speed of a few rollouts and their updates."""
+    device = find_device(settings.device)
+    reconstructor = Reconstructor.load(settings.reconstructor_path, device)
+    texts, _, length = open_splits(settings, reconstructor)
+    env = TokenCompressionVecEnv(texts, reconstructor, length, settings.n_envs, (settings.min_price, settings.max_price), group_size=settings.group_size, flips=settings.flips)
+    agent = train.build_agent(settings, env, reconstructor, texts, device)
+    agent.learn(settings.n_steps)  # the first is slower
+    marks = [time.monotonic()]
+    if settings.warm_start:
+        warm_start(agent, settings.warm_start, settings.seed)
+    marks.append(time.monotonic())
+    agent.learn(settings.n_steps * pilot_rollouts)
+    marks.append(time.monotonic())
+    warm, per_rollout = marks[1] - marks[0], (marks[2] - marks[1]) / pilot_rollouts
+    return max(1, round((60 * minutes - warm) / per_rollout)) * settings.n_steps
+
+
+def trained(settings, folder, seed, texts):
+    """The record of a run: trained now, or found in its folder. Raises InputError if what is there was trained otherwise."""
+    settings = argparse.Namespace(**vars(settings) | {"seed": seed, "num_timesteps": texts, "output_dir": folder})
+    if not (folder / "final_model.zip").exists():
+        train.train_agent(settings)
+    record = read_json(folder / "training.json", train.SCHEMA, "rl/train.py")
+    wanted = json.loads(json.dumps(vars(settings), default=str))
+    for name, value in wanted.items():
+        if name not in ("num_timesteps", "output_dir") and record["args"].get(name) != value:
+            raise InputError(f"{folder}: expected a run with --{name} {value}, found {record['args'].get(name)}; delete the folder or choose another --output_dir")
+    return record
 
 
 def J_at(rows, seconds):
@@ -73,30 +102,40 @@ def J_at(rows, seconds):
 
 
 def format_table(found, minutes):
-    lines = [f"{'held-out J after minutes':28s}" + "".join(f"{share * minutes:>18.1f}" for share in SHARES) + f"{'texts':>12s}"]
+    lines = [f"{'held-out J after minutes':28s}" + "".join(f"{share * minutes:>18.1f}" for share in SHARES) + f"{'texts':>12s}{'minutes taken':>16s}"]
     for variant in sorted(found, key=lambda v: -np.mean(v["J"], 0)[-1]):
         J = np.array(variant["J"])  # (seeds, shares)
-        cells = "".join(f"{f'{m:.4f} ±{s:.4f}':>18s}" for m, s in zip(J.mean(0), J.std(0, ddof=1) if len(J) > 1 else 0 * J[0], strict=True))
-        lines.append(f"{variant['name']:28s}{cells}{int(np.mean(variant['texts'])):>12,}")
-    return "\n".join([*lines, f"mean over {len(found[0]['J'])} seeds ± standard deviation over them"])
+        spread = J.std(0, ddof=1) if len(J) > 1 else np.full(len(SHARES), np.nan)
+        cells = "".join(f"{f'{m:.4f} ±{s:.4f}':>18s}" for m, s in zip(J.mean(0), spread, strict=True))
+        took = f"{min(variant['minutes']):.1f} to {max(variant['minutes']):.1f}"
+        lines.append(f"{variant['name']:28s}{cells}{variant['texts']:>12,}{took:>16s}{'' if equal_time(variant, minutes) else ' *'}")
+    lines.append(f"mean over {len(found[0]['J'])} seeds ± standard deviation over them")
+    if not all(equal_time(variant, minutes) for variant in found):
+        lines.append(f"* a run took less than 0.8 or more than 1.25 times {minutes:g} minutes: not comparable at equal time")
+    return "\n".join(lines)
+
+
+def equal_time(variant, minutes):
+    return all(0.8 <= taken / minutes <= 1.25 for taken in variant["minutes"])
 
 
 def main(argv=None):
-    args = parse_args(argv)
+    args, variants = parse_args(argv)
     make_output_dir(args.output_dir)
+    runs = {name: [args.output_dir / f"{name}-{seed}" for seed in args.seeds] for name in variants}
+    texts = {}
+    for name, folders in tqdm(runs.items(), desc="pilots", unit="variant", disable=args.quiet):
+        there = next((folder for folder in folders if (folder / "training.json").exists()), None)
+        texts[name] = read_json(there / "training.json", train.SCHEMA, "rl/train.py")["args"]["num_timesteps"] if there else texts_in(args.minutes, variants[name], args.pilot_rollouts)
+    records = {name: [] for name in runs}
+    for i, seed in enumerate(tqdm(args.seeds, unit="seed", disable=args.quiet)):  # variants inside, so that a drifting machine drifts for all
+        for name, folders in runs.items():
+            records[name].append(trained(variants[name], folders[i], seed, texts[name]))
     found = []
-    for variant in tqdm(args.variants, unit="variant", disable=args.quiet):
-        J, texts = [], []
-        for seed in args.seeds:
-            name, words = settings_of(variant, args, seed)
-            folder = args.output_dir / f"{name}-{seed}"
-            if not (folder / "final_model.zip").exists():
-                count = texts_in(args.minutes, words, args.pilot_rollouts)
-                train.main([*words, "--num_timesteps", str(count)])
-            record = read_json(folder / "training.json", train.SCHEMA, "rl/train.py")
-            J.append([J_at(record["evaluations"], 60 * args.minutes * share) for share in SHARES])
-            texts.append(record["texts"])
-        found.append({"name": name, "variant": variant, "J": J, "texts": texts})
+    for name, variant in zip(runs, args.variants, strict=True):
+        evaluations = [record["evaluations"] for record in records[name]]
+        J = [[J_at(rows, 60 * args.minutes * share) for share in SHARES] for rows in evaluations]
+        found.append({"name": name, "variant": variant, "J": J, "texts": texts[name], "minutes": [rows[-1]["seconds"] / 60 for rows in evaluations]})
     write_json(args.output_dir / "comparison.json", SCHEMA, args, UNITS, variants=found, shares_of_time=SHARES)
     print(f"{format_table(found, args.minutes)}\nwritten to {args.output_dir}")
 

@@ -132,11 +132,13 @@ class Judge:
         """
         gained = np.full(np.shape(actions), np.nan, np.float32)
         order = np.where(observation["valid"] > 0, rng.random(gained.shape), np.inf).argsort(1)
-        for places in order[:, :flips].T:  # one decision of each text at a time
-            rows = np.flatnonzero(observation["valid"][np.arange(len(places)), places])
-            flipped = np.array(actions)
-            flipped[rows, places[rows]] = flipped[rows, places[rows]] <= KEEP_THRESHOLD
-            gained[rows, places[rows]] = (rewards - self.pay(observation, flipped)[0])[rows]
+        for nth in range(flips):  # one decision of every text that has so many
+            rows = np.flatnonzero(observation["valid"].sum(1) > nth)
+            if not len(rows):
+                break
+            places, flipped = order[rows, nth], np.array(actions)[rows]
+            flipped[np.arange(len(rows)), places] = flipped[np.arange(len(rows)), places] <= KEEP_THRESHOLD
+            gained[rows, places] = rewards[rows] - self.pay({key: value[rows] for key, value in observation.items()}, flipped)[0]
         return gained
 
     @staticmethod
@@ -198,6 +200,8 @@ class TokenCompressionVecEnv(VecEnv):
 
     def __init__(self, sequences, reconstructor, max_length, num_envs, prices=(0.5, 6.0), shuffle=True, group_size=1, flips=0):
         self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices, shuffle)
+        if num_envs % group_size:
+            raise ValueError(f"num_envs {num_envs}: expected a multiple of group_size {group_size}")
         self.group_size, self.flips = group_size, flips
         self.render_mode = None
         super().__init__(

@@ -91,6 +91,8 @@ class TokenRolloutBuffer(DictRolloutBuffer):
         self.advantages = self.returns - self.values
         if self.group_size > 1:
             groups = self.rewards.reshape(self.buffer_size, -1, self.group_size, self.action_dim)
+            tokens = self.observations["tokens"].reshape(groups.shape)
+            assert (tokens == tokens[:, :, :1]).all(), "the environment's groups are other ones"
             others = (groups.sum(2, keepdims=True) - groups) / (self.group_size - 1)
             self.advantages = (groups - others).reshape(self.rewards.shape)
         if self.flip_gains is not None:
@@ -125,7 +127,10 @@ class TokenPPO(PPO):
         super()._update_info_buffer(infos, dones)
 
     def minibatch_losses(self, batch, clip_range, clip_range_vf):
-        """Policy, value and entropy losses of one minibatch and its diagnostics, all means over valid tokens."""
+        """Policy, value and entropy losses of one minibatch and its diagnostics, all means over valid tokens.
+
+        Where advantages are NaN (deviation 6), policy loss, KL divergence and clip fraction are over the others.
+        """
         valid = batch.observations["valid"] > 0  # (B, L)
         values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
         judged = valid & ~batch.advantages.isnan()
@@ -185,15 +190,34 @@ class TokenPPO(PPO):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 
-AGENTS = {"token": TokenPPO, "text": PPO}  # by --credit
+class TextPPO(PPO):
+    """Stable-Baselines3's PPO, all decisions of a text under one advantage; it only times itself and logs as TokenPPO does."""
+
+    def __init__(self, *args, **kwargs):
+        self.update_seconds = 0.0
+        super().__init__(*args, **kwargs)
+
+    def train(self):
+        began = time.monotonic()
+        try:
+            super().train()
+        except ValueError as error:  # PyTorch's Bernoulli, of a policy that says NaN
+            raise InputError(f"PPO: no decisions after {self.num_timesteps} texts ({str(error).splitlines()[0]}); lower --learning_rate") from None
+        tokens = self.rollout_buffer.observations["valid"].sum() / len(self.rollout_buffer.observations["valid"])
+        self.logger.record("train/entropy", -self.logger.name_to_value["train/entropy_loss"] / tokens)
+        self.update_seconds += time.monotonic() - began
+
+
+AGENTS = {"token": TokenPPO, "text": TextPPO}  # by --credit
 
 
 def warm_start(agent, texts, seed, lowest=0.05, highest=0.6):
-    """Fit the critic, and with it the actor's first logits, to what tokens cost under random masks: `texts` texts, once each.
+    """Fit the critic, and with it the actor's first logits, to what tokens cost under random masks of at least `texts` texts.
 
     Mask ratios are drawn evenly between `lowest` and `highest`. Supervised: the policy's own decisions play no part.
     """
     rng, env, policy = np.random.default_rng(seed), agent.env, agent.policy
+    flips, env.flips = env.flips, 0
     observation, seen = env.reset(), 0
     while seen < texts:
         ratios = rng.uniform(lowest, highest, (env.num_envs, 1))
@@ -210,6 +234,7 @@ def warm_start(agent, texts, seed, lowest=0.05, highest=0.6):
             torch.nn.utils.clip_grad_norm_(policy.parameters(), agent.max_grad_norm)
             policy.optimizer.step()
         observation, seen = following, seen + env.num_envs
+    env.flips = flips
 
 
 def save_agent(agent, path):

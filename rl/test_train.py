@@ -288,6 +288,26 @@ def test_a_warm_start_teaches_the_critic_what_tokens_cost(reconstructor, texts):
     assert warm[1] - warm[0] > 0.5 > abs(cold[1] - cold[0]), (cold, warm)
 
 
+def test_the_value_of_a_text_is_in_the_units_of_its_reward(reconstructor, texts):
+    """For Stable-Baselines3's PPO: a critic that knows every token's nats values the decisions taken at the reward itself."""
+    short = [texts[i][:n] for i, n in enumerate((16, 5, 11, 3))]
+    env = TokenCompressionVecEnv(short, reconstructor, LENGTH, 4, (1.3,), shuffle=False)
+    agent = agent_on(env, cls=PPO)
+    observation, actions = env.reset(), np.zeros((4, LENGTH), np.float32)
+    _, rewards, _, infos = env.step(actions)
+    valid = torch.as_tensor(observation["valid"] > 0)
+    gain = torch.as_tensor(np.stack([info["token_rewards"] for info in infos])) * valid.sum(1, keepdim=True)
+    np.testing.assert_allclose(agent.policy._value(gain, valid).numpy(), rewards, atol=1e-5)
+
+
+def test_a_run_without_a_warm_start_begins_with_the_first_texts(toy, tmp_path, monkeypatch):
+    """The seed alone says which texts are seen: nothing is drawn before training."""
+    drawn = []
+    monkeypatch.setattr(train, "TokenCompressionVecEnv", type("Watched", (TokenCompressionVecEnv,), {"reset": lambda self: drawn.append(self.stream.shuffle) or TokenCompressionVecEnv.reset(self)}))
+    train_agent(toy, tmp_path, "--num_timesteps", 32)
+    assert drawn.count(True) == 1
+
+
 def test_returns_are_nats_per_token(reconstructor, texts):
     env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 4, (1.0, 2.0))
     agent = agent_on(env)
@@ -411,8 +431,13 @@ def test_training_stops_when_patience_ends(toy, tmp_path):
 
 @pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64 --passes 2", "--without local importance", "--min_price 2 --max_price 2"])
 def test_every_variant_trains_goes_on_and_decides(toy, tmp_path, words):
-    train_agent(toy, tmp_path, "--num_timesteps", 64, *words.split())
-    train_agent(toy, tmp_path, "--num_timesteps", 96, "--resume", *words.split())
+    """And going on gives the weights of a run that was not cut."""
+    flags = [*words.split(), "--final_learning_rate", "1e-3"]  # the learning rate knows how long a run is meant to be
+    train_agent(toy, tmp_path / "whole", "--num_timesteps", 96, *flags)
+    train_agent(toy, tmp_path, "--num_timesteps", 64, *flags)
+    train_agent(toy, tmp_path, "--num_timesteps", 96, "--resume", *flags)
+    weights = [load_policy(folder / "final_model.zip").state_dict() for folder in (tmp_path / "whole", tmp_path)]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0] if k != "calibration")
     keep = load_policy(tmp_path / "best_model.zip").keep_probability(np.array([[2, 3, 4]]), np.ones((1, 3), bool), 1.5)
     assert keep.shape == (1, 3) and np.isfinite(keep.numpy()).all()
     assert json.loads((tmp_path / "training.json").read_text())["texts"] == 96
@@ -460,11 +485,25 @@ def test_variants_are_compared_at_equal_time(toy, tmp_path, capsys):
     assert [v["name"] for v in record["variants"]] == ["own", "neighbours"] and "2 seeds" in said
     assert json.loads((tmp_path / "neighbours-1/training.json").read_text())["args"]["credit_window"] == 2
     for variant in record["variants"]:
-        assert np.isfinite(variant["J"]).all() and np.shape(variant["J"]) == (2, 3) and min(variant["texts"]) >= 32
+        runs = [json.loads((tmp_path / f"{variant['name']}-{seed}/training.json").read_text()) for seed in (0, 1)]
+        assert [run["texts"] for run in runs] == [variant["texts"]] * 2 and variant["texts"] % 32 == 0
+        for J, run in zip(variant["J"], runs, strict=True):
+            assert J == [compare.J_at(run["evaluations"], 1.2 * share) for share in (0.25, 0.5, 1)]
     before = (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns
     compare.main([str(w) for w in words])
     assert (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns == before, "what is there is not run again"
     assert compare.J_at([{"seconds": 10, "J": 0.1}, {"seconds": 20, "J": 0.3}], 15) == pytest.approx(0.2)
+    with pytest.raises(InputError, match="own-0: expected a run with --clip_range 0.3, found 0.2"):
+        compare.main([str(w) for w in words if w != "own"] + ["--variants", "own=--clip_range 0.3"])
+    found = {"name": "own", "J": [[0.1, 0.2, 0.3]], "texts": 64, "minutes": [1.0]}
+    assert "*" not in compare.format_table([found], 1.0) and "not comparable" in compare.format_table([found], 2.0)
+
+
+@pytest.mark.parametrize("variants", [["a", "a"], ["a/b"], ["=--lr 1"], ['a=--width "'], ["a=--no_such_flag 1"], ["a=--width 10 --heads 4"]])
+def test_impossible_variants_are_refused_before_any_is_trained(variants, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        compare.main(["--output_dir", str(tmp_path / "out"), "--variants", *variants])
+    assert "error: " in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from rl.env import TokenCompressionVecEnv
 from rl.ppo import AGENTS, save_agent, warm_start
 
 SCHEMA = "rltc.agent/1"
-UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time", "texts": "texts (timesteps)"}
+UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)"}
 MAX_EVAL_ENVS = 64  # texts judged at one time in a held-out evaluation
 COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on, enough for a feature
 
@@ -53,10 +53,10 @@ def parse_args(argv=None):
     add("--group_size", type=bounded(int, 1, 10**6), default=1, help="masks drawn for every text; with more than one, the others are a decision's baseline instead of the critic")
     add("--flips", type=bounded(int, 0, 10**6), default=0, help="decisions per text that are judged against their opposites, one reconstructor call each, and alone train the policy; 0: off")
     add("--warm_start", type=bounded(int, 0, 10**12), default=0, help="texts masked at random on which the critic is fitted before PPO begins")
-    add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token")
+    add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token (with --credit text: of the sum over a text)")
     add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
     add("--max_grad_norm", type=bounded(float, 0, 10**6, open_ends=True), default=0.5, help="gradients are clipped to this norm")
-    add("--target_kl", type=bounded(float, 0, 10, open_ends=True), default=None, help="end an update early beyond 1.5 times this KL divergence per token, in nats")
+    add("--target_kl", type=bounded(float, 0, 10, open_ends=True), default=None, help="end an update early beyond 1.5 times this KL divergence in nats, per token (with --credit text: per text)")
     add("--min_price", type=bounded(float, 0, 100, open_ends=True), default=0.5, help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
     add("--max_price", type=bounded(float, 0, 100, open_ends=True), default=8.0, help="highest λ, nats per token saved")
     add("--max_length", type=bounded(int, 1, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the data's, or the reconstructor's longest")
@@ -114,9 +114,9 @@ def build_agent(args, env, reconstructor, train, device):
         learning_rate=learning_rate, clip_range=args.clip_range, ent_coef=args.ent_coef, vf_coef=args.vf_coef, max_grad_norm=args.max_grad_norm,
         target_kl=args.target_kl, seed=args.seed, device=device, rollout_buffer_kwargs={"credit_window": args.credit_window, "group_size": args.group_size} if per_token else None,
         policy_kwargs={
-            "per_token": per_token, "passes": args.passes,
+            "per_token": per_token,
             "features_extractor_kwargs": {
-                "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "without": args.without, "tokenizer_fingerprint": reconstructor.fingerprint,
+                "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "without": args.without, "passes": args.passes, "tokenizer_fingerprint": reconstructor.fingerprint,
             },
         },
     )
@@ -131,7 +131,11 @@ def environments(count):
 
 
 def main(argv=None):
-    args = parse_args(argv)
+    train_agent(parse_args(argv))
+
+
+def train_agent(args):
+    """A whole run, as the command line in `args` says."""
     device = find_device(args.device)
     reconstructor = Reconstructor.load(args.reconstructor_path, device)
     train, held_out, length = open_splits(args, reconstructor)
@@ -143,14 +147,14 @@ def main(argv=None):
         agent, before = load_newest(checkpoint_dir, args, env, device)
     else:
         clear(logs, checkpoint_dir)
-        agent, before = build_agent(args, env, reconstructor, train, device), {"seconds": 0.0, "history": []}
+        agent, before = build_agent(args, env, reconstructor, train, device), {"seconds": 0.0, "history": [], "evaluation_seconds": 0.0}
     agent.set_logger(Logger(None, [ContinuedLog(logs, agent.num_timesteps)]))
     start = time.monotonic() - before["seconds"]
 
     def seconds():
         return time.monotonic() - start
 
-    if not args.resume:
+    if args.warm_start and not args.resume:
         warm_start(agent, args.warm_start, args.seed)
 
     def record(evaluation):
@@ -162,10 +166,10 @@ def main(argv=None):
         )
 
     def state():
-        return {"args": {k: str(v) for k, v in vars(args).items()}, "seconds": seconds(), "history": evaluation.history}
+        return {"args": {k: str(v) for k, v in vars(args).items()}, "seconds": seconds(), "history": evaluation.history, "evaluation_seconds": evaluation.own_seconds}
 
     evaluation = HeldOutEvaluation(eval_env, pad_batch(held_out, 0), price_range, args.eval_prices, args.eval_freq, args.output_dir / "best_model.zip", record, seconds, args.patience)
-    evaluation.history = before["history"]
+    evaluation.history, evaluation.own_seconds = before["history"], before["evaluation_seconds"]
     checkpoints = Checkpoints(checkpoint_dir, args.checkpoint_freq, args.save_total_limit, state)
     agent.logger.record("hparams", HParam({k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}, {"eval/J": 0.0}))
     if (left := args.num_timesteps - agent.num_timesteps) > 0:

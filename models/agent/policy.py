@@ -112,26 +112,25 @@ class ContextGate(nn.Module):
 class EnhancedTokenCompressionPolicy(nn.Module):
     """Token ids, validity and price λ in, one feature vector per token out.
 
-    Token features (a trainable embedding and the log frequency), the price, the position, and, when a decision is
-    reconsidered, the draft of all decisions; local context by convolution; transformer layers; and a gated context pooled
-    by TokenImportanceAttention. `without` names PARTS to leave out.
+    Token features (a trainable embedding and the log frequency), the price, the position; local context by
+    convolution; transformer layers; and a gated context pooled by TokenImportanceAttention. `without` names PARTS to
+    leave out. `passes`: how often a text is decided; from the second pass on, the draft of all decisions is one more feature.
     """
 
     PARTS = ("position", "local", "layers", "importance")
 
-    def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4, without=()):
+    def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1):
         super().__init__()
-        self.without = frozenset(without)
+        self.passes = passes
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.register_buffer("log_frequency", torch.zeros(vocab_size))
         self.lift = nn.Linear(embedding_dim + 1, width)
         self.price = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
-        self.draft = nn.Linear(1, width, bias=False)
-        nn.init.zeros_(self.draft.weight)  # a decision that is reconsidered begins as it was
-        self.position = PositionalEncoding(width)
-        self.local = LocalContext(width)
-        self.layers = nn.ModuleList(TransformerLayer(width, heads) for _ in range(0 if "layers" in self.without else layers))
-        self.importance, self.gate = TokenImportanceAttention(width, heads), ContextGate(width)
+        self.draft = nn.Parameter(torch.zeros(width)) if passes > 1 else None  # a decision that is reconsidered begins as it was
+        self.position = None if "position" in without else PositionalEncoding(width)
+        self.local = None if "local" in without else LocalContext(width)
+        self.layers = nn.ModuleList(TransformerLayer(width, heads) for _ in range(0 if "layers" in without else layers))
+        self.importance, self.gate = (None, None) if "importance" in without else (TokenImportanceAttention(width, heads), ContextGate(width))
         self.norm = nn.LayerNorm(width)
 
     def before_pooling(self, ids, valid, price, draft=None):
@@ -140,10 +139,10 @@ class EnhancedTokenCompressionPolicy(nn.Module):
         scale, shift = self.price(price.log()[:, None]).chunk(2, -1)  # (B, 1, D) each
         x = self.lift(features) * (1 + scale) + shift
         if draft is not None:
-            x = x + self.draft(draft[..., None])
-        if "position" not in self.without:
+            x = x + draft[..., None] * self.draft
+        if self.position is not None:
             x = self.position(x)
-        if "local" not in self.without:
+        if self.local is not None:
             x = self.local(x, valid)
         attended = None if bool(valid.all()) else valid[:, None, None]
         for layer in self.layers:
@@ -156,11 +155,13 @@ class EnhancedTokenCompressionPolicy(nn.Module):
         draft (B, T): the probabilities of keeping that were decided before, if this is not the first pass.
         """
         x = self.before_pooling(ids, valid, price, draft)
-        return self.norm(x if "importance" in self.without else self.gate(x, self.importance(x, valid)))
+        return self.norm(x if self.importance is None else self.gate(x, self.importance(x, valid)))
 
-    def importances(self, ids, valid, price):
-        """What TokenImportanceAttention looks at, mean over its heads: (B, T), each text sums to 1."""
-        return self.importance.importances(self.before_pooling(ids, valid, price), valid).mean(1)
+    def importances(self, ids, valid, price, draft=None):
+        """What TokenImportanceAttention looks at, mean over its heads: (B, T), each text sums to 1. None if it was left out."""
+        if self.importance is None:
+            return None
+        return self.importance.importances(self.before_pooling(ids, valid, price, draft), valid).mean(1)
 
     @torch.no_grad()
     def start_from(self, embeddings, counts):
@@ -181,10 +182,10 @@ class EnhancedTokenCompressionPolicy(nn.Module):
 class TokenCompressionFeaturesExtractor(BaseFeaturesExtractor):
     """EnhancedTokenCompressionPolicy as a Stable-Baselines3 features extractor: Dict observation to (B, L, D)."""
 
-    def __init__(self, observation_space, embedding_dim=32, width=96, layers=2, heads=4, without=(), tokenizer_fingerprint=""):
+    def __init__(self, observation_space, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1, tokenizer_fingerprint=""):
         super().__init__(observation_space, features_dim=width)
         self.tokenizer_fingerprint = tokenizer_fingerprint
-        self.network = EnhancedTokenCompressionPolicy(int(observation_space["tokens"].high.max()) + 1, embedding_dim, width, layers, heads, without)
+        self.network = EnhancedTokenCompressionPolicy(int(observation_space["tokens"].high.max()) + 1, embedding_dim, width, layers, heads, without, passes)
 
     @staticmethod
     def unpack(observations):
@@ -221,20 +222,20 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     loss `evaluate_actions` gives the value of the decision that was taken, λ − ĉ_i or 0, so that ĉ is fitted to the
     nats of the tokens that were masked, without the noise of the decision itself.
 
-    `passes` times the network decides; from the second on it sees the probabilities of the pass before, since the best
-    decisions depend on each other.
+    Where the network has several passes, from the second on it sees the probabilities of the pass before, since the best
+    decisions depend on each other. Both losses reach the earlier passes through that draft.
 
-    With `per_token=False` log-probability, entropy and value are summed over the text, as Stable-Baselines3's own PPO
-    expects: the same network under text-level credit.
+    With `per_token=False` log-probability and entropy are summed over the text and the value is the text's, in the units
+    of J, as Stable-Baselines3's own PPO expects: the same network under text-level credit.
     """
 
-    def __init__(self, *args, per_token=True, passes=1, **kwargs):
-        self.per_token, self.passes = per_token, passes
+    def __init__(self, *args, per_token=True, **kwargs):
+        self.per_token = per_token
         kwargs.setdefault("features_extractor_class", TokenCompressionFeaturesExtractor)
         super().__init__(*args, **{**kwargs, "net_arch": [], "ortho_init": False})
 
     def _get_constructor_parameters(self):
-        return super()._get_constructor_parameters() | {"per_token": self.per_token, "passes": self.passes}
+        return super()._get_constructor_parameters() | {"per_token": self.per_token}
 
     def _build(self, lr_schedule):
         self.action_dist = TokenBernoulli(self.action_space.shape[0])
@@ -256,27 +257,38 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     def _logits_and_cost(self, ids, valid, price):
         """Logits of keeping, equation (1), and estimated nats of a masked token, both (B, T), for texts (B, T) at λ (B, 1)."""
-        logits = None
-        for _ in range(self.passes):
-            features = self.features_extractor.network(ids, valid, price, None if logits is None else torch.sigmoid(logits))
-            cost = F.softplus(self.value_net(features).squeeze(-1)) + SMALLEST_COST
-            logits = self.sharpness * (cost.detach() / price).log() + self.action_net(features).squeeze(-1)
-        return logits, cost
+        return self._decide(ids, valid, price, self._last_draft(ids, valid, price))
+
+    def _last_draft(self, ids, valid, price):
+        """The keep probabilities (B, T) of the last pass but one; None if there is only one."""
+        draft = None
+        for _ in range(self.features_extractor.network.passes - 1):
+            draft = torch.sigmoid(self._decide(ids, valid, price, draft)[0])
+        return draft
+
+    def _decide(self, ids, valid, price, draft):
+        features = self.features_extractor.network(ids, valid, price, draft)
+        cost = F.softplus(self.value_net(features).squeeze(-1)) + SMALLEST_COST
+        return self.sharpness * (cost.detach() / price).log() + self.action_net(features).squeeze(-1), cost
 
     def _per_text(self, x, valid):
         """x (B, L) as it is, or summed over the text's tokens (B,)."""
         return x if self.per_token else (x * valid).sum(1)
 
+    def _value(self, gain, valid):
+        """The value (B, L) of every token in nats per token as it is, or of the text (B,) in the units of J: their mean."""
+        return self._per_text(gain if self.per_token else gain / valid.sum(1, keepdim=True), valid)
+
     def forward(self, obs, deterministic=False):
         distribution, gain, valid = self._heads(obs)
         actions = distribution.get_actions(deterministic=deterministic)
         values = (1 - distribution.distribution.probs) * gain
-        return actions, self._per_text(values, valid), self._per_text(distribution.log_prob(actions), valid)
+        return actions, self._value(values, valid), self._per_text(distribution.log_prob(actions), valid)
 
     def evaluate_actions(self, obs, actions):
         distribution, gain, valid = self._heads(obs)
         taken = torch.where(actions > 0.5, 0.0, gain)
-        return tuple(self._per_text(x, valid) for x in (taken, distribution.log_prob(actions), distribution.entropy()))
+        return self._value(taken, valid), self._per_text(distribution.log_prob(actions), valid), self._per_text(distribution.entropy(), valid)
 
     def get_distribution(self, obs):
         return self._heads(obs)[0]
@@ -291,8 +303,13 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     @torch.no_grad()
     def importances(self, ids, valid, price):
-        """What TokenImportanceAttention looks at, (B, T) float32 on the CPU; each text sums to 1. Arguments as of `keep_probability`."""
-        return self.features_extractor.network.importances(*self._as_batch(ids, valid, price)).cpu()
+        """What TokenImportanceAttention looks at in the last pass, (B, T) float32 on the CPU; each text sums to 1. Arguments as of `keep_probability`.
+
+        None if the policy was trained without it.
+        """
+        batch = self._as_batch(ids, valid, price)
+        found = self.features_extractor.network.importances(*batch, self._last_draft(*batch))
+        return None if found is None else found.cpu()
 
     def _as_batch(self, ids, valid, price):
         """Arrays or tensors as the network takes them: ids (B, T) int64, valid (B, T) bool, price (B, 1) float32."""
@@ -315,4 +332,4 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     def predict_values(self, obs):
         distribution, gain, valid = self._heads(obs)
-        return self._per_text((1 - distribution.distribution.probs) * gain, valid)
+        return self._value((1 - distribution.distribution.probs) * gain, valid)

@@ -50,6 +50,15 @@ class SummedNats(torch.autograd.Function):
         return grad_hidden, grad_weight, None
 
 
+def read_logits(logits, truth):
+    """nats (M,), top1 (M,) and confidence (M,) from logits (M, V), which are overwritten: memory is what costs here."""
+    logits = logits.float()
+    best, top1 = logits.max(1, keepdim=True)
+    true_logit = logits.gather(1, truth[:, None])
+    log_z = logits.sub_(best).exp_().sum(1, keepdim=True).log()  # less `best`
+    return (log_z + best - true_logit)[:, 0], top1[:, 0], log_z.neg().exp()[:, 0]
+
+
 def summed_nats(hidden, weight, targets):
     """Summed cross entropy in nats of `targets` (N,) under logits `hidden` (N, D) @ `weight` (V, D)^T, as a scalar."""
     if not torch.is_grad_enabled():

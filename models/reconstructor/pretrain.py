@@ -40,7 +40,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, run, write_json, write_text, written_aside
 from data.sequences import SPLITS, load_sequences
-from models.reconstructor.loss import summed_nats
+from models.reconstructor.loss import CHUNK, read_logits, summed_nats
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.optimizer import MuonAdamW
 from models.reconstructor.positions import begin_with_neighbours
@@ -106,10 +106,9 @@ def held_out_nats(model, stream, length, bos, batch_size=8):
         targets = torch.as_tensor(np.stack([stream[s : s + length] for s in starts[first : first + batch_size]]))
         inputs = torch.cat([torch.full_like(targets[:, :1], bos), targets[:, :-1]], 1)
         hidden = model.transformer(inputs).last_hidden_state  # (B, T, D)
-        for t, (h, target) in enumerate(zip(hidden.split(32, 1), targets.split(32, 1), strict=True)):
-            logits = h @ model.lm_head.weight.T
-            nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-            by_position[t * 32 : t * 32 + h.shape[1]] += nats.view(target.shape).sum(0)
+        for h, target in zip(hidden, targets, strict=True):
+            chunks = zip(h.split(CHUNK), target.split(CHUNK), strict=True)
+            by_position += torch.cat([read_logits(part @ model.lm_head.weight.T, truth)[0] for part, truth in chunks])
     return by_position.double(), len(starts)
 
 
@@ -351,7 +350,8 @@ def parse_args(argv=None):
     add("--max_steps", type=bounded(int, 1, 10**9), default=20_000, help="optimiser steps, at most, resumed ones included")
     add("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0, help="minutes of training, at most, resumed ones included; the learning rate follows whichever limit is nearer")
     add("--eval_steps", type=bounded(int, 1, 10**9), default=200, help="optimiser steps between evaluations, after each of which the state is saved")
-    add("--eval_tokens", type=bounded(int, 100, 10**9), default=30_000, help="validation tokens scored while training; all of them at the end")
+    add("--eval_tokens", type=bounded(int, 100, 10**9), default=30_000, help="validation tokens scored while training")
+    add("--score_tokens", type=bounded(int, 100, 10**9), default=200_000, help="held-out tokens of every kind of text scored at the end, for the model card")
     add("--init_from", default=None, help="base model to start from instead of random weights: more training where state/ is lost")
     add("--resume", action="store_true", help="go on from --output_dir/state")
     add("--seed", type=SEED, default=42, help="seeds initial weights, windows, positions, masks and dropout")
@@ -361,6 +361,8 @@ def parse_args(argv=None):
         parser.error(f"--n_head {args.n_head}: expected a divisor of --n_embd {args.n_embd}")
     if args.window > args.n_positions:
         parser.error(f"--window {args.window}: expected at most --n_positions {args.n_positions}")
+    if args.score_tokens < args.n_positions:
+        parser.error(f"--score_tokens {args.score_tokens}: expected at least --n_positions {args.n_positions}")
     return args
 
 
@@ -403,7 +405,7 @@ def main(argv=None):
     done.train(args.output_dir / "state")
     full = expand(done.model, vocabulary, vocab_size, eos)
     texts = {**dict(zip(map(str, directories), held_out)), **others}
-    metrics = {text: score_in_full(full, tokenizer, stream, args, CURVE if text == str(args.data_dir) else (MASK_RATIO,)) for text, stream in texts.items()}
+    metrics = {text: score_in_full(full, tokenizer, stream[: args.score_tokens], args, CURVE if text == str(args.data_dir) else (MASK_RATIO,)) for text, stream in texts.items()}
     save(full, tokenizer, args.output_dir)
     write_json(args.output_dir / "pretraining.json", SCHEMA, args, UNITS, steps=done.step, tokens=done.tokens, minutes=done.minutes, runs=done.runs, log=done.log, metrics=metrics)
     write_text(args.output_dir / "README.md", model_card(args, full, done, metrics))

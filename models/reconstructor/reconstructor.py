@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.artifacts import InputError, read_json, write_json
-from models.reconstructor.loss import summed_nats
+from models.reconstructor.loss import read_logits, summed_nats
 from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer, locate
 
 SCHEMA = "rltc.reconstructor/1"
@@ -169,7 +169,7 @@ class Reconstructor(torch.nn.Module):
             if not masked.any():
                 continue
             hidden, truth, weight = self.hidden(*part)[masked], part[0][masked], self.output_weight()
-            read = [self._read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
+            read = [read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
             row, column = masked.nonzero(as_tuple=True)
             for output, values in zip((nats, top1, confidence), zip(*read)):
                 output[rows[row], column] = torch.cat(values)
@@ -185,15 +185,6 @@ class Reconstructor(torch.nn.Module):
             count = max(1, limit // longest)
             yield order[:count], longest
             order = order[count:]
-
-    @staticmethod
-    def _read_logits(logits, truth):
-        """nats (M,), top1 (M,) and confidence (M,) from logits (M, V), which are overwritten: memory is what costs here."""
-        logits = logits.float()
-        best, top1 = logits.max(1, keepdim=True)
-        true_logit = logits.gather(1, truth[:, None])
-        log_z = logits.sub_(best).exp_().sum(1, keepdim=True).log()  # less `best`
-        return (log_z + best - true_logit)[:, 0], top1[:, 0], log_z.neg().exp()[:, 0]
 
     def reconstruct(self, ids, keep_mask, valid=None, steps=1):
         """Fill the gaps of texts of any length, in one shot or in `steps` rounds, most confident first.
