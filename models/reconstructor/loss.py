@@ -1,4 +1,4 @@
-"""Cross entropy of a large-vocabulary output layer without its logits: the head is most of a small model's cost."""
+"""Cross entropy of a large-vocabulary output layer with few logits alive at a time: the head is most of a small model's cost."""
 
 import torch
 
@@ -51,7 +51,7 @@ class SummedNats(torch.autograd.Function):
 
 
 def read_logits(logits, truth):
-    """nats (M,), top1 (M,) and confidence (M,) from logits (M, V), which are overwritten: memory is what costs here."""
+    """nats (M,), top1 (M,) and confidence (M,) from logits (M, V), overwritten if they are float32: memory is what costs here."""
     logits = logits.float()
     best, top1 = logits.max(1, keepdim=True)
     true_logit = logits.gather(1, truth[:, None])
