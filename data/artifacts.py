@@ -106,11 +106,15 @@ def make_output_dir(path):
     return path
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind every flag, and the script's own lines in front of them."""
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose --help shows defaults and whose errors are one line."""
+    """An ArgumentParser whose --help is the script's docstring and its flags with defaults, and whose errors are one line."""
 
     def __init__(self, doc, **kwargs):
-        super().__init__(description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")

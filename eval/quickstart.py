@@ -17,7 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from data.artifacts import InputError, Parser, bounded, make_output_dir, read_json, run
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run
 from eval.evaluate import SCHEMA, format_table
 
 
@@ -32,17 +32,17 @@ def stages(root, args):
         (
             "fine-tune the reconstructor",
             ["models/reconstructor/train_cpu.py", "--data_path", processed, "--output_dir", tuned]
-            + f"--max_steps {args.finetune_steps} --batch_size 8 --learning_rate 4e-4 --eval_steps 120 --eval_sequences 64".split(),
+            + f"--max_steps {args.finetune_steps} --batch_size 8 --learning_rate 4e-4 --eval_steps 120 --eval_sequences 64 --seed {args.seed}".split(),
         ),
         (
             "train the agent",
             ["rl/train.py", "--data_path", processed, "--output_dir", agent, "--reconstructor_path", tuned]
-            + f"--num_timesteps {args.num_timesteps} --n_steps 64 --batch_size 16".split(),
+            + f"--num_timesteps {args.num_timesteps} --n_steps 64 --batch_size 16 --seed {args.seed}".split(),
         ),
         (
             "evaluate",
             ["eval/evaluate.py", "--model_path", f"{agent}/best_model.zip", "--data_path", f"{data}/test_data.json", "--output_dir", results]
-            + f"--num_sequences {args.num_sequences}".split(),
+            + f"--num_sequences {args.num_sequences} --seed {args.seed}".split(),
         ),
         ("draw the figures", ["plots/visualize.py", "--log_dir", f"{agent}/tb_logs", "--results_path", f"{results}/evaluation_results.json", "--output_dir", plots]),
     ]
@@ -53,6 +53,7 @@ def parse_args(argv=None):
     parser.add_argument("--root", type=Path, default=Path("."), help="directory under which data, models, results and figures are written")
     parser.add_argument("--finetune_steps", type=bounded(int, 1, 10**9), default=240, help="optimiser steps of the reconstructor")
     parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=9600, help="texts the agent is trained on")
+    parser.add_argument("--seed", type=SEED, default=42, help="seeds reconstructor, agent and evaluation; the data stay the same")
     parser.add_argument("--num_sequences", type=bounded(int, 1, 10**9), default=150, help="held-out texts to evaluate on")
     return parser.parse_args(argv)
 

@@ -62,22 +62,27 @@ class Checkpoints(BaseCallback):
 
 
 def load_newest(directory, args, env, device):
-    """The agent and the state of the newest checkpoint; the environment is put back to where it was.
+    """The agent and the state of the newest whole checkpoint, damaged ones are named and skipped; the environment is put back to where it was.
 
-    Raises FileNotFoundError if there is none, InputError if it can't be read or was made with other flags.
+    Raises FileNotFoundError if there is none, InputError if none can be read or it was made with other flags.
     """
     found = sorted(Path(directory).glob("agent_*_steps.pt"), key=number_of)
     if not found:
         raise FileNotFoundError(f"--resume: expected a checkpoint in {directory}, found none; leave --resume away to start anew")
-    path = found[-1]
-    try:
-        state = torch.load(path, weights_only=False)
-        for name, before in state["args"].items():
-            if name not in FREE and before != str(getattr(args, name)):
-                raise InputError(f"--resume: {path} was made with --{name} {before}, found --{name} {getattr(args, name)}; give the same, or leave --resume away to start anew")
-        agent = AGENTS[args.credit].load(path.with_suffix(".zip"), env=env, device=device, force_reset=False)
-    except (OSError, RuntimeError, KeyError, EOFError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise InputError(f"--resume: expected a whole checkpoint at {path} and .zip, found a damaged one ({type(error).__name__}); delete both to go on from the one before") from None
+    for path in reversed(found):
+        try:
+            state = torch.load(path, weights_only=False)
+            for name, before in state["args"].items():
+                if name not in FREE and before != str(getattr(args, name)):
+                    raise InputError(f"--resume: {path} was made with --{name} {before}, found --{name} {getattr(args, name)}; give the same, or leave --resume away to start anew")
+            agent = AGENTS[args.credit].load(path.with_suffix(".zip"), env=env, device=device, force_reset=False)
+            break
+        except InputError:
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError, EOFError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            print(f"skipped {path.stem}, which is damaged ({type(error).__name__})")
+    else:
+        raise InputError(f"--resume: expected a whole checkpoint in {directory}, found only damaged ones; leave --resume away to start anew")
     agent.update_seconds = 0.0
     env.restore(state["env"])
     torch.set_rng_state(state["torch"])

@@ -43,8 +43,8 @@ def parse_args(argv=None):
     add("--reconstructor_path", type=Path, default=Path("models/reconstructor/fine-tuned"), help="directory written by models/reconstructor/train_cpu.py or train_gpu.py")
     add("--output_dir", type=Path, default=Path("models/agent/output/compared"), help="directory for one folder per run and comparison.json")
     add("--variants", nargs="+", required=True, help='"name=flags of rl/train.py" each, or a name alone for the defaults')
-    add("--flags", default="", help="flags of rl/train.py that all variants share, in one word")
-    add("--minutes", type=bounded(float, 0, 10**6, open_ends=True), default=5.0, help="training time of every run")
+    add("--flags", default="", help='flags of rl/train.py that all variants share, as one word: --flags="--width 64 --eval_freq 640"')
+    add("--minutes", type=bounded(float, 0, 10**6, open_ends=True), default=5.0, help="training time of every run; all of it takes variants x seeds x minutes, and the held-out evaluations")
     add("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="every variant is trained once with each")
     add("--pilot_rollouts", type=bounded(int, 1, 10**6), default=4, help="rollouts that a variant's speed is timed on")
     add("--quiet", action="store_true", help="no progress bar")
@@ -102,14 +102,17 @@ def J_at(rows, seconds):
 
 
 def format_table(found, minutes):
-    lines = [f"{'held-out J after minutes':28s}" + "".join(f"{share * minutes:>18.1f}" for share in SHARES) + f"{'texts':>12s}{'minutes taken':>16s}"]
+    lines = [f"{'held-out J after minutes':28s}" + "".join(f"{share * minutes:>18.1f}" for share in SHARES) + f"{'lead':>18s}{'texts':>12s}{'minutes taken':>16s}"]
+    first = np.array(found[0]["J"])[:, -1]
     for variant in sorted(found, key=lambda v: -np.mean(v["J"], 0)[-1]):
         J = np.array(variant["J"])  # (seeds, shares)
         spread = J.std(0, ddof=1) if len(J) > 1 else np.full(len(SHARES), np.nan)
-        cells = "".join(f"{f'{m:.4f} ±{s:.4f}':>18s}" for m, s in zip(J.mean(0), spread, strict=True))
+        lead = J[:, -1] - first
+        spreads = [*spread, lead.std(ddof=1) if len(J) > 1 else np.nan]
+        cells = "".join(f"{f'{m:.4f} ±{s:.4f}':>18s}" for m, s in zip([*J.mean(0), lead.mean()], spreads, strict=True))
         took = f"{min(variant['minutes']):.1f} to {max(variant['minutes']):.1f}"
         lines.append(f"{variant['name']:28s}{cells}{variant['texts']:>12,}{took:>16s}{'' if equal_time(variant, minutes) else ' *'}")
-    lines.append(f"mean over {len(found[0]['J'])} seeds ± standard deviation over them")
+    lines.append(f"mean over {len(found[0]['J'])} seeds ± standard deviation over them; lead: over {found[0]['name']} at the end, paired by seed")
     if not all(equal_time(variant, minutes) for variant in found):
         lines.append(f"* a run took less than 0.8 or more than 1.25 times {minutes:g} minutes: not comparable at equal time")
     return "\n".join(lines)

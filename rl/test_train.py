@@ -408,7 +408,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     assert sorted(p.name for p in (tmp_path / "cut/checkpoints").glob("*.pt")) == ["agent_256_steps.pt", "agent_320_steps.pt"]
 
 
-def test_a_finished_run_trains_on_and_other_flags_or_damage_are_refused(toy, tmp_path):
+def test_a_finished_run_trains_on_and_other_flags_or_damage_are_refused(toy, tmp_path, capsys):
     train_agent(toy, tmp_path, "--num_timesteps", 64)
     train_agent(toy, tmp_path, "--num_timesteps", 96, "--resume")
     assert json.loads((tmp_path / "training.json").read_text())["texts"] == 96
@@ -416,7 +416,12 @@ def test_a_finished_run_trains_on_and_other_flags_or_damage_are_refused(toy, tmp
         train_agent(toy, tmp_path, "--num_timesteps", 128, "--resume", "--learning_rate", 0.01)
     newest = tmp_path / "checkpoints/agent_96_steps.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(InputError, match="agent_96_steps.pt and .zip, found a damaged one"):
+    capsys.readouterr()
+    train_agent(toy, tmp_path, "--num_timesteps", 96, "--resume")
+    assert "skipped agent_96_steps" in capsys.readouterr().out
+    for path in (tmp_path / "checkpoints").glob("*.zip"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="found only damaged ones"):
         train_agent(toy, tmp_path, "--num_timesteps", 128, "--resume")
     with pytest.raises(FileNotFoundError, match="leave --resume away"):
         train_agent(toy, tmp_path / "none", "--num_timesteps", 64, "--resume")

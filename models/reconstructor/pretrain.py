@@ -263,8 +263,9 @@ def model_card(args, model, done, metrics):
     """The text of the model card, all of its figures from this run."""
     parameters = sum(p.numel() for p in model.parameters())
     rows = "\n".join(f"| {r['step']} | {r['minutes']} | {r['tokens']:,} | {r['val_nats']:.3f} | {r['val_masked_nats']:.3f} | {r['val_masked_top1']:.3f} |" for r in done.log)
+    split = lambda name: "test" if name in map(str, args.score_dir) else "validation"
     held_out = "\n".join(
-        f"| {name} | {m['val_nats']:.3f} | {m['val_tokens']:,} | {m['val_nats_long']:.3f} | {m['masked']['0.3']['nats']:.3f} | {m['masked']['0.3']['top1']:.3f} |" for name, m in metrics.items()
+        f"| {name}, {split(name)} | {m['val_nats']:.3f} | {m['val_tokens']:,} | {m['val_nats_long']:.3f} | {m['masked']['0.3']['nats']:.3f} | {m['masked']['0.3']['top1']:.3f} |" for name, m in metrics.items()
     )
     first = next(iter(metrics.values()))
     curve = "\n".join(f"| {float(r):.1f} | {m['nats']:.3f} | {m['top1']:.3f} | {m['masked']:,} |" for r, m in first["masked"].items())
@@ -275,7 +276,7 @@ def model_card(args, model, done, metrics):
     objective = f"`<|mask|>` is token {c.vocab_size - 1:,}. " + (
         f"In {args.masked_share:.0%} of the windows of the last run it was trained to predict masked tokens with bidirectional attention, in the others as a causal language model."
         if args.masked_share
-        else "In its last run it was trained as a causal language model alone; what it says of masked tokens is before any training on them, or left from earlier runs."
+        else "In its last run it was trained as a causal language model alone; what it says of masked tokens is left from the masked windows of earlier runs, if the commands below name any."
     )
     return f"""---
 license: cc0-1.0
@@ -290,7 +291,7 @@ tokenizer beside it.
 {objective}
 It stands in for GPT-2 where no model hub can be reached.
 
-Held-out documents (validation splits, full vocabulary of {c.vocab_size:,} tokens, BOS in front of every window):
+Held-out documents (full vocabulary of {c.vocab_size:,} tokens, BOS in front of every window):
 
 | text | causal nats per token, windows of {args.window} | tokens scored | windows of {c.n_positions} | nats per masked token, 30 % masked | top-1 |
 |---|---|---|---|---|---|
@@ -302,13 +303,14 @@ Before any fine-tuning, single tokens masked at random, seed 0, the first of the
 |---|---|---|---|
 {curve}
 
-Causal nats per token by position in windows of {c.n_positions}: every position embedding is trained.
+Causal nats per token by position in windows of {c.n_positions}:
 
 | positions | nats per token |
 |---|---|
 {positions}
 
-Made by ({done.tokens:,} training tokens, {done.minutes:.0f} minutes on 2 CPU cores that other work shared; `--init_from` counts minutes anew):
+Made by ({done.tokens:,} training tokens; {done.minutes:.0f} minutes with {torch.get_num_threads()} threads, in which `--init_from` counts anew). Runs that end
+by time give a similar model when they are repeated, not the same; choose another `--output_dir`:
 
 ```
 {runs}
@@ -351,7 +353,7 @@ def parse_args(argv=None):
     add("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0, help="minutes of training, at most, resumed ones included; the learning rate follows whichever limit is nearer")
     add("--eval_steps", type=bounded(int, 1, 10**9), default=200, help="optimiser steps between evaluations, after each of which the state is saved")
     add("--eval_tokens", type=bounded(int, 100, 10**9), default=30_000, help="validation tokens scored while training")
-    add("--score_tokens", type=bounded(int, 100, 10**9), default=200_000, help="held-out tokens of every kind of text scored at the end, for the model card")
+    add("--score_tokens", type=bounded(int, 1, 10**9), default=200_000, help="held-out tokens of every kind of text scored at the end, for the model card")
     add("--init_from", default=None, help="base model to start from instead of random weights: more training where state/ is lost")
     add("--resume", action="store_true", help="go on from --output_dir/state")
     add("--seed", type=SEED, default=42, help="seeds initial weights, windows, positions, masks and dropout")

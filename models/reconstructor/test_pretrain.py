@@ -47,6 +47,21 @@ def test_pretraining_learns_both_objectives_and_is_stock_gpt2(toy, tmp_path):
         pretrain_toy(toy, tmp_path / "wide", "--init_from", tmp_path, "--max_steps", 1, "--n_layer", 3, "--learned_positions")
 
 
+def test_other_text_is_mixed_in_and_scored(toy, tmp_path):
+    """Training on a second corpus, windows of every kind; a third text is only scored, and the card says what is what."""
+    other = write_toy(tmp_path / "other")
+    words = f"--extra_dir {other / 'data'} --extra_share 0.5 --score_dir {toy / 'data'} --text_note remarkable --masked_share 0.5 --causal_start 0.2 --long_share 0.5 --cooldown 0.3 --score_tokens 64"
+    pretrain_toy(toy, tmp_path, *words.split(), "--max_steps", 10, "--eval_steps", 4, "--weight_decay", 0.2, "--seed", 3)
+    record = json.loads((tmp_path / "pretraining.json").read_text())
+    assert set(record["metrics"]) == {str(toy / "data"), str(other / "data")} and record["args"]["extra_share"] == 0.5
+    assert [m["val_tokens"] for m in record["metrics"].values()] == [64, 64]
+    assert [row["masked_nats"] is None for row in record["log"]] == [False, False], "masked windows from step 2 on"
+    card = (tmp_path / "README.md").read_text()
+    assert "(remarkable)" in card and "In 50% of the windows" in card and "--extra_share 0.5" in card
+    with pytest.raises(SystemExit, match="2"):
+        pretrain_toy(toy, tmp_path, "--score_tokens", 100, "--n_positions", 128)
+
+
 def test_pretraining_that_was_cut_off_goes_on_to_the_same_weights(toy, tmp_path, monkeypatch):
     words = ["--max_steps", 20, "--eval_steps", 8, "--max_minutes", 1000]
     pretrain_toy(toy, tmp_path / "whole", *words)
