@@ -388,7 +388,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     train_agent(toy, tmp_path / "whole", *flags.split())
     command = [sys.executable, REPOSITORY / "rl/train.py", *agent_words(toy, tmp_path / "cut"), *flags.split()]
     running = subprocess.Popen([str(w) for w in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while running.poll() is None and not list((tmp_path / "cut/checkpoints").glob("*.pt")):
+    while running.poll() is None and not list((tmp_path / "cut/checkpoints").glob("agent_*.pt")):
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
     running.wait()
