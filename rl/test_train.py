@@ -405,7 +405,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     assert seconds == sorted(seconds) and seconds[-1] <= records[1]["seconds"]
     curves = [[(p.step, p.value) for p in EventAccumulator(str(tmp_path / run / "tb_logs")).Reload().Scalars("rollout/J")] for run in ("whole", "cut")]
     assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(32, 321, 32))
-    assert sorted(p.name for p in (tmp_path / "cut/checkpoints").glob("*.pt")) == ["agent_256_steps.pt", "agent_320_steps.pt"]
+    assert sorted(p.name for p in (tmp_path / "cut/checkpoints").glob("agent_*.pt")) == ["agent_256_steps.pt", "agent_320_steps.pt"]
 
 
 def test_a_finished_run_trains_on_and_other_flags_or_damage_are_refused(toy, tmp_path, capsys):
@@ -419,7 +419,7 @@ def test_a_finished_run_trains_on_and_other_flags_or_damage_are_refused(toy, tmp
     capsys.readouterr()
     train_agent(toy, tmp_path, "--num_timesteps", 96, "--resume")
     assert "skipped agent_96_steps" in capsys.readouterr().out
-    for path in (tmp_path / "checkpoints").glob("*.zip"):
+    for path in (tmp_path / "checkpoints").glob("agent_*.zip"):
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="found only damaged ones"):
         train_agent(toy, tmp_path, "--num_timesteps", 128, "--resume")
