@@ -4,7 +4,9 @@
         --output_dir eval/test_output --num_sequences 100
 
 Every method keeps exactly the same number of tokens of each text, and one and the same reconstructor scores what
-was masked: nothing is scored where the answer was sent. Intervals are 95 %, bootstrapped over documents.
+was masked: nothing is scored where the answer was sent. Intervals are 95 %, bootstrapped over documents. Several agents after
+`--model_path`, trained alike with other seeds, are scored as one method: its figures are means over them, its intervals are
+bootstrapped over documents and agents, and the results also have those of each.
 Writes `evaluation_results.json` and `examples.txt`.
 """
 
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run, write_json, write_text
 from data.sequences import SPLITS, load_sequences, pad_batch
 from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks
-from eval.metrics import MIN_DOCUMENTS, SUMS, binary_entropy, bootstrap_weights, difference, with_intervals
+from eval.metrics import MIN_DOCUMENTS, SUMS, Bootstrap, binary_entropy, difference, figures, total, with_intervals
 from models.reconstructor.masking import keep_counts, keep_highest
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
 from models.reconstructor.reconstructor import Reconstructor, check_head, find_device, load_causal_lm
@@ -30,21 +32,21 @@ from rl.ppo import load_policy
 from rl.train import SCHEMA as AGENT_SCHEMA
 from rl.train import token_counts
 
-SCHEMA = "rltc.evaluation/2"
+SCHEMA = "rltc.evaluation/3"
 OPPONENTS = ("causal", "iterative", "frequency", "random", "mean-nats", "verified")
 UNITS = {
     "keep_ratio": "kept tokens per original token", "compression_ratio": "original tokens per kept token",
     "side_information": "bits per original token, at most: where the gaps are", "top1": "share of masked tokens restored",
     "nats": "nats per masked token", "distortion": "nats per original token", "exact_text": "share of texts restored without an error",
     "importance": "the agent's attention to a token, as a multiple of the text's mean",
-    "interval": "95 %, percentile bootstrap over documents", "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
+    "interval": "95 %, percentile bootstrap over documents, and over the agents if there are several", "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
 }
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model_path", type=Path, default=Path("models/agent/output/best_model.zip"), help="agent written by rl/train.py")
+    add("--model_path", type=Path, nargs="+", default=[Path("models/agent/output/best_model.zip")], help="agent written by rl/train.py; several: training runs of one agent")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences written by data/prepare.py")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for evaluation_results.json and examples.txt")
     add("--reconstructor_path", type=Path, default=None, help="fine-tuned reconstructor; default: the one that the agent was trained with")
@@ -131,31 +133,40 @@ class Scores:
         return self.found[rate]
 
 
-def evaluate_method(method, keep_ratios, corpus, reconstructor):
-    """For each keep ratio: sums by document (documents, len(SUMS)), the seconds that scoring took, and its passes."""
-    found, scores = {}, Scores(method, corpus)
+def evaluate_method(runs, keep_ratios, corpus, reconstructor):
+    """For each keep ratio: sums by document (runs, documents, len(SUMS)), the seconds that scoring took, and its passes.
+
+    `runs`: the method, as many times as it was trained.
+    """
+    found, scored = {}, [Scores(method, corpus) for method in runs]
     for keep_ratio in keep_ratios:
-        batches, seconds, passes = scores.at(keep_ratio)
-        keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(batches, corpus.batches, strict=True)]
-        found[keep_ratio] = corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)), seconds, passes
+        sums, seconds = [], []
+        for scores in scored:
+            batches, took, passes = scores.at(keep_ratio)
+            keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(batches, corpus.batches, strict=True)]
+            sums.append(corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)))
+            seconds.append(took)
+        found[keep_ratio] = np.stack(sums), float(np.mean(seconds)), passes
     return found
 
 
-def compare(cells, weights):
+def compare(cells, bootstrap):
     """The results of all cells, and the agent's paired differences to every other method at every keep ratio."""
     results, differences = [], []
     for (name, keep_ratio), (sums, seconds, lm_passes) in cells.items():
-        totals = dict(zip(SUMS, sums.sum(0).tolist(), strict=True))
+        totals = dict(zip(SUMS, total(sums).tolist(), strict=True))
         realised = 1 - totals["masked"] / totals["tokens"]
         results.append(
             {
                 "method": name, "keep_ratio_asked": keep_ratio, "keep_ratio": realised, "compression_ratio": 1 / realised,
                 "side_information": binary_entropy(realised), "lm_passes": lm_passes, "seconds_per_1000_tokens": 1000 * seconds / totals["tokens"],
-                "masked_tokens": int(totals["masked"]), **with_intervals(sums, weights),
+                "masked_tokens": int(totals["masked"]), **with_intervals(sums, bootstrap),
             }
         )
+        if len(sums) > 1:
+            results[-1]["runs"] = [{figure: float(value) for figure, value in figures(run.sum(0)).items()} for run in sums]
         if name != Agent.name:
-            differences.append({"method": name, "keep_ratio_asked": keep_ratio, **difference(cells[Agent.name, keep_ratio][0], sums, weights)})
+            differences.append({"method": name, "keep_ratio_asked": keep_ratio, **difference(cells[Agent.name, keep_ratio][0], sums, bootstrap)})
     return results, differences
 
 
@@ -197,6 +208,10 @@ def format_table(record):
     cell = {(r["method"], r["keep_ratio_asked"]): r for r in record["results"]}
     worse = {(d["method"], d["keep_ratio_asked"]): d for d in record["differences"]}
     width = 2 + max(map(len, ["keep ratio", *names]))
+
+    def pair(top1, nats, before="", after=" "):
+        return f"{f'{before}{top1:.3f} / {before}{nats:.2f}{after}':^22s}"
+
     lines = ["masked top-1 / nats per masked token, 95 % intervals over documents; * the agent's lead is significant in both", ""]
     lines.append(f"{'keep ratio':{width}s}" + "".join(f"{r:^22g}" for r in ratios))
     for name in names:
@@ -204,9 +219,13 @@ def format_table(record):
         for r in ratios:
             c, d = cell[name, r], worse.get((name, r))
             lead = d and d["top1"]["significant"] and d["nats"]["significant"] and d["top1"]["value"] > 0 > d["nats"]["value"]
-            row += f"{f'''{c['top1']['value']:.3f} / {c['nats']['value']:.2f}{'*' if lead else ' '}''':^22s}"
-            low += f"{f'''±{np.ptp(c['top1']['interval']) / 2:.3f} / ±{np.ptp(c['nats']['interval']) / 2:.2f} ''':^22s}"
+            row += pair(c["top1"]["value"], c["nats"]["value"], after="*" if lead else " ")
+            low += pair(np.ptp(c["top1"]["interval"]) / 2, np.ptp(c["nats"]["interval"]) / 2, before="±")
         lines += [row, low]
+    if len(record["agents"]) > 1:
+        ranges = [[np.ptp([run[figure] for run in cell[Agent.name, r]["runs"]]) for figure in ("top1", "nats")] for r in ratios]
+        lines += ["", f"{'agents apart':{width}s}" + "".join(pair(*apart) for apart in ranges)]
+        lines += [f"the agent: the mean of {len(record['agents'])} training runs, its intervals over documents and runs; agents apart: from the lowest run to the highest"]
     lost = [f"{d['method']} at {d['keep_ratio_asked']:g}" for d in record["differences"] if d["top1"]["value"] <= 0 or d["nats"]["value"] >= 0]
     if record["documents"] < MIN_DOCUMENTS:
         lines += ["", f"only {record['documents']} documents: intervals over fewer than {MIN_DOCUMENTS} say little, and no difference counts as significant"]
@@ -215,9 +234,9 @@ def format_table(record):
 
 
 class Models(NamedTuple):
-    """What an evaluation needs: the agent's policy and training length, the reconstructor, and the causal LM for surprisal."""
+    """What an evaluation needs: the agents' policies and training length, the reconstructor, and the causal LM for surprisal."""
 
-    policy: object
+    policies: list
     length: int
     reconstructor: Reconstructor
     base: object
@@ -228,45 +247,51 @@ class Models(NamedTuple):
 def open_models(args):
     """The models that the command line names, all with one tokenizer. Raises FileNotFoundError or InputError."""
     device = find_device(args.device)
-    policy, trained = load_policy(args.model_path, device), read_json(args.model_path.parent / "training.json", AGENT_SCHEMA, "rl/train.py")
-    path = args.reconstructor_path or Path(trained["args"]["reconstructor_path"])
+    policies, trained = [load_policy(path, device) for path in args.model_path], [read_json(path.parent / "training.json", AGENT_SCHEMA, "rl/train.py") for path in args.model_path]
+    for model_path, record in zip(args.model_path, trained, strict=True):
+        for name, wanted, found in (("--reconstructor_path", *(r["args"]["reconstructor_path"] for r in (trained[0], record))), ("--max_length", trained[0]["max_length"], record["max_length"])):
+            if found != wanted:
+                raise InputError(f"{model_path}: expected {name} {wanted} in its training as in that of {args.model_path[0]}, found {found}; evaluate it by itself")
+    path = args.reconstructor_path or Path(trained[0]["args"]["reconstructor_path"])
     reconstructor = Reconstructor.load(path, device)
-    if policy.features_extractor.tokenizer_fingerprint != reconstructor.fingerprint:
-        raise InputError(f"{args.model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found {policy.features_extractor.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {path}")
+    for model_path, policy in zip(args.model_path, policies, strict=True):
+        if policy.features_extractor.tokenizer_fingerprint != reconstructor.fingerprint:
+            raise InputError(f"{model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found {policy.features_extractor.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {path}")
     name = args.base_model or read_json(path / "reconstructor.json", RECONSTRUCTOR_SCHEMA, "models/reconstructor/train_cpu.py")["args"]["base_model"]
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)
     if fingerprint(tokenizer) != reconstructor.fingerprint:
         raise InputError(f"--base_model {name}: expected the reconstructor's tokenizer {reconstructor.fingerprint}, found {fingerprint(tokenizer)}")
-    return Models(policy, int(trained["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer))
+    return Models(policies, int(trained[0]["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer))
 
 
-def build_methods(args, policy, base, bos, reconstructor, counts):
-    """The agent and the `--methods`, in their order."""
+def build_opponents(args, base, bos, reconstructor, counts):
+    """The `--methods` in their order."""
     makers = {
         "causal": lambda: CausalSurprisal(base, bos), "iterative": lambda: IterativeSurprisal(base, bos),
         "frequency": lambda: TokenFrequency(counts), "random": lambda: Random(args.seed),
         "mean-nats": lambda: MeanMaskedNats(reconstructor, args.seed), "verified": lambda: VerifiedMasks(reconstructor, MeanMaskedNats(reconstructor, args.seed)),
     }
-    return [Agent(policy), *(makers[name]() for name in dict.fromkeys(args.methods))]
+    return [makers[name]() for name in dict.fromkeys(args.methods)]
 
 
 def main(argv=None):
     args = parse_args(argv)
-    policy, length, reconstructor, base, base_name, bos = open_models(args)
+    policies, length, reconstructor, base, base_name, bos = open_models(args)
     corpus = choose_texts(args, length, reconstructor)
     train = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
     make_output_dir(args.output_dir)
 
-    methods = build_methods(args, policy, base, bos, reconstructor, token_counts(train, reconstructor.vocab_size))
+    agents = [Agent(policy) for policy in policies]
+    opponents = build_opponents(args, base, bos, reconstructor, token_counts(train, reconstructor.vocab_size))
     cells = {}
-    for method in (progress := tqdm(methods, desc="evaluate", unit="method", disable=args.quiet)):
-        progress.set_postfix_str(method.name)
-        cells |= {(method.name, keep_ratio): cell for keep_ratio, cell in evaluate_method(method, args.keep_ratios, corpus, reconstructor).items()}
-    results, differences = compare(cells, bootstrap_weights(len(corpus.names), args.bootstrap_samples, args.seed))
-    found = examples(methods[0], corpus, reconstructor, args.example_keep_ratio, args.num_examples)
+    for runs in (progress := tqdm([agents, *([method] for method in opponents)], desc="evaluate", unit="method", disable=args.quiet)):
+        progress.set_postfix_str(runs[0].name)
+        cells |= {(runs[0].name, keep_ratio): cell for keep_ratio, cell in evaluate_method(runs, args.keep_ratios, corpus, reconstructor).items()}
+    results, differences = compare(cells, Bootstrap(len(corpus.names), args.bootstrap_samples, args.seed, len(agents)))
+    found = examples(agents[0], corpus, reconstructor, args.example_keep_ratio, args.num_examples)
     record = {
-        "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": base_name,
+        "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": base_name, "agents": [str(path) for path in args.model_path],
         "rate_counts": "tokens sent with the gaps known (side_information beside it)",
         "results": results, "differences": differences, "examples": found,
     }

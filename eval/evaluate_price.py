@@ -5,7 +5,8 @@
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
 validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. Beside them:
 reconstructor-verified masks (the practical oracle), local search, and on texts of `--window` tokens the best of all
-masks. Intervals are 95 %, bootstrapped over documents; differences are paired. Writes `price_results.json`.
+masks. Intervals are 95 %, bootstrapped over documents; differences are paired. Several agents after `--model_path`, trained
+alike with other seeds, count as one method, whose intervals are over documents and agents. Writes `price_results.json`.
 """
 
 import sys
@@ -18,23 +19,23 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS, load_sequences
-from eval.evaluate import OPPONENTS, Corpus, Scores, build_methods, draw_texts, open_models
-from eval.metrics import bootstrap_weights, interval
+from eval.evaluate import OPPONENTS, Corpus, Scores, build_opponents, draw_texts, open_models
+from eval.metrics import Bootstrap, interval, total
 from eval.search import J_of_masks, local_search, optima, verified_mask
 from models.reconstructor.masking import keep_highest
 from rl.train import token_counts
 
-SCHEMA = "rltc.price_evaluation/1"
-UNITS = {"J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token", "interval": "95 %, percentile bootstrap over documents", "share": "of the distance in J between two methods"}
+SCHEMA = "rltc.price_evaluation/2"
+UNITS = {"J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token", "interval": "95 %, percentile bootstrap over documents, and over the agents if there are several", "share": "of the distance in J between two methods"}
 REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
 RATIOS = np.linspace(0.3, 1.0, 29)  # keep ratios among which a rule is looked for
-VERIFIED, SEARCHED, OPTIMUM = "reconstructor-verified masks", "local search", "best of all masks"
+AGENT, VERIFIED, OPTIMUM = "agent", "reconstructor-verified masks", "best of all masks"
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--model_path", type=Path, default=Path("models/agent/output/best_model.zip"), help="agent written by rl/train.py")
+    add("--model_path", type=Path, nargs="+", default=[Path("models/agent/output/best_model.zip")], help="agent written by rl/train.py; several: training runs of one agent")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences written by data/prepare.py; val_data.json is expected beside them")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for price_results.json")
     add("--reconstructor_path", type=Path, default=None, help="fine-tuned reconstructor; default: the one that the agent was trained with")
@@ -73,17 +74,9 @@ class Rule:
         return [(s > self.threshold) | ~valid if self.keep_ratio is None else keep_highest(s, valid, self.keep_ratio) for s, valid in batches]
 
 
-class AgentRule:
-    """The agent's own decisions at a price: keep where the probability of keeping exceeds one half."""
-
-    def __init__(self, price):
-        self.price = price
-
-    def __str__(self):
-        return "its own decisions"
-
-    def masks(self, scores):
-        return [(scores.method.policy.keep_probability(ids, valid, self.price).numpy() > 0.5) | ~valid for ids, valid in scores.corpus.batches]
+def agent_masks(policy, corpus, price):
+    """An agent's own decisions at a price, one (B, T) per batch: keep where the probability of keeping exceeds one half."""
+    return [(policy.keep_probability(ids, valid, price).numpy() > 0.5) | ~valid for ids, valid in corpus.batches]
 
 
 def rewards(reconstructor, corpus, keep_masks, price):
@@ -97,7 +90,8 @@ def rewards(reconstructor, corpus, keep_masks, price):
 
 
 def mean_J(rows):
-    return rows[:, 2].sum() / rows[:, 0].sum()
+    """J of rows (texts, 3) or (runs, texts, 3)."""
+    return rows[..., 2].sum() / rows[..., 0].sum()
 
 
 def best_rule(scores, reconstructor, price):
@@ -118,52 +112,60 @@ def searched_rows(reconstructor, corpus, starts, price, search, count, quiet):
     return np.array(rows, dtype=float)
 
 
-def summary(name, rule, rows, corpus, weights, agent=None):
-    """One result: J and keep ratio, and the paired difference of the agent to it."""
-    sums = corpus.sums_by_document(rows)
+def summary(name, rule, rows, corpus, bootstrap, agents=None):
+    """One result from rows (runs, texts, 3): J and keep ratio, and the paired difference of the agents to it."""
+    by_document = lambda rows: np.stack([corpus.sums_by_document(run) for run in rows])
     J = lambda s: s[..., 2] / s[..., 0]
-    found = {"method": name, "rule": str(rule), "J": float(J(sums.sum(0))), "interval": interval(J(weights @ sums)), "keep_ratio": float(sums[:, 1].sum() / sums[:, 0].sum())}
-    if agent is not None:
-        theirs = corpus.sums_by_document(agent)
-        found["agent_leads_by"] = {"value": float(J(theirs.sum(0)) - found["J"]), "interval": interval(J(weights @ theirs) - J(weights @ sums))}
+    sums = by_document(rows)
+    found = {"method": name, "rule": str(rule), "J": float(J(total(sums))), "interval": interval(J(bootstrap.totals(sums))), "keep_ratio": float(sums[..., 1].sum() / sums[..., 0].sum())}
+    if len(rows) > 1:
+        found["runs"] = [float(mean_J(run)) for run in rows]
+    if agents is not None:
+        theirs = by_document(agents)
+        found["agent_leads_by"] = {"value": float(J(total(theirs)) - found["J"]), "interval": interval(J(bootstrap.totals(theirs)) - J(bootstrap.totals(sums)))}
     return found
 
 
 def share_of_distance(J, goal):
     """How far the agent gets from the best other method to `goal`, from {method: J}: 1 is all of the way; None if there is no way to go."""
-    best = max(value for name, value in J.items() if name not in ("agent", VERIFIED, SEARCHED, OPTIMUM))
-    return (J["agent"] - best) / (J[goal] - best) if J[goal] > best else None
+    best = max(value for name, value in J.items() if name not in (AGENT, VERIFIED, OPTIMUM))
+    return (J[AGENT] - best) / (J[goal] - best) if J[goal] > best else None
 
 
-def evaluate_at(price, methods, corpora, scored, reconstructor, args):
-    """All results at one price, on the texts of `corpora["test"]`; `scored` holds the Scores of {(method, corpus): …}."""
-    corpus, weights = corpora["test"], bootstrap_weights(len(corpora["test"].names), args.bootstrap_samples, args.seed)
-    rules = {method.name: AgentRule(price) if method.name == "agent" else best_rule(scored[method.name, "val"], reconstructor, price) for method in tqdm(methods, desc=f"rules at λ={price:g}", unit="method", disable=args.quiet)}
+def evaluate_at(price, policies, opponents, corpora, scored, reconstructor, args):
+    """All results at one price, on the texts of `corpora["test"]`; `scored` holds the Scores of {(opponent, corpus): …}."""
+    corpus, bootstrap = corpora["test"], Bootstrap(len(corpora["test"].names), args.bootstrap_samples, args.seed, len(policies))
+    own = [agent_masks(policy, corpus, price) for policy in policies]
+    agents = np.stack([rewards(reconstructor, corpus, masks, price) for masks in own])
+    rules = {method.name: best_rule(scored[method.name, "val"], reconstructor, price) for method in tqdm(opponents, desc=f"rules at λ={price:g}", unit="method", disable=args.quiet)}
     masks = {name: rule.masks(scored[name, "test"]) for name, rule in rules.items()}
     rows = {name: rewards(reconstructor, corpus, found, price) for name, found in masks.items()}
-    best = max((name for name in rows if name != "agent"), key=lambda name: mean_J(rows[name]))
+    best = max(rows, key=lambda name: mean_J(rows[name]))
     nothing_sent = [~valid for _, valid in corpus.batches]
-    starts = {"from the best method": masks[best], "from the agent": masks["agent"], "from nothing sent": nothing_sent}
+    starts = {"from the best method": masks[best], "from the agent": own[0], "from nothing sent": nothing_sent}
     checked = {start: searched_rows(reconstructor, corpus, first, price, verified_mask, None, args.quiet) for start, first in starts.items()}
     start = max(checked, key=lambda s: mean_J(checked[s]))
-    results = [summary(name, rules[name], found, corpus, weights, None if name == "agent" else rows["agent"]) for name, found in rows.items()]
-    results.append(summary(VERIFIED, start, checked[start], corpus, weights, rows["agent"]))
+    results = [summary(AGENT, "its own decisions", agents, corpus, bootstrap)]
+    results += [summary(name, rules[name], found[None], corpus, bootstrap, agents) for name, found in rows.items()]
+    results.append(summary(VERIFIED, start, checked[start][None], corpus, bootstrap, agents))
     found = {"price": price, "results": results, "share_of_the_distance_to_verified": share_of_distance({r["method"]: r["J"] for r in results}, VERIFIED)}
     if args.search_sequences:
-        searched = searched_rows(reconstructor, corpus, masks["agent"], price, local_search, args.search_sequences, args.quiet)
-        found["local_search"] = {"texts": len(searched), "J": float(mean_J(searched)), "agent": float(mean_J(rows["agent"][: len(searched)])), "verified": float(mean_J(checked[start][: len(searched)])), "documents": len(set(corpus.document[: len(searched)]))}
+        searched = searched_rows(reconstructor, corpus, own[0], price, local_search, args.search_sequences, args.quiet)
+        texts = len(searched)
+        found["local_search"] = {"texts": texts, "documents": len(set(corpus.document[:texts])), "J": float(mean_J(searched)), "agent": float(mean_J(agents[:, :texts])), "verified": float(mean_J(checked[start][:texts]))}
     return found
 
 
-def short_windows(methods, corpora, scored, reconstructor, args):
+def short_windows(policies, opponents, corpora, scored, reconstructor, args):
     """On short texts, at every price: J of the best of all masks, of the agent, and of the best other method."""
     corpus = corpora["short"]
     best = [optima(reconstructor, text, args.prices) for text in tqdm(corpus.texts, desc="all masks", unit="text", disable=args.quiet)]
     found = []
     for i, price in enumerate(args.prices):
         J = {OPTIMUM: float(np.mean([b[i][0] for b in best]))}
-        for method in methods:
-            rule = AgentRule(price) if method.name == "agent" else best_rule(scored[method.name, "short val"], reconstructor, price)
+        J[AGENT] = float(np.mean([mean_J(rewards(reconstructor, corpus, agent_masks(policy, corpus, price), price)) for policy in policies]))
+        for method in opponents:
+            rule = best_rule(scored[method.name, "short val"], reconstructor, price)
             J[method.name] = float(mean_J(rewards(reconstructor, corpus, rule.masks(scored[method.name, "short"]), price)))
         found.append({"price": price, "texts": len(corpus.texts), "J": J, "share_of_the_distance_to_the_optimum": share_of_distance(J, OPTIMUM)})
     return found
@@ -181,7 +183,8 @@ def format_report(record):
         for r in sorted(at["results"], key=lambda r: -r["J"]):
             lead = r.get("agent_leads_by")
             beside = f"  agent leads by {lead['value']:+.4f} ({lead['interval'][0]:+.4f} to {lead['interval'][1]:+.4f})" if lead else ""
-            lines.append(f"  {r['method']:30s} {r['J']:.4f} ({r['interval'][0]:.4f} to {r['interval'][1]:.4f})  keeps {r['keep_ratio']:.2f}: {r['rule']}{beside}")
+            name = f"{r['method']}, mean of {len(r['runs'])} runs" if "runs" in r else r["method"]
+            lines.append(f"  {name:30s} {r['J']:.4f} ({r['interval'][0]:.4f} to {r['interval'][1]:.4f})  keeps {r['keep_ratio']:.2f}: {r['rule']}{beside}")
         lines.append(f"  share of the distance from the best method to verified masks: {share(at['share_of_the_distance_to_verified'])}")
         if "local_search" in at:
             s = at["local_search"]
@@ -204,13 +207,13 @@ def main(argv=None):
         texts = [t[: args.window] for t in corpora[source].texts]
         corpora[name] = Corpus(texts[:count], corpora[source].names[corpora[source].document][:count], args.batch_size)
     counts = token_counts(load_sequences(folder / SPLITS["train"], reconstructor.fingerprint), reconstructor.vocab_size)
-    methods = build_methods(args, loaded.policy, loaded.base, loaded.bos, reconstructor, counts)
+    policies, opponents = loaded.policies, build_opponents(args, loaded.base, loaded.bos, reconstructor, counts)
     make_output_dir(args.output_dir)
-    scored = {(method.name, name): Scores(method, corpus) for method in methods for name, corpus in corpora.items()}
+    scored = {(method.name, name): Scores(method, corpus) for method in opponents for name, corpus in corpora.items()}
     record = {
-        "texts": len(corpora["test"].texts), "documents": len(corpora["test"].names), "window": args.window,
-        "prices": [evaluate_at(price, methods, corpora, scored, reconstructor, args) for price in args.prices],
-        "windows": short_windows(methods, corpora, scored, reconstructor, args) if args.window_sequences else [],
+        "texts": len(corpora["test"].texts), "documents": len(corpora["test"].names), "window": args.window, "agents": [str(path) for path in args.model_path],
+        "prices": [evaluate_at(price, policies, opponents, corpora, scored, reconstructor, args) for price in args.prices],
+        "windows": short_windows(policies, opponents, corpora, scored, reconstructor, args) if args.window_sequences else [],
     }
     write_json(args.output_dir / "price_results.json", SCHEMA, args, UNITS, **record)
     print(f"{record['texts']} texts of {record['documents']} documents\n\n{format_report(record)}\n\nwritten to {args.output_dir}")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import load_sequences
 from eval.evaluate import UNITS, draw_texts, score_masks
-from eval.metrics import bootstrap_weights, difference, with_intervals
+from eval.metrics import Bootstrap, difference, with_intervals
 from models.reconstructor.masking import random_keep_mask
 from models.reconstructor.reconstructor import Reconstructor, find_device
 
@@ -76,20 +76,20 @@ def cell(figure, digits=3):
     return f"{figure['value']:.{digits}f} ±{np.ptp(figure['interval']) / 2:.{digits}f}"
 
 
-def score_curve(models, corpus, weights, args):
+def score_curve(models, corpus, bootstrap, args):
     """One result per model and mask ratio: top-1 and nats, and the paired difference to the first model."""
     results, first = [], {}
     for path, mask_ratio in tqdm([(p, r) for p in models for r in args.mask_ratios], desc="mask ratios", unit="cell", disable=args.quiet):
         sums = corpus.sums_by_document(score_masks(models[path].predict, corpus, random_masks(corpus, mask_ratio, args.seed)))
-        result = {"model": path, "attention": models[path].attention, "mask_ratio": mask_ratio, "masked_tokens": int(sums[:, 1].sum()), **with_intervals(sums, weights)}
+        result = {"model": path, "attention": models[path].attention, "mask_ratio": mask_ratio, "masked_tokens": int(sums[:, 1].sum()), **with_intervals(sums, bootstrap)}
         if mask_ratio in first:
-            result["difference_to_first"] = difference(sums, first[mask_ratio], weights)
+            result["difference_to_first"] = difference(sums, first[mask_ratio], bootstrap)
         first.setdefault(mask_ratio, sums)
         results.append(result)
     return results
 
 
-def score_steps(path, model, corpus, weights, args):
+def score_steps(path, model, corpus, bootstrap, args):
     """One result per mask ratio and number of decoding rounds of one model, with the seconds per 1,000 tokens of text."""
     results, once = [], {}
     for mask_ratio, steps in tqdm([(r, k) for r in args.steps_mask_ratios for k in args.steps], desc="rounds", unit="cell", disable=args.quiet):
@@ -97,7 +97,7 @@ def score_steps(path, model, corpus, weights, args):
         sums = corpus.sums_by_document(score_masks(partial(model.reconstruct, steps=steps), corpus, masks))
         seconds = 1000 * (time.monotonic() - start) / corpus.tokens
         once.setdefault(mask_ratio, sums)
-        results.append({"model": path, "mask_ratio": mask_ratio, "steps": steps, "seconds_per_1000_tokens": seconds, **with_intervals(sums, weights), "difference_to_first": difference(sums, once[mask_ratio], weights)})
+        results.append({"model": path, "mask_ratio": mask_ratio, "steps": steps, "seconds_per_1000_tokens": seconds, **with_intervals(sums, bootstrap), "difference_to_first": difference(sums, once[mask_ratio], bootstrap)})
     return results
 
 
@@ -107,9 +107,9 @@ def main(argv=None):
     models = {str(path): Reconstructor.load(path, device) for path in args.model_paths}
     corpus = open_corpus(args, models)
     make_output_dir(args.output_dir)
-    weights = bootstrap_weights(len(corpus.names), args.bootstrap_samples, args.seed)
-    curve = score_curve(models, corpus, weights, args)
-    rounds = [r for path, model in models.items() for r in score_steps(path, model, corpus, weights, args)]
+    bootstrap = Bootstrap(len(corpus.names), args.bootstrap_samples, args.seed)
+    curve = score_curve(models, corpus, bootstrap, args)
+    rounds = [r for path, model in models.items() for r in score_steps(path, model, corpus, bootstrap, args)]
     write_json(
         args.output_dir / "reconstructor_results.json", SCHEMA, args, UNITS | {"mask_ratio": "masked tokens per original token", "seconds_per_1000_tokens": "seconds to restore 1,000 tokens of text"},
         texts=len(corpus.texts), documents=len(corpus.names), tokens=corpus.tokens, curve=curve, steps=rounds,

@@ -18,7 +18,7 @@ from data.sequences import load_sequences, pad_batch
 from data.toy import check_refusal, run_pipeline, write_base
 from eval import evaluate, evaluate_price, evaluate_reconstructor, quickstart, search
 from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks
-from eval.metrics import binary_entropy, bootstrap_weights, difference, figures, with_intervals
+from eval.metrics import Bootstrap, binary_entropy, difference, figures, total, with_intervals
 from models.reconstructor import benchmark, pretrain, train_cpu, train_gpu, training
 from models.reconstructor.masking import keep_highest
 from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
@@ -61,28 +61,42 @@ def test_figures_and_side_information_are_closed_forms():
 def test_bootstrap_interval_covers_the_truth_95_percent_of_the_time():
     """200 experiments with 40 documents each: the true mean nats, 2.0, lies inside about 190 of the intervals."""
     rng, inside = np.random.default_rng(0), 0
-    weights = bootstrap_weights(40, 1000, 0)
-    assert (weights.sum(1) == 40).all()
+    bootstrap = Bootstrap(40, 1000, 0)
+    assert (bootstrap.documents.sum(1) == 40).all()
     for _ in range(200):
         nats = rng.gamma(4.0, 0.5, 40) * 10  # mean 2.0 for each of 10 masked tokens
         sums = np.stack([np.full(40, 20.0), np.full(40, 10.0), nats, np.full(40, 5.0), np.zeros(40), np.ones(40)], 1)
-        low, high = with_intervals(sums, weights)["nats"]["interval"]
+        low, high = with_intervals(sums, bootstrap)["nats"]["interval"]
         inside += low <= 2.0 <= high
     # Binomial standard deviation 3; the percentile bootstrap of 40 skewed values covers a little less than it says.
     assert 180 <= inside <= 199, inside
 
 
 def test_paired_differences_see_what_unpaired_intervals_miss():
-    rng, weights = np.random.default_rng(0), bootstrap_weights(30, 2000, 0)
+    rng, bootstrap = np.random.default_rng(0), Bootstrap(30, 2000, 0)
     level = rng.uniform(5, 50, 30)  # documents differ much, methods by a constant share
     cell = lambda nats: np.stack([np.full(30, 100.0), np.full(30, 20.0), nats, np.full(30, 9.0), np.zeros(30), np.ones(30)], 1)
     a, b = cell(level * 0.97), cell(level)
-    assert with_intervals(a, weights)["nats"]["interval"][1] > with_intervals(b, weights)["nats"]["interval"][0], "the intervals overlap"
-    found = difference(a, b, weights)
+    assert with_intervals(a, bootstrap)["nats"]["interval"][1] > with_intervals(b, bootstrap)["nats"]["interval"][0], "the intervals overlap"
+    found = difference(a, b, bootstrap)
     assert found["nats"]["significant"] and found["nats"]["value"] < 0 and not found["top1"]["significant"]
-    assert not difference(a, a, weights)["nats"]["significant"]
-    few = difference(a[:3], b[:3] * 2, bootstrap_weights(3, 500, 0))
+    assert not difference(a, a, bootstrap)["nats"]["significant"]
+    few = difference(a[:3], b[:3] * 2, Bootstrap(3, 500, 0))
     assert not few["nats"]["significant"], "three documents prove nothing"
+
+
+def test_intervals_over_training_runs_are_wider_when_runs_differ():
+    """Runs alike: the interval over documents. Runs apart: one that holds the spread of a mean of three runs as well."""
+    nats = np.random.default_rng(0).gamma(4.0, 0.5, 40) * 10
+    cell = lambda nats: np.stack([np.full(40, 20.0), np.full(40, 10.0), nats, np.full(40, 5.0), np.zeros(40), np.ones(40)], 1)
+    one, alike, apart = cell(nats), np.stack([cell(nats)] * 3), np.stack([cell(nats - 15), cell(nats), cell(nats + 15)])
+    bootstrap = Bootstrap(40, 4000, 0, runs=3)
+    found = [with_intervals(sums, bootstrap)["nats"] for sums in (one, alike, apart)]
+    assert found[1]["interval"] == pytest.approx(found[0]["interval"]) and found[2]["value"] == pytest.approx(found[0]["value"])
+    spread = [np.diff(f["interval"])[0] / 3.92 for f in found]  # half-widths are 1.96 standard deviations
+    assert spread[2] == pytest.approx(np.hypot(spread[0], 1.5 * np.sqrt(2 / 3) / np.sqrt(3)), rel=0.1)  # a mean of three draws from −1.5, 0, 1.5
+    np.testing.assert_allclose(total(apart), total(one))
+    assert difference(alike, one, bootstrap)["nats"]["interval"] == pytest.approx([0, 0], abs=1e-9)
 
 
 # --- methods
@@ -128,7 +142,7 @@ def test_asking_the_reconstructor_beats_chance_and_verification_beats_asking(sta
     corpus = evaluate.choose_texts(evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"]), 16, reconstructor)
     asked = MeanMaskedNats(reconstructor, 0)
     methods = {"random": Random(0), "asked": asked, "verified": VerifiedMasks(reconstructor, asked)}
-    sums = {name: evaluate.evaluate_method(method, [0.6], corpus, reconstructor)[0.6][0].sum(0) for name, method in methods.items()}
+    sums = {name: total(evaluate.evaluate_method([method], [0.6], corpus, reconstructor)[0.6][0]) for name, method in methods.items()}
     nats = {name: figures(s)["nats"] for name, s in sums.items()}
     assert nats["verified"] < nats["asked"] < 0.8 * nats["random"], nats
     assert len({s[1] for s in sums.values()}) == 1, "all mask equally many"
@@ -183,6 +197,26 @@ def test_results_are_what_the_reconstructor_says(stages, record):
     cell = next(r for r in record["results"] if r["method"] == "agent" and r["keep_ratio_asked"] == 0.8)
     assert cell["masked_tokens"] == masked and cell["nats"]["value"] == pytest.approx(nats / masked, rel=1e-3)
     assert cell["top1"]["value"] == pytest.approx(right / masked, abs=1e-6)
+
+
+def test_several_agents_are_one_method(stages, record, tmp_path, capsys):
+    """The best and the last model of one run as if they were two runs: means of what each scores alone."""
+    folder, words = stages[0], ["--num_sequences", 30, "--methods", "random", "--keep_ratios", 0.8, "--num_examples", 0]
+    both = [str(folder / f"agent/{name}_model.zip") for name in ("best", "final")]
+    alone = []
+    for names in (both[:1], both[1:], both):
+        evaluate.main([*evaluate_words(folder, *words, "--output_dir", tmp_path), "--model_path", *names])
+        alone.append(json.loads((tmp_path / "evaluation_results.json").read_text())["results"][0])
+    *alone, together = alone
+    assert [run["nats"] for run in together["runs"]] == [pytest.approx(a["nats"]["value"]) for a in alone] and "runs" not in alone[0]
+    assert together["top1"]["value"] == pytest.approx(np.mean([a["top1"]["value"] for a in alone]))
+    assert together["masked_tokens"] == alone[0]["masked_tokens"] and "agents apart" in capsys.readouterr().out
+    other = tmp_path / "agent"
+    shutil.copytree(folder / "agent", other)
+    training_record = json.loads((other / "training.json").read_text())
+    (other / "training.json").write_text(json.dumps(training_record | {"max_length": 12}))
+    with pytest.raises(InputError, match="best_model.zip: expected --max_length 16 in its training .* found 12"):
+        evaluate.main([*evaluate_words(folder, *words, "--output_dir", tmp_path), "--model_path", both[0], str(other / "best_model.zip")])
 
 
 def test_examples_are_readable_and_true(record, stages):
@@ -246,7 +280,7 @@ def test_a_reconstructor_gets_used_to_an_agents_masks(stages, tmp_path):
     train_cpu.main(words.split())
     policy = load_policy(folder / "agent/best_model.zip")
     corpus = evaluate.choose_texts(evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"]), 16, Reconstructor.load(adapted))
-    nats = {(method.name, path.name): figures(evaluate.evaluate_method(method, [0.5], corpus, Reconstructor.load(path))[0.5][0].sum(0))["nats"] for method in (Agent(policy), Random(0)) for path in (folder / "tuned", adapted)}
+    nats = {(method.name, path.name): figures(total(evaluate.evaluate_method([method], [0.5], corpus, Reconstructor.load(path))[0.5][0]))["nats"] for method in (Agent(policy), Random(0)) for path in (folder / "tuned", adapted)}
     assert nats["agent", "adapted"] < nats["agent", "tuned"], nats
     assert nats["random", "adapted"] < nats["random", "tuned"] + 0.1, nats
     copy_with_another_tokenizer(folder / "base", tmp_path / "other")
@@ -283,7 +317,8 @@ def test_exhaustive_search_is_a_maximum_and_verification_reveals_what_is_dear(st
 def test_the_evaluation_at_a_price(stages, tmp_path, capsys):
     """On the toy language the agent at λ = 1.2 drops echoes: nearly λ / 2, as no rule for all texts does better."""
     words = f"--prices 0.01 1.2 2 --num_sequences 20 --tune_sequences 10 --search_sequences 2 --window 6 --window_sequences 5 --bootstrap_samples 200 --output_dir {tmp_path}"
-    evaluate_price.main(evaluate_words(stages[0], *words.split()))
+    best, final = (stages[0] / f"agent/{name}_model.zip" for name in ("best", "final"))
+    evaluate_price.main(evaluate_words(stages[0], *words.split(), "--model_path", best, final))
     record = json.loads((tmp_path / "price_results.json").read_text())
     assert [at["price"] for at in record["prices"]] == [0.01, 1.2, 2.0]
     cheap = {r["method"]: r for r in record["prices"][0]["results"]}
@@ -291,6 +326,7 @@ def test_the_evaluation_at_a_price(stages, tmp_path, capsys):
     for at in record["prices"][1:]:
         J = {r["method"]: r["J"] for r in at["results"]}
         assert set(J) == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "mean nats under random masks", "reconstructor-verified masks"}
+        assert J["agent"] == pytest.approx(np.mean(at["results"][0]["runs"])) and len(at["results"][0]["runs"]) == 2
         assert J["agent"] > J["random"] > -0.02 and at["local_search"]["J"] >= at["local_search"]["agent"] - 1e-6
         for r in at["results"]:
             assert r["interval"][0] <= r["J"] <= r["interval"][1]

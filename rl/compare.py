@@ -24,10 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run, write_json
-from models.reconstructor.reconstructor import Reconstructor, find_device
-from models.reconstructor.training import open_splits
+from models.reconstructor.reconstructor import find_device
 from rl import train
-from rl.env import TokenCompressionVecEnv
 from rl.ppo import warm_start
 
 SCHEMA = "rltc.comparison/1"
@@ -68,9 +66,7 @@ def settings(variant, args):
 def texts_in(minutes, settings, pilot_rollouts):
     """How many texts a variant decides in that time, its warm start included, by the speed of a few rollouts and their updates."""
     device = find_device(settings.device)
-    reconstructor = Reconstructor.load(settings.reconstructor_path, device)
-    texts, _, length = open_splits(settings, reconstructor)
-    env = TokenCompressionVecEnv(texts, reconstructor, length, settings.n_envs, (settings.min_price, settings.max_price), group_size=settings.group_size, flips=settings.flips)
+    env, reconstructor, texts, _ = train.training_environment(settings, device)
     agent = train.build_agent(settings, env, reconstructor, texts, device)
     agent.learn(settings.n_steps)  # the first is slower
     marks = [time.monotonic()]

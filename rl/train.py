@@ -125,6 +125,14 @@ def build_agent(args, env, reconstructor, train, device):
     return agent
 
 
+def training_environment(args, device):
+    """What a run trains on: the environment, the reconstructor in it, and training and held-out texts."""
+    reconstructor = Reconstructor.load(args.reconstructor_path, device)
+    train, held_out, length = open_splits(args, reconstructor)
+    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, (args.min_price, args.max_price), group_size=args.group_size, flips=args.flips)
+    return env, reconstructor, train, held_out
+
+
 def environments(count):
     """The largest number of environments, up to MAX_EVAL_ENVS, that divides `count` episodes: each is run exactly once."""
     return max(n for n in range(1, MAX_EVAL_ENVS + 1) if count % n == 0)
@@ -137,11 +145,9 @@ def main(argv=None):
 def train_agent(args):
     """A whole run, as the command line in `args` says."""
     device = find_device(args.device)
-    reconstructor = Reconstructor.load(args.reconstructor_path, device)
-    train, held_out, length = open_splits(args, reconstructor)
+    env, reconstructor, train, held_out = training_environment(args, device)
+    length = env.action_space.shape[0]
     logs, checkpoint_dir = make_output_dir(args.output_dir) / "tb_logs", args.output_dir / "checkpoints"
-    price_range = (args.min_price, args.max_price)
-    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, price_range, group_size=args.group_size, flips=args.flips)
     eval_env = TokenCompressionVecEnv(held_out, reconstructor, length, environments(len(held_out) * len(args.eval_prices)), args.eval_prices, shuffle=False)
     if args.resume:
         agent, before = load_newest(checkpoint_dir, args, env, device)
@@ -168,7 +174,7 @@ def train_agent(args):
     def state():
         return {"args": {k: str(v) for k, v in vars(args).items()}, "seconds": seconds(), "history": evaluation.history, "evaluation_seconds": evaluation.own_seconds}
 
-    evaluation = HeldOutEvaluation(eval_env, pad_batch(held_out, 0), price_range, args.eval_prices, args.eval_freq, args.output_dir / "best_model.zip", record, seconds, args.patience)
+    evaluation = HeldOutEvaluation(eval_env, pad_batch(held_out, 0), (args.min_price, args.max_price), args.eval_prices, args.eval_freq, args.output_dir / "best_model.zip", record, seconds, args.patience)
     evaluation.history, evaluation.own_seconds = before["history"], before["evaluation_seconds"]
     checkpoints = Checkpoints(checkpoint_dir, args.checkpoint_freq, args.save_total_limit, state)
     agent.logger.record("hparams", HParam({k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}, {"eval/J": 0.0}))
