@@ -5,8 +5,8 @@
 
 A variant is a name and the flags of rl/train.py that make it different, joined by "="; a name alone changes nothing. How many
 texts a variant gets is what it can decide in `--minutes`, timed on a few rollouts first, so that its learning rate has
-run down at the end. Time is that of rollouts, updates and warm start; held-out evaluations don't count. The table shows J after
-a quarter, a half and all of it, and the time that the runs took in truth. What `--output_dir` has already is not run again.
+run down at the end. Time is that of rollouts, updates and warm start; held-out evaluations don't count. The tables show J after
+a quarter, a half and all of it, the time that the runs took in truth, and J at the end at every one of the evaluation's λ. What `--output_dir` has already is not run again.
 Writes `comparison.json`.
 """
 
@@ -97,6 +97,12 @@ def J_at(rows, seconds):
     return float(np.interp(seconds, [r["seconds"] for r in rows], [r["J"] for r in rows]))
 
 
+def J_at_prices(evaluations):
+    """{λ: J of every run at its end}, from the rows of evaluations of every run."""
+    prices = [name.removeprefix("J_at_") for name in evaluations[0][-1] if name.startswith("J_at_")]
+    return {price: [rows[-1][f"J_at_{price}"] for rows in evaluations] for price in prices}
+
+
 def format_table(found, minutes):
     lines = [f"{'held-out J after minutes':28s}" + "".join(f"{share * minutes:>18.1f}" for share in SHARES) + f"{'lead':>18s}{'texts':>12s}{'minutes taken':>16s}"]
     first = np.array(found[0]["J"])[:, -1]
@@ -111,6 +117,11 @@ def format_table(found, minutes):
     lines.append(f"mean over {len(found[0]['J'])} seeds ± standard deviation over them; lead: over {found[0]['name']} at the end, paired by seed")
     if not all(equal_time(variant, minutes) for variant in found):
         lines.append(f"* a run took less than 0.8 or more than 1.25 times {minutes:g} minutes: not comparable at equal time")
+    prices = [price for price in found[0]["J_at_prices"] if all(price in variant["J_at_prices"] for variant in found)]
+    lines += ["", f"{'J at the end, at λ =':28s}" + "".join(f"{price:>18s}" for price in prices)]
+    for variant in found:
+        at_price = [np.array(variant["J_at_prices"][price]) for price in prices]
+        lines.append(f"{variant['name']:28s}" + "".join(f"{f'{J.mean():.4f} ±{J.std(ddof=1) if len(J) > 1 else np.nan:.4f}':>18s}" for J in at_price))
     return "\n".join(lines)
 
 
@@ -134,7 +145,7 @@ def main(argv=None):
     for name, variant in zip(runs, args.variants, strict=True):
         evaluations = [record["evaluations"] for record in records[name]]
         J = [[J_at(rows, 60 * args.minutes * share) for share in SHARES] for rows in evaluations]
-        found.append({"name": name, "variant": variant, "J": J, "texts": texts[name], "minutes": [rows[-1]["seconds"] / 60 for rows in evaluations]})
+        found.append({"name": name, "variant": variant, "J": J, "J_at_prices": J_at_prices(evaluations), "texts": texts[name], "minutes": [rows[-1]["seconds"] / 60 for rows in evaluations]})
     write_json(args.output_dir / "comparison.json", SCHEMA, args, UNITS, variants=found, shares_of_time=SHARES)
     print(f"{format_table(found, args.minutes)}\nwritten to {args.output_dir}")
 

@@ -448,6 +448,23 @@ def test_every_variant_trains_goes_on_and_decides(toy, tmp_path, words):
     assert json.loads((tmp_path / "training.json").read_text())["texts"] == 96
 
 
+def test_training_goes_on_from_another_agent(toy, tmp_path):
+    """At a learning rate of nothing the new agent is the old one; one that was built otherwise is refused."""
+    train_agent(toy, tmp_path / "first", "--num_timesteps", 64)
+    best = tmp_path / "first/best_model.zip"
+    train_agent(toy, tmp_path / "second", "--num_timesteps", 64, "--init_from", best, "--learning_rate", 1e-12, "--final_learning_rate", 0)
+    first, second = (load_policy(path).state_dict() for path in (best, tmp_path / "second/final_model.zip"))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], msg=name)
+    J = [json.loads((tmp_path / run / "training.json").read_text())["evaluations"] for run in ("first", "second")]
+    assert J[1][0]["J"] == pytest.approx(max(row["J"] for row in J[0]), abs=1e-6)
+    for words, said in ((("--passes", 2), "passes 2, found 1"), (("--credit", "text"), "credit text, found token")):
+        with pytest.raises(InputError, match=f"--init_from .*expected a policy with {said}"):
+            train_agent(toy, tmp_path / "third", "--num_timesteps", 64, "--init_from", best, *words)
+    with pytest.raises(FileNotFoundError, match="nowhere.zip is missing"):
+        train_agent(toy, tmp_path / "third", "--num_timesteps", 64, "--init_from", tmp_path / "nowhere.zip")
+
+
 def test_gamma_changes_nothing(toy, tmp_path):
     weights = []
     for gamma in (0.1, 0.99):
@@ -494,13 +511,14 @@ def test_variants_are_compared_at_equal_time(toy, tmp_path, capsys):
         assert [run["texts"] for run in runs] == [variant["texts"]] * 2 and variant["texts"] % 32 == 0
         for J, run in zip(variant["J"], runs, strict=True):
             assert J == [compare.J_at(run["evaluations"], 1.2 * share) for share in (0.25, 0.5, 1)]
+        assert np.mean(list(variant["J_at_prices"].values()), 0) == pytest.approx([run["evaluations"][-1]["J"] for run in runs], abs=1e-6) and len(variant["J_at_prices"]) == 3
     before = (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns
     compare.main([str(w) for w in words])
     assert (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns == before, "what is there is not run again"
     assert compare.J_at([{"seconds": 10, "J": 0.1}, {"seconds": 20, "J": 0.3}], 15) == pytest.approx(0.2)
     with pytest.raises(InputError, match="own-0: expected a run with --clip_range 0.3, found 0.2"):
         compare.main([str(w) for w in words if w != "own"] + ["--variants", "own=--clip_range 0.3"])
-    found = {"name": "own", "J": [[0.1, 0.2, 0.3]], "texts": 64, "minutes": [1.0]}
+    found = {"name": "own", "J": [[0.1, 0.2, 0.3]], "J_at_prices": {"1.5": [0.3]}, "texts": 64, "minutes": [1.0]}
     assert "*" not in compare.format_table([found], 1.0) and "not comparable" in compare.format_table([found], 2.0)
 
 

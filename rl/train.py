@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from stable_baselines3.common.logger import HParam, Logger
 
-from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import pad_batch
 from models.agent.policy import EnhancedTokenCompressionPolicy, TokenCompressionPolicy
 from models.reconstructor.reconstructor import Reconstructor, find_device
@@ -25,7 +25,7 @@ from models.reconstructor.training import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
 from rl.checkpoints import Checkpoints, ContinuedLog, load_newest
 from rl.env import TokenCompressionVecEnv
-from rl.ppo import AGENTS, save_agent, warm_start
+from rl.ppo import AGENTS, load_policy, save_agent, warm_start
 
 SCHEMA = "rltc.agent/1"
 UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)"}
@@ -52,6 +52,7 @@ def parse_args(argv=None):
     add("--credit", choices=("token", "text"), default="token", help="text: Stable-Baselines3's own PPO, all decisions of a text share one advantage")
     add("--group_size", type=bounded(int, 1, 10**6), default=1, help="masks drawn for every text; with more than one, the others are a decision's baseline instead of the critic")
     add("--flips", type=bounded(int, 0, 10**6), default=0, help="decisions per text that are judged against their opposites, one reconstructor call each, and alone train the policy; 0: off")
+    add("--init_from", type=Path, default=None, help="agent whose policy training begins with, for example after the reconstructor was adapted to it; the optimiser begins anew")
     add("--warm_start", type=bounded(int, 0, 10**12), default=0, help="texts masked at random on which the critic is fitted before PPO begins")
     add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token (with --credit text: of the sum over a text)")
     add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
@@ -104,7 +105,7 @@ def token_counts(sequences, vocab_size):
 
 
 def build_agent(args, env, reconstructor, train, device):
-    """An agent whose policy starts from the reconstructor's embeddings and the corpus' frequencies."""
+    """An agent whose policy starts from the reconstructor's embeddings and the corpus' frequencies, or from `--init_from`."""
     def learning_rate(remaining):
         return args.final_learning_rate + remaining * (args.learning_rate - args.final_learning_rate)
 
@@ -120,9 +121,22 @@ def build_agent(args, env, reconstructor, train, device):
             },
         },
     )
-    embeddings = reconstructor.model.get_input_embeddings().weight.detach()
-    agent.policy.features_extractor.network.start_from(embeddings, token_counts(train, reconstructor.vocab_size))
+    if args.init_from:
+        continue_policy(agent.policy, args.init_from)
+    else:
+        embeddings = reconstructor.model.get_input_embeddings().weight.detach()
+        agent.policy.features_extractor.network.start_from(embeddings, token_counts(train, reconstructor.vocab_size))
     return agent
+
+
+def continue_policy(policy, path):
+    """Give a new policy the weights of a saved agent's. Raises InputError if that was built otherwise or for another tokenizer."""
+    found = load_policy(path, policy.device)
+    theirs, ours = (p.features_extractor_kwargs | {"vocabulary": p.features_extractor.network.embedding.num_embeddings, "credit": "token" if p.per_token else "text"} for p in (found, policy))
+    different = [name for name in ours if theirs.get(name) != ours[name]]
+    if different:
+        raise InputError(f"--init_from {path}: expected a policy with {different[0]} {ours[different[0]]}, found {theirs.get(different[0])}; train with the flags, data and reconstructor's tokenizer that it was trained with")
+    policy.load_state_dict(found.state_dict())
 
 
 def training_environment(args, device):
