@@ -1,0 +1,205 @@
+"""Tests of PPO with credit per token: `python rl/test_ppo.py` or pytest."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+from models.agent.policy import TokenCompressionPolicy
+from rl.env import TokenCompressionVecEnv
+from rl.ppo import TokenPPO, TokenRolloutBuffer, sum_of_neighbours, warm_start
+
+LENGTH = 16
+
+
+def agent_on(env, seed=0, cls=TokenPPO, **kwargs):
+    policy_kwargs = {"features_extractor_kwargs": {"embedding_dim": 8, "width": 32, "layers": 1, "heads": 2}, "per_token": cls is TokenPPO}
+    settings = {"n_steps": 1, "batch_size": 16, "n_epochs": 4, "learning_rate": 3e-3, "seed": seed, "device": "cpu"} | kwargs
+    return cls(TokenCompressionPolicy, env, policy_kwargs=policy_kwargs, **settings)
+
+
+def sampled_J(agent, reconstructor, texts, price, count=192):
+    """Mean J of the policy's own decisions at one price. Sampled: a threshold would make a rule of the faintest bias."""
+    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, count, (price,), shuffle=False)
+    actions, _ = agent.predict(env.reset(), deterministic=False)
+    return env.step(actions)[1].mean()
+
+
+def test_on_texts_of_one_token_it_is_stable_baselines3s_ppo(reconstructor, texts):
+    single = [texts[i][:1] for i in range(40)]
+    weights = []
+    for cls in (TokenPPO, PPO):
+        env = TokenCompressionVecEnv(single, reconstructor, 1, 8, (0.5, 6.0))
+        agent = agent_on(env, cls=cls, n_steps=4, batch_size=8, clip_range_vf=0.2, ent_coef=0.01, max_grad_norm=0.5)
+        first = {k: v.clone() for k, v in agent.policy.state_dict().items()}
+        agent.learn(96)
+        weights.append(agent.policy.state_dict())
+    assert any(not torch.equal(first[k], weights[1][k]) for k in first), "nothing was learned"
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_on_longer_texts_it_is_not(reconstructor, texts):
+    """Negative control of the test above: with more tokens the two must differ."""
+    weights = []
+    for cls in (TokenPPO, PPO):
+        env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 8, (0.5, 6.0))
+        agent = agent_on(env, cls=cls, n_steps=2, batch_size=8)
+        agent.learn(16)
+        weights.append(agent.policy.state_dict()["action_net.weight"])
+    assert not torch.allclose(*weights, rtol=1e-3)
+
+
+def test_the_loss_is_per_token_and_ignores_padding(reconstructor, texts):
+    short = [texts[i][:n] for i, n in enumerate((16, 5, 11, 3))]
+    env = TokenCompressionVecEnv(short, reconstructor, LENGTH, 4, (1.0, 2.0))
+    agent = agent_on(env, batch_size=4)
+    agent._setup_learn(4)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    batch = next(agent.rollout_buffer.get(4))
+    losses = agent.minibatch_losses(batch, 0.2, None)
+    valid = batch.observations["valid"] > 0
+    advantage, returns = batch.advantages[valid], batch.returns[valid]
+    # At the rollout's own policy every ratio is 1: the clipped loss is minus the mean of standardised advantages, 0.
+    assert losses[0].item() == pytest.approx(0, abs=1e-5) and losses[4] == 0
+    with torch.no_grad():
+        fitted = agent.policy.evaluate_actions(batch.observations, batch.actions)[0][valid]
+    assert losses[1].item() == pytest.approx((returns - fitted).square().mean().item(), rel=1e-4)
+    torch.testing.assert_close(advantage, returns - batch.old_values[valid])
+    assert (batch.returns[~valid] == 0).all() and int(valid.sum()) == 35
+    for name in ("advantages", "returns", "old_log_prob", "old_values"):
+        getattr(batch, name)[~valid] = 1e6  # poison the padding
+    poisoned = agent.minibatch_losses(batch, 0.2, None)
+    assert [float(torch.as_tensor(x).detach()) for x in poisoned] == [float(torch.as_tensor(x).detach()) for x in losses]
+
+
+def test_neighbours_are_credited_with_their_surprise(reconstructor, texts):
+    """With a window of one, token i's advantage grows by the surprise of tokens i - 1 and i + 1 if they are masked; by loops."""
+    assert sum_of_neighbours(np.array([[1.0, 2, 4, 8]]), 1).tolist() == [[2, 5, 10, 4]]
+    assert sum_of_neighbours(np.array([[1.0, 2, 4, 8]]), 9).tolist() == [[14, 13, 11, 7]]
+    short = [texts[i][:n] for i, n in enumerate((16, 5, 11, 3))]
+    agent = agent_on(TokenCompressionVecEnv(short, reconstructor, LENGTH, 4, (1.0, 2.0)), rollout_buffer_kwargs={"credit_window": 1})
+    agent._setup_learn(4)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    b = agent.rollout_buffer
+    with torch.no_grad():
+        observation = {k: torch.as_tensor(v[0]) for k, v in b.observations.items()}
+        gain = agent.policy.evaluate_actions(observation, torch.zeros(4, LENGTH))[0].numpy()
+    for row, length in enumerate(b.observations["valid"][0].sum(1)):
+        for i in range(length):
+            expected = b.returns[0, row, i] - b.values[0, row, i]
+            for j in (i - 1, i + 1):
+                if 0 <= j < length and b.actions[0, row, j] <= 0.5:
+                    expected += b.returns[0, row, j] - gain[row, j]
+            assert b.advantages[0, row, i] == pytest.approx(expected, abs=1e-4), (row, i)
+
+
+def test_a_groups_baseline_is_the_mean_of_the_other_masks(reconstructor, texts):
+    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 6, (1.0, 2.0), group_size=3)
+    agent = agent_on(env, batch_size=6, rollout_buffer_kwargs={"group_size": 3})
+    agent._setup_learn(6)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    b = agent.rollout_buffer
+    tokens, price = b.observations["tokens"][0], b.observations["price"][0]
+    for first in (0, 3):
+        assert (tokens[first : first + 3] == tokens[first]).all() and (price[first : first + 3] == price[first]).all()
+        for i in range(3):
+            others = [first + j for j in range(3) if j != i]
+            np.testing.assert_allclose(b.advantages[0, first + i], b.rewards[0, first + i] - b.rewards[0, others].mean(0), atol=1e-5)
+    assert (tokens[0] != tokens[3]).any()
+
+
+def test_flips_are_judged_exactly(reconstructor, texts):
+    """The advantage of a decision is what J changes by taking it instead of drawing it again, all others as they are."""
+    short = [texts[i][:n] for i, n in enumerate((16, 5, 11, 3))]
+    env = TokenCompressionVecEnv(short, reconstructor, LENGTH, 4, (1.0, 2.0), flips=4)
+    agent = agent_on(env, batch_size=4)
+    agent._setup_learn(4)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    b = agent.rollout_buffer
+    observation = {key: value[0] for key, value in b.observations.items()}
+    lengths = observation["valid"].sum(1)
+    judged = ~np.isnan(b.advantages[0])
+    assert judged.sum(1).tolist() == np.minimum(lengths, 4).tolist() and not judged[observation["valid"] == 0].any()
+    J = env.judge.pay(observation, b.actions[0])[0]
+    for row, i in np.argwhere(judged):
+        other = b.actions[0].copy()
+        other[row, i] = 1 - other[row, i]
+        difference = J[row] - env.judge.pay(observation, other)[0][row]
+        assert b.advantages[0, row, i] == pytest.approx((1 - np.exp(b.log_probs[0, row, i])) * difference * lengths[row], abs=1e-4)
+    batch = next(b.get(4))
+    before = agent.minibatch_losses(batch, 0.2, None)
+    batch.old_log_prob[batch.advantages.isnan()] -= 3  # decisions that were not judged have no say
+    assert [float(torch.as_tensor(x).detach()) for x in before] == [float(torch.as_tensor(x).detach()) for x in agent.minibatch_losses(batch, 0.2, None)]
+
+
+def test_a_warm_start_teaches_the_critic_what_tokens_cost(reconstructor, texts):
+    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 32, (1.0, 2.0))
+    agent = agent_on(env)
+    observation = {key: torch.as_tensor(value) for key, value in env.reset().items()}
+    echoes = torch.arange(LENGTH).expand(32, LENGTH) % 2 == 1
+
+    def expected_costs():
+        with torch.no_grad():
+            gain = agent.policy.evaluate_actions(observation, torch.zeros(32, LENGTH))[0]
+        cost = observation["price"] - gain
+        return cost[echoes].mean().item(), cost[~echoes].mean().item()
+
+    cold = expected_costs()
+    warm_start(agent, 32 * 60, seed=0)
+    warm = expected_costs()
+    assert warm[1] - warm[0] > 0.5 > abs(cold[1] - cold[0]), (cold, warm)
+
+
+def test_the_value_of_a_text_is_in_the_units_of_its_reward(reconstructor, texts):
+    """For Stable-Baselines3's PPO: a critic that knows every token's nats values the decisions taken at the reward itself."""
+    short = [texts[i][:n] for i, n in enumerate((16, 5, 11, 3))]
+    env = TokenCompressionVecEnv(short, reconstructor, LENGTH, 4, (1.3,), shuffle=False)
+    agent = agent_on(env, cls=PPO)
+    observation, actions = env.reset(), np.zeros((4, LENGTH), np.float32)
+    _, rewards, _, infos = env.step(actions)
+    valid = torch.as_tensor(observation["valid"] > 0)
+    gain = torch.as_tensor(np.stack([info["token_rewards"] for info in infos])) * valid.sum(1, keepdim=True)
+    np.testing.assert_allclose(agent.policy._value(gain, valid).numpy(), rewards, atol=1e-5)
+
+
+def test_returns_are_nats_per_token(reconstructor, texts):
+    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 4, (1.0, 2.0))
+    agent = agent_on(env)
+    agent._setup_learn(4)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    assert isinstance(agent.rollout_buffer, TokenRolloutBuffer)
+    J = [episode["r"] for episode in agent.ep_info_buffer]
+    np.testing.assert_allclose(agent.rollout_buffer.returns[0].mean(1), J, atol=1e-5)
+
+
+class ShuffledRewards(TokenCompressionVecEnv):
+    """Negative control: every text's shares of J are dealt out to its tokens at random. The sum, and so J, stays."""
+
+    control = np.random.default_rng(0)
+
+    def step_wait(self):
+        observation, rewards, dones, infos = super().step_wait()
+        for info in infos:
+            info["token_rewards"] = self.control.permutation(info["token_rewards"])
+        return observation, rewards, dones, infos
+
+
+def test_agent_learns_the_planted_redundancy_and_the_control_does_not(reconstructor, texts):
+    """At λ = 1.2 the best mask drops the echoes, which cost nothing: J = 1.2 / 2 = 0.6. Keeping all pays 0."""
+    J = {}
+    for cls in (TokenCompressionVecEnv, ShuffledRewards):
+        agent = agent_on(cls(texts, reconstructor, LENGTH, 64, (1.2, 1.200001)), batch_size=16)
+        agent.learn(64 * 40)
+        J[cls] = sampled_J(agent, reconstructor, texts, 1.2)
+    assert J[TokenCompressionVecEnv] > 0.45, J
+    assert J[ShuffledRewards] < 0.2, J
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))
