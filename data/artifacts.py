@@ -5,6 +5,7 @@ reader checks ``schema`` and names the stage that should have written the file.
 """
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -107,7 +108,13 @@ def make_output_dir(path):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind every flag, and the script's own lines in front of them."""
+    """Defaults behind every flag, as one would type them, and the script's own lines in front of them."""
+
+    def _expand_help(self, action):
+        if isinstance(action.default, list):
+            action = copy.copy(action)
+            action.default = " ".join(map(str, action.default)) or "none"
+        return super()._expand_help(action)
 
 
 class Parser(argparse.ArgumentParser):

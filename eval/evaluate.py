@@ -5,9 +5,9 @@
 
 Every method keeps exactly the same number of tokens of each text, and one and the same reconstructor scores what
 was masked: nothing is scored where the answer was sent. Intervals are 95 %, bootstrapped over documents. Several agents after
-`--model_path`, trained alike with other seeds, are scored as one method: its figures are means over them, its intervals are
-bootstrapped over documents and agents, and the results also have those of each.
-Writes `evaluation_results.json` and `examples.txt`.
+`--model_path`, trained alike with other seeds, are scored as one method: its figures are means over them, its intervals allow
+for the differences between them, and the results have the figures of each. Writes `evaluation_results.json` and
+`examples.txt`, texts as the first agent decides them.
 """
 
 import sys
@@ -23,23 +23,24 @@ from tqdm import tqdm
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run, write_json, write_text
 from data.sequences import SPLITS, load_sequences, pad_batch
 from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks
-from eval.metrics import MIN_DOCUMENTS, SUMS, Bootstrap, binary_entropy, difference, figures, total, with_intervals
+from eval.metrics import MIN_DOCUMENTS, SUMS, Bootstrap, binary_entropy, difference, figures, mean_over_runs, with_intervals
 from models.reconstructor.masking import keep_counts, keep_highest
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
 from models.reconstructor.reconstructor import Reconstructor, check_head, find_device, load_causal_lm
-from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer
+from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer, locate
 from rl.ppo import load_policy
 from rl.train import SCHEMA as AGENT_SCHEMA
 from rl.train import token_counts
 
 SCHEMA = "rltc.evaluation/3"
 OPPONENTS = ("causal", "iterative", "frequency", "random", "mean-nats", "verified")
+FREE = ("seed", "output_dir", "device", "quiet", "resume", "checkpoint_freq", "save_total_limit")  # flags in which training runs of one agent may differ
 UNITS = {
     "keep_ratio": "kept tokens per original token", "compression_ratio": "original tokens per kept token",
     "side_information": "bits per original token, at most: where the gaps are", "top1": "share of masked tokens restored",
     "nats": "nats per masked token", "distortion": "nats per original token", "exact_text": "share of texts restored without an error",
     "importance": "the agent's attention to a token, as a multiple of the text's mean",
-    "interval": "95 %, percentile bootstrap over documents, and over the agents if there are several", "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
+    "interval": "95 %, percentile bootstrap over documents; with several agents plus Student's t over them, interval_over_documents without", "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
 }
 
 
@@ -89,10 +90,7 @@ def draw_texts(sequences, count, args):
 
 def choose_texts(args, policy_length, reconstructor):
     """Draw the texts. Raises InputError if there are none."""
-    limit = min(reconstructor.max_length, args.max_length or policy_length)
-    if args.max_length and args.max_length > reconstructor.max_length:
-        raise InputError(f"--max_length {args.max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one")
-    corpus = draw_texts(load_sequences(args.data_path, reconstructor.fingerprint, limit), args.num_sequences, args)
+    corpus = draw_texts(load_sequences(args.data_path, reconstructor.fingerprint, text_length(args, policy_length, reconstructor)), args.num_sequences, args)
     for keep_ratio in args.keep_ratios:
         kept = np.concatenate([keep_counts(valid, keep_ratio) for _, valid in corpus.batches])
         lengths = np.array([len(t) for t in corpus.texts])
@@ -140,13 +138,12 @@ def evaluate_method(runs, keep_ratios, corpus, reconstructor):
     """
     found, scored = {}, [Scores(method, corpus) for method in runs]
     for keep_ratio in keep_ratios:
-        sums, seconds = [], []
+        sums = []
         for scores in scored:
-            batches, took, passes = scores.at(keep_ratio)
-            keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(batches, corpus.batches, strict=True)]
+            keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in zip(scores.at(keep_ratio)[0], corpus.batches, strict=True)]
             sums.append(corpus.sums_by_document(score_masks(reconstructor.predict, corpus, keep_masks)))
-            seconds.append(took)
-        found[keep_ratio] = np.stack(sums), float(np.mean(seconds)), passes
+        _, seconds, passes = zip(*(scores.at(keep_ratio) for scores in scored))
+        found[keep_ratio] = np.stack(sums), float(np.mean(seconds)), passes[0]
     return found
 
 
@@ -154,7 +151,7 @@ def compare(cells, bootstrap):
     """The results of all cells, and the agent's paired differences to every other method at every keep ratio."""
     results, differences = [], []
     for (name, keep_ratio), (sums, seconds, lm_passes) in cells.items():
-        totals = dict(zip(SUMS, total(sums).tolist(), strict=True))
+        totals = dict(zip(SUMS, mean_over_runs(sums).sum(0).tolist(), strict=True))
         realised = 1 - totals["masked"] / totals["tokens"]
         results.append(
             {
@@ -206,26 +203,27 @@ def format_table(record):
     ratios = sorted({r["keep_ratio_asked"] for r in record["results"]}, reverse=True)
     names = list(dict.fromkeys(r["method"] for r in record["results"]))
     cell = {(r["method"], r["keep_ratio_asked"]): r for r in record["results"]}
-    worse = {(d["method"], d["keep_ratio_asked"]): d for d in record["differences"]}
+    lead_over = {(d["method"], d["keep_ratio_asked"]): d for d in record["differences"]}
+    several = len(record["agents"]) > 1
     width = 2 + max(map(len, ["keep ratio", *names]))
 
     def pair(top1, nats, before="", after=" "):
         return f"{f'{before}{top1:.3f} / {before}{nats:.2f}{after}':^22s}"
 
-    lines = ["masked top-1 / nats per masked token, 95 % intervals over documents; * the agent's lead is significant in both", ""]
+    lines = ["masked top-1 / nats per masked token, 95 % intervals over documents" + (" and agents" if several else "") + "; * the agent's lead is significant in both", ""]
     lines.append(f"{'keep ratio':{width}s}" + "".join(f"{r:^22g}" for r in ratios))
     for name in names:
         row, low = f"{name:{width}s}", " " * width
         for r in ratios:
-            c, d = cell[name, r], worse.get((name, r))
+            c, d = cell[name, r], lead_over.get((name, r))
             lead = d and d["top1"]["significant"] and d["nats"]["significant"] and d["top1"]["value"] > 0 > d["nats"]["value"]
             row += pair(c["top1"]["value"], c["nats"]["value"], after="*" if lead else " ")
             low += pair(np.ptp(c["top1"]["interval"]) / 2, np.ptp(c["nats"]["interval"]) / 2, before="±")
         lines += [row, low]
-    if len(record["agents"]) > 1:
+    if several:
         ranges = [[np.ptp([run[figure] for run in cell[Agent.name, r]["runs"]]) for figure in ("top1", "nats")] for r in ratios]
         lines += ["", f"{'agents apart':{width}s}" + "".join(pair(*apart) for apart in ranges)]
-        lines += [f"the agent: the mean of {len(record['agents'])} training runs, its intervals over documents and runs; agents apart: from the lowest run to the highest"]
+        lines += [f"agent: the mean of {len(record['agents'])} training runs; agents apart: from the lowest of them to the highest"]
     lost = [f"{d['method']} at {d['keep_ratio_asked']:g}" for d in record["differences"] if d["top1"]["value"] <= 0 or d["nats"]["value"] >= 0]
     if record["documents"] < MIN_DOCUMENTS:
         lines += ["", f"only {record['documents']} documents: intervals over fewer than {MIN_DOCUMENTS} say little, and no difference counts as significant"]
@@ -244,20 +242,46 @@ class Models(NamedTuple):
     bos: int
 
 
+def check_trained_alike(paths, settings):
+    """Raises InputError unless the agents at `paths`, trained with `settings`, are runs of one training with different seeds."""
+    for i, (path, found) in enumerate(zip(paths, settings, strict=True)):
+        different = [name for name in settings[0] if name not in FREE and found.get(name) != settings[0][name]]
+        if different:
+            raise InputError(f"{path}: expected an agent trained as {paths[0]} was, with --{different[0]} {settings[0][different[0]]}, found {found.get(different[0])}; evaluate it by itself")
+        if found["seed"] in [earlier["seed"] for earlier in settings[:i]]:
+            raise InputError(f"{path}: expected agents trained with different seeds, found --seed {found['seed']} a second time; leave one away")
+
+
+def first_base_model(path):
+    """The causal LM that the reconstructor in `path` comes from, even if it was fine-tuned several times. Raises InputError if that is not to be found."""
+    seen = []
+    while (Path(path) / "reconstructor.json").is_file():
+        seen.append(str(path))
+        path = locate(read_json(Path(path) / "reconstructor.json", RECONSTRUCTOR_SCHEMA, "models/reconstructor/train_cpu.py")["args"]["base_model"])
+        if path in seen:
+            raise InputError(f"{path}: expected the causal language model that it was fine-tuned from, found that it was fine-tuned from itself; name it with --base_model")
+    return path
+
+
+def text_length(args, trained_length, reconstructor):
+    """Tokens per text. Raises InputError if `--max_length` is more than the reconstructor reads."""
+    if args.max_length and args.max_length > reconstructor.max_length:
+        raise InputError(f"--max_length {args.max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one")
+    return min(reconstructor.max_length, args.max_length or trained_length)
+
+
 def open_models(args):
     """The models that the command line names, all with one tokenizer. Raises FileNotFoundError or InputError."""
     device = find_device(args.device)
-    policies, trained = [load_policy(path, device) for path in args.model_path], [read_json(path.parent / "training.json", AGENT_SCHEMA, "rl/train.py") for path in args.model_path]
-    for model_path, record in zip(args.model_path, trained, strict=True):
-        for name, wanted, found in (("--reconstructor_path", *(r["args"]["reconstructor_path"] for r in (trained[0], record))), ("--max_length", trained[0]["max_length"], record["max_length"])):
-            if found != wanted:
-                raise InputError(f"{model_path}: expected {name} {wanted} in its training as in that of {args.model_path[0]}, found {found}; evaluate it by itself")
+    policies = [load_policy(path, device) for path in args.model_path]
+    trained = [read_json(path.parent / "training.json", AGENT_SCHEMA, "rl/train.py") for path in args.model_path]
+    check_trained_alike(args.model_path, [record["args"] for record in trained])
     path = args.reconstructor_path or Path(trained[0]["args"]["reconstructor_path"])
     reconstructor = Reconstructor.load(path, device)
     for model_path, policy in zip(args.model_path, policies, strict=True):
         if policy.features_extractor.tokenizer_fingerprint != reconstructor.fingerprint:
             raise InputError(f"{model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found {policy.features_extractor.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {path}")
-    name = args.base_model or read_json(path / "reconstructor.json", RECONSTRUCTOR_SCHEMA, "models/reconstructor/train_cpu.py")["args"]["base_model"]
+    name = args.base_model or first_base_model(path)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)
     if fingerprint(tokenizer) != reconstructor.fingerprint:

@@ -6,7 +6,8 @@ The agent decides at λ as it was trained to. Every other method gets the best r
 validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. Beside them:
 reconstructor-verified masks (the practical oracle), local search, and on texts of `--window` tokens the best of all
 masks. Intervals are 95 %, bootstrapped over documents; differences are paired. Several agents after `--model_path`, trained
-alike with other seeds, count as one method, whose intervals are over documents and agents. Writes `price_results.json`.
+alike with other seeds, count as one method, whose intervals allow for the differences between them; masks that start from an
+agent's start from the first one's. Writes `price_results.json`.
 """
 
 import sys
@@ -19,16 +20,16 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS, load_sequences
-from eval.evaluate import OPPONENTS, Corpus, Scores, build_opponents, draw_texts, open_models
-from eval.metrics import Bootstrap, interval, total
+from eval.evaluate import OPPONENTS, Corpus, Scores, build_opponents, draw_texts, open_models, text_length
+from eval.metrics import Bootstrap, estimates
 from eval.search import J_of_masks, local_search, optima, verified_mask
 from models.reconstructor.masking import keep_highest
 from rl.train import token_counts
 
 SCHEMA = "rltc.price_evaluation/2"
-UNITS = {"J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token", "interval": "95 %, percentile bootstrap over documents, and over the agents if there are several", "share": "of the distance in J between two methods"}
+UNITS = {"J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token", "interval": "95 %, percentile bootstrap over documents; with several agents plus Student's t over them, interval_over_documents without", "share": "of the distance in J between two methods"}
 REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
-RATIOS = np.linspace(0.3, 1.0, 29)  # keep ratios among which a rule is looked for
+RATIOS = np.linspace(0, 1, 41)  # keep ratios among which a rule is looked for
 AGENT, VERIFIED, OPTIMUM = "agent", "reconstructor-verified masks", "best of all masks"
 
 
@@ -64,7 +65,7 @@ class Rule:
 
     def __str__(self):
         if self.keep_ratio is None:
-            return f"scores above {self.threshold:.3g}" if np.isfinite(self.threshold) else "everything kept"
+            return {-np.inf: "everything kept", np.inf: "nothing kept"}.get(self.threshold, f"scores above {self.threshold:.3g}")
         return f"{self.keep_ratio:.3f} of every text"
 
     def masks(self, scores):
@@ -95,11 +96,11 @@ def mean_J(rows):
 
 
 def best_rule(scores, reconstructor, price):
-    """The rule of the highest J on the validation texts of `scores`; to keep everything is one of them."""
+    """The rule of the highest J on the validation texts of `scores`; to keep everything, or nothing, is one of them."""
     corpus = scores.corpus
     scored = np.concatenate([s[valid] for s, (_, valid) in zip(scores.at(REFERENCE_RATIO)[0], corpus.batches, strict=True)])
-    thresholds = [-np.inf, *np.unique(np.quantile(scored, 1 - RATIOS))]
-    rules = [Rule(threshold=t) for t in thresholds] + [Rule(keep_ratio=r) for r in RATIOS[:-1:2]]
+    thresholds = [-np.inf, np.inf, *np.unique(np.quantile(scored, 1 - RATIOS))]  # among equals the first
+    rules = [Rule(threshold=t) for t in thresholds] + [Rule(keep_ratio=r) for r in RATIOS[1:-1:2]]
     return max(rules, key=lambda rule: mean_J(rewards(reconstructor, corpus, rule.masks(scores), price)))
 
 
@@ -114,22 +115,21 @@ def searched_rows(reconstructor, corpus, starts, price, search, count, quiet):
 
 def summary(name, rule, rows, corpus, bootstrap, agents=None):
     """One result from rows (runs, texts, 3): J and keep ratio, and the paired difference of the agents to it."""
-    by_document = lambda rows: np.stack([corpus.sums_by_document(run) for run in rows])
-    J = lambda s: s[..., 2] / s[..., 0]
-    sums = by_document(rows)
-    found = {"method": name, "rule": str(rule), "J": float(J(total(sums))), "interval": interval(J(bootstrap.totals(sums))), "keep_ratio": float(sums[..., 1].sum() / sums[..., 0].sum())}
+    estimated = lambda rows: estimates(np.stack([corpus.sums_by_document(run) for run in rows]), bootstrap, of=lambda sums: sums[..., 2] / sums[..., 0])
+    J, resampled, by_run = estimated(rows)
+    found = {"method": name, "rule": str(rule), "J": float(J), **bootstrap.intervals(resampled, by_run), "keep_ratio": float(rows[..., 1].sum() / rows[..., 0].sum())}
     if len(rows) > 1:
-        found["runs"] = [float(mean_J(run)) for run in rows]
+        found["runs"] = by_run.tolist()
     if agents is not None:
-        theirs = by_document(agents)
-        found["agent_leads_by"] = {"value": float(J(total(theirs)) - found["J"]), "interval": interval(J(bootstrap.totals(theirs)) - J(bootstrap.totals(sums)))}
+        lead, resampled, by_run = (theirs - its for theirs, its in zip(estimated(agents), (J, resampled, by_run), strict=True))
+        found["agent_leads_by"] = {"value": float(lead), **bootstrap.intervals(resampled, by_run)}
     return found
 
 
 def share_of_distance(J, goal):
     """How far the agent gets from the best other method to `goal`, from {method: J}: 1 is all of the way; None if there is no way to go."""
     best = max(value for name, value in J.items() if name not in (AGENT, VERIFIED, OPTIMUM))
-    return (J[AGENT] - best) / (J[goal] - best) if J[goal] > best else None
+    return (J[AGENT] - best) / (J[goal] - best) if J[goal] > best + 1e-6 else None
 
 
 def evaluate_at(price, policies, opponents, corpora, scored, reconstructor, args):
@@ -152,7 +152,7 @@ def evaluate_at(price, policies, opponents, corpora, scored, reconstructor, args
     if args.search_sequences:
         searched = searched_rows(reconstructor, corpus, own[0], price, local_search, args.search_sequences, args.quiet)
         texts = len(searched)
-        found["local_search"] = {"texts": texts, "documents": len(set(corpus.document[:texts])), "J": float(mean_J(searched)), "agent": float(mean_J(agents[:, :texts])), "verified": float(mean_J(checked[start][:texts]))}
+        found["local_search"] = {"texts": texts, "documents": len(set(corpus.document[:texts])), "J": float(mean_J(searched)), "agent": float(mean_J(agents[0, :texts])), "verified": float(mean_J(checked[start][:texts]))}
     return found
 
 
@@ -162,7 +162,7 @@ def short_windows(policies, opponents, corpora, scored, reconstructor, args):
     best = [optima(reconstructor, text, args.prices) for text in tqdm(corpus.texts, desc="all masks", unit="text", disable=args.quiet)]
     found = []
     for i, price in enumerate(args.prices):
-        J = {OPTIMUM: float(np.mean([b[i][0] for b in best]))}
+        J = {OPTIMUM: float(np.average([b[i][0] for b in best], weights=[len(text) for text in corpus.texts]))}
         J[AGENT] = float(np.mean([mean_J(rewards(reconstructor, corpus, agent_masks(policy, corpus, price), price)) for policy in policies]))
         for method in opponents:
             rule = best_rule(scored[method.name, "short val"], reconstructor, price)
@@ -179,7 +179,7 @@ def format_report(record):
     """The results as lines of text."""
     lines, share = [], lambda s: "none to go" if s is None else f"{s:.0%}"
     for at in record["prices"]:
-        lines += [f"λ = {at['price']:g}: J in nats per original token, 95 % over documents; the agent's lead is paired", ""]
+        lines += [f"λ = {at['price']:g}: J in nats per original token, 95 % over documents{' and agents' if len(record['agents']) > 1 else ''}; the agent's lead is paired", ""]
         for r in sorted(at["results"], key=lambda r: -r["J"]):
             lead = r.get("agent_leads_by")
             beside = f"  agent leads by {lead['value']:+.4f} ({lead['interval'][0]:+.4f} to {lead['interval'][1]:+.4f})" if lead else ""
@@ -188,7 +188,7 @@ def format_report(record):
         lines.append(f"  share of the distance from the best method to verified masks: {share(at['share_of_the_distance_to_verified'])}")
         if "local_search" in at:
             s = at["local_search"]
-            lines.append(f"  on {s['texts']} texts: local search {s['J']:.4f}, agent {s['agent']:.4f}, verified {s['verified']:.4f}")
+            lines.append(f"  on {s['texts']} texts: local search {s['J']:.4f}, {'first ' if len(record['agents']) > 1 else ''}agent {s['agent']:.4f}, verified {s['verified']:.4f}")
         lines.append("")
     for w in record["windows"]:
         lines.append(f"λ = {w['price']:g}, {w['texts']} texts of {record['window']} tokens: " + ", ".join(f"{name} {J:.4f}" for name, J in w["J"].items()))
@@ -199,7 +199,7 @@ def format_report(record):
 def main(argv=None):
     args = parse_args(argv)
     loaded = open_models(args)
-    reconstructor, length = loaded.reconstructor, min(args.max_length or loaded.length, loaded.reconstructor.max_length)
+    reconstructor, length = loaded.reconstructor, text_length(args, loaded.length, loaded.reconstructor)
     folder = args.data_path.parent
     corpora = {"test": draw(args.data_path, reconstructor, length, args.num_sequences, args), "val": draw(folder / SPLITS["val"], reconstructor, length, args.tune_sequences, args)}
     for name, source in (("short", "test"), ("short val", "val")):

@@ -2,7 +2,7 @@
 
 A *cell* is one method at one keep ratio. Its sums per document, columns SUMS, are all that the figures need: every
 figure is a ratio of sums, and the bootstrap draws documents, because sentences of one document are not independent. Sums are
-(documents, 6), or (runs, documents, 6) where a method was trained several times: runs are then drawn, too.
+(documents, 6), or (runs, documents, 6) where a method was trained several times: its figures are then means over runs.
 """
 
 import numpy as np
@@ -30,27 +30,26 @@ def figures(sums):
 
 
 class Bootstrap:
-    """How often each document, and each of a method's training runs, is drawn in each of `samples` samples.
+    """Resampled documents for all cells alike, which makes differences paired by document.
 
-    `documents` (samples, documents) and `runs` (samples, runs) have rows summing to the number of columns. One Bootstrap serves
-    all cells, which makes differences paired by document; cells of a single run are drawn by document alone.
+    `counts` (samples, documents): how often each document is drawn, rows summing to `documents`. Two or three training runs
+    can't be resampled; what an interval widens by for them is drawn from Student's t with runs − 1 degrees of freedom, `t`
+    (samples,), in standard deviations between runs.
     """
 
     def __init__(self, documents, samples, seed, runs=1):
         rng = np.random.default_rng(seed)
-        self.documents, self.runs = (rng.multinomial(n, np.full(n, 1 / n), size=samples) for n in (documents, runs))
+        self.counts = rng.multinomial(documents, np.full(documents, 1 / documents), size=samples)
+        self.t = rng.standard_t(runs - 1, samples) / np.sqrt(runs) if runs > 1 else None
 
-    def totals(self, sums):
-        """Totals (samples, K) of sums (documents, K) or (runs, documents, K); the mean over runs."""
-        if sums.ndim == 2 or len(sums) == 1:
-            return self.documents @ sums.reshape(sums.shape[-2:])
-        by_run = np.einsum("sd,rdk->srk", self.documents, sums)
-        return np.einsum("sr,srk->sk", self.runs, by_run) / len(sums)
+    def intervals(self, resampled, by_run):
+        """{"interval": [low, high]} of bootstrap values (samples,) of a figure with the values `by_run` (runs,).
 
-
-def total(sums):
-    """Totals (K,) of sums (documents, K) or (runs, documents, K); the mean over runs."""
-    return sums.sum(-2).reshape(-1, sums.shape[-1]).mean(0)
+        With several runs it allows for what another training would have given, and `interval_over_documents` does not.
+        """
+        if len(by_run) == 1:
+            return {"interval": interval(resampled)}
+        return {"interval": interval(resampled + self.t * np.std(by_run, ddof=1)), "interval_over_documents": interval(resampled)}
 
 
 def interval(values):
@@ -59,18 +58,29 @@ def interval(values):
     return [float(x) for x in np.quantile(values, [tail, 1 - tail])]
 
 
+def mean_over_runs(sums):
+    """Sums (documents, K) from (documents, K) or (runs, documents, K)."""
+    return sums if sums.ndim == 2 else sums.mean(0)
+
+
+def estimates(sums, bootstrap, of=figures):
+    """What `of` makes of the totals of a cell: of all, of every bootstrap sample, and of every run."""
+    pooled = mean_over_runs(sums)
+    return of(pooled.sum(0)), of(bootstrap.counts @ pooled), of(np.reshape(sums, (-1, *pooled.shape)).sum(1))
+
+
 def with_intervals(sums, bootstrap):
     """{name: {"value", "interval"}} of one cell from its sums."""
-    centre, resampled = figures(total(sums)), figures(bootstrap.totals(sums))
-    return {name: {"value": float(centre[name]), "interval": interval(resampled[name])} for name in centre}
+    centre, resampled, by_run = estimates(sums, bootstrap)
+    return {name: {"value": float(centre[name]), **bootstrap.intervals(resampled[name], by_run[name])} for name in centre}
 
 
 def difference(first, second, bootstrap):
     """Paired differences first - second of two cells over the same documents, with `significant`: the interval excludes 0."""
-    centre = {n: float(v - figures(total(second))[n]) for n, v in figures(total(first)).items()}
-    a, b = figures(bootstrap.totals(first)), figures(bootstrap.totals(second))
-    result = {}
-    for name, value in centre.items():
-        low, high = interval(a[name] - b[name])
-        result[name] = {"value": value, "interval": [low, high], "significant": bool(low > 0 or high < 0) and first.shape[-2] >= MIN_DOCUMENTS}
+    result, (a, b) = {}, (estimates(sums, bootstrap) for sums in (first, second))
+    for name in a[0]:
+        value, resampled, by_run = (x[name] - y[name] for x, y in zip(a, b, strict=True))
+        found = bootstrap.intervals(resampled, by_run)
+        low, high = found["interval"]
+        result[name] = {"value": float(value), **found, "significant": bool(low > 0 or high < 0) and first.shape[-2] >= MIN_DOCUMENTS}
     return result

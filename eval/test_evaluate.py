@@ -18,13 +18,13 @@ from data.sequences import load_sequences, pad_batch
 from data.toy import check_refusal, run_pipeline, write_base
 from eval import evaluate, evaluate_price, evaluate_reconstructor, quickstart, search
 from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks
-from eval.metrics import Bootstrap, binary_entropy, difference, figures, total, with_intervals
+from eval.metrics import Bootstrap, binary_entropy, difference, figures, mean_over_runs, with_intervals
 from models.reconstructor import benchmark, pretrain, train_cpu, train_gpu, training
 from models.reconstructor.masking import keep_highest
 from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
 from plots import visualize
 from rl import benchmark as rl_benchmark
-from rl import train
+from rl import compare, train
 from rl.ppo import load_policy
 
 
@@ -62,7 +62,7 @@ def test_bootstrap_interval_covers_the_truth_95_percent_of_the_time():
     """200 experiments with 40 documents each: the true mean nats, 2.0, lies inside about 190 of the intervals."""
     rng, inside = np.random.default_rng(0), 0
     bootstrap = Bootstrap(40, 1000, 0)
-    assert (bootstrap.documents.sum(1) == 40).all()
+    assert (bootstrap.counts.sum(1) == 40).all()
     for _ in range(200):
         nats = rng.gamma(4.0, 0.5, 40) * 10  # mean 2.0 for each of 10 masked tokens
         sums = np.stack([np.full(40, 20.0), np.full(40, 10.0), nats, np.full(40, 5.0), np.zeros(40), np.ones(40)], 1)
@@ -85,18 +85,23 @@ def test_paired_differences_see_what_unpaired_intervals_miss():
     assert not few["nats"]["significant"], "three documents prove nothing"
 
 
-def test_intervals_over_training_runs_are_wider_when_runs_differ():
-    """Runs alike: the interval over documents. Runs apart: one that holds the spread of a mean of three runs as well."""
-    nats = np.random.default_rng(0).gamma(4.0, 0.5, 40) * 10
-    cell = lambda nats: np.stack([np.full(40, 20.0), np.full(40, 10.0), nats, np.full(40, 5.0), np.zeros(40), np.ones(40)], 1)
-    one, alike, apart = cell(nats), np.stack([cell(nats)] * 3), np.stack([cell(nats - 15), cell(nats), cell(nats + 15)])
-    bootstrap = Bootstrap(40, 4000, 0, runs=3)
-    found = [with_intervals(sums, bootstrap)["nats"] for sums in (one, alike, apart)]
-    assert found[1]["interval"] == pytest.approx(found[0]["interval"]) and found[2]["value"] == pytest.approx(found[0]["value"])
-    spread = [np.diff(f["interval"])[0] / 3.92 for f in found]  # half-widths are 1.96 standard deviations
-    assert spread[2] == pytest.approx(np.hypot(spread[0], 1.5 * np.sqrt(2 / 3) / np.sqrt(3)), rel=0.1)  # a mean of three draws from −1.5, 0, 1.5
-    np.testing.assert_allclose(total(apart), total(one))
-    assert difference(alike, one, bootstrap)["nats"]["interval"] == pytest.approx([0, 0], abs=1e-9)
+def test_intervals_of_several_runs_cover_the_mean_of_all_runs():
+    """Trainings give 2.0 nats in the mean, with a standard deviation of 0.2; three of them are seen, on 40 documents."""
+    rng, inside, over_documents = np.random.default_rng(0), 0, 0
+    bootstrap = Bootstrap(40, 1000, 0, runs=3)
+    for _ in range(200):
+        nats = (rng.gamma(4.0, 0.5, 40) + rng.normal(0, 0.2, (3, 1))) * 10
+        sums = np.stack([np.full((3, 40), 20.0), np.full((3, 40), 10.0), nats, np.full((3, 40), 5.0), np.zeros((3, 40)), np.ones((3, 40))], -1)
+        found = with_intervals(sums, bootstrap)["nats"]
+        inside += found["interval"][0] <= 2.0 <= found["interval"][1]
+        over_documents += found["interval_over_documents"][0] <= 2.0 <= found["interval_over_documents"][1]
+        assert found["value"] == pytest.approx(nats.mean() / 10)
+    assert 180 <= inside and over_documents < inside - 5, (inside, over_documents)
+    one = with_intervals(sums[0], Bootstrap(40, 1000, 0))["nats"]
+    alike = with_intervals(np.stack([sums[0]] * 3), bootstrap)["nats"]
+    assert alike["interval"] == pytest.approx(one["interval"]) and "interval_over_documents" not in one
+    lead = difference(sums, sums[:1] * 0.5, bootstrap)["nats"]
+    assert lead["value"] == pytest.approx(found["value"] - one["value"]) and np.diff(lead["interval"]) > 2 * np.diff(lead["interval_over_documents"])
 
 
 # --- methods
@@ -142,7 +147,7 @@ def test_asking_the_reconstructor_beats_chance_and_verification_beats_asking(sta
     corpus = evaluate.choose_texts(evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"]), 16, reconstructor)
     asked = MeanMaskedNats(reconstructor, 0)
     methods = {"random": Random(0), "asked": asked, "verified": VerifiedMasks(reconstructor, asked)}
-    sums = {name: total(evaluate.evaluate_method([method], [0.6], corpus, reconstructor)[0.6][0]) for name, method in methods.items()}
+    sums = {name: mean_over_runs(evaluate.evaluate_method([method], [0.6], corpus, reconstructor)[0.6][0]).sum(0) for name, method in methods.items()}
     nats = {name: figures(s)["nats"] for name, s in sums.items()}
     assert nats["verified"] < nats["asked"] < 0.8 * nats["random"], nats
     assert len({s[1] for s in sums.values()}) == 1, "all mask equally many"
@@ -199,24 +204,43 @@ def test_results_are_what_the_reconstructor_says(stages, record):
     assert cell["top1"]["value"] == pytest.approx(right / masked, abs=1e-6)
 
 
-def test_several_agents_are_one_method(stages, record, tmp_path, capsys):
-    """The best and the last model of one run as if they were two runs: means of what each scores alone."""
-    folder, words = stages[0], ["--num_sequences", 30, "--methods", "random", "--keep_ratios", 0.8, "--num_examples", 0]
-    both = [str(folder / f"agent/{name}_model.zip") for name in ("best", "final")]
-    alone = []
-    for names in (both[:1], both[1:], both):
-        evaluate.main([*evaluate_words(folder, *words, "--output_dir", tmp_path), "--model_path", *names])
-        alone.append(json.loads((tmp_path / "evaluation_results.json").read_text())["results"][0])
-    *alone, together = alone
-    assert [run["nats"] for run in together["runs"]] == [pytest.approx(a["nats"]["value"]) for a in alone] and "runs" not in alone[0]
-    assert together["top1"]["value"] == pytest.approx(np.mean([a["top1"]["value"] for a in alone]))
-    assert together["masked_tokens"] == alone[0]["masked_tokens"] and "agents apart" in capsys.readouterr().out
-    other = tmp_path / "agent"
-    shutil.copytree(folder / "agent", other)
-    training_record = json.loads((other / "training.json").read_text())
-    (other / "training.json").write_text(json.dumps(training_record | {"max_length": 12}))
-    with pytest.raises(InputError, match="best_model.zip: expected --max_length 16 in its training .* found 12"):
-        evaluate.main([*evaluate_words(folder, *words, "--output_dir", tmp_path), "--model_path", both[0], str(other / "best_model.zip")])
+@pytest.fixture(scope="module")
+def agents(stages, tmp_path_factory):
+    """Two runs of one training, as far as their records tell: the toy agent as it was best, and as it was at the end."""
+    folder = tmp_path_factory.mktemp("agents") / "second"
+    shutil.copytree(stages[0] / "agent", folder)
+    (folder / "final_model.zip").rename(folder / "best_model.zip")
+    changed(folder / "training.json", seed=43)
+    return [stages[0] / "agent/best_model.zip", folder / "best_model.zip"]
+
+
+def changed(path, **flags):
+    """Write other flags into an agent's record."""
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"args": record["args"] | flags}))
+
+
+def test_several_agents_are_one_method(stages, agents, tmp_path, capsys):
+    folder, words = stages[0], ["--num_sequences", 30, "--methods", "random", "--keep_ratios", 0.8, "--num_examples", 2, "--output_dir", tmp_path]
+    found = []
+    for paths in (agents[:1], agents[1:], agents):
+        evaluate.main(evaluate_words(folder, *words, "--model_path", *paths))
+        found.append(json.loads((tmp_path / "evaluation_results.json").read_text()))
+    one, other, both = (record["results"][0] for record in found)
+    assert [run["nats"] for run in both["runs"]] == [pytest.approx(alone["nats"]["value"]) for alone in (one, other)] and "runs" not in one
+    assert both["top1"]["value"] == pytest.approx((one["top1"]["value"] + other["top1"]["value"]) / 2)
+    assert both["masked_tokens"] == one["masked_tokens"] and "agents apart" in capsys.readouterr().out
+    assert {"interval", "interval_over_documents"} < set(found[2]["differences"][0]["nats"])
+    visualize.main(f"--log_dir {folder}/agent/tb_logs --results_path {tmp_path}/evaluation_results.json --output_dir {tmp_path}/plots".split())
+    assert (tmp_path / "plots/masked_top1.png").stat().st_size
+
+
+@pytest.mark.parametrize("flags, expect", [({"width": 8}, "with --width .*, found 8"), ({"seed": 42}, "--seed 42 a second time"), ({"seed": 44, "reconstructor_path": "elsewhere"}, "found elsewhere")])
+def test_agents_of_different_trainings_are_refused(stages, agents, tmp_path, flags, expect):
+    shutil.copytree(agents[1].parent, tmp_path / "agent")
+    changed(tmp_path / "agent/training.json", **flags)
+    with pytest.raises(InputError, match=f"best_model.zip: expected .*{expect}"):
+        evaluate.main(evaluate_words(stages[0], "--output_dir", tmp_path / "out", "--model_path", agents[0], tmp_path / "agent/best_model.zip"))
 
 
 def test_examples_are_readable_and_true(record, stages):
@@ -280,9 +304,10 @@ def test_a_reconstructor_gets_used_to_an_agents_masks(stages, tmp_path):
     train_cpu.main(words.split())
     policy = load_policy(folder / "agent/best_model.zip")
     corpus = evaluate.choose_texts(evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"]), 16, Reconstructor.load(adapted))
-    nats = {(method.name, path.name): figures(total(evaluate.evaluate_method([method], [0.5], corpus, Reconstructor.load(path))[0.5][0]))["nats"] for method in (Agent(policy), Random(0)) for path in (folder / "tuned", adapted)}
+    nats = {(method.name, path.name): figures(mean_over_runs(evaluate.evaluate_method([method], [0.5], corpus, Reconstructor.load(path))[0.5][0]).sum(0))["nats"] for method in (Agent(policy), Random(0)) for path in (folder / "tuned", adapted)}
     assert nats["agent", "adapted"] < nats["agent", "tuned"], nats
     assert nats["random", "adapted"] < nats["random", "tuned"] + 0.1, nats
+    assert evaluate.first_base_model(adapted) == str(folder / "base"), "what surprisal is measured with is the causal model, not the reconstructor it became"
     copy_with_another_tokenizer(folder / "base", tmp_path / "other")
     prepare.main(f"--source text --input {folder}/toy.jsonl --tokenizer {tmp_path}/other --output_dir {tmp_path}/data --max_length 16 --quiet".split())
     with pytest.raises(InputError, match="--mask_policy .* expected an agent for tokenizer"):
@@ -314,24 +339,27 @@ def test_exhaustive_search_is_a_maximum_and_verification_reveals_what_is_dear(st
     assert (nats <= 1.2).all() and (~verified).any() and verified.any()
 
 
-def test_the_evaluation_at_a_price(stages, tmp_path, capsys):
+def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
     """On the toy language the agent at λ = 1.2 drops echoes: nearly λ / 2, as no rule for all texts does better."""
-    words = f"--prices 0.01 1.2 2 --num_sequences 20 --tune_sequences 10 --search_sequences 2 --window 6 --window_sequences 5 --bootstrap_samples 200 --output_dir {tmp_path}"
-    best, final = (stages[0] / f"agent/{name}_model.zip" for name in ("best", "final"))
-    evaluate_price.main(evaluate_words(stages[0], *words.split(), "--model_path", best, final))
+    words = f"--prices 0.01 1.2 2 90 --num_sequences 20 --tune_sequences 10 --search_sequences 2 --window 6 --window_sequences 5 --bootstrap_samples 200 --output_dir {tmp_path}"
+    evaluate_price.main(evaluate_words(stages[0], *words.split(), "--model_path", *agents))
     record = json.loads((tmp_path / "price_results.json").read_text())
-    assert [at["price"] for at in record["prices"]] == [0.01, 1.2, 2.0]
+    assert [at["price"] for at in record["prices"]] == [0.01, 1.2, 2.0, 90.0]
     cheap = {r["method"]: r for r in record["prices"][0]["results"]}
     assert cheap["random"]["rule"] == "everything kept" and cheap["random"]["J"] == 0
-    for at in record["prices"][1:]:
+    dear = {r["method"]: r for r in record["prices"][3]["results"]}
+    assert dear["random"]["rule"] == "nothing kept" and dear["random"]["keep_ratio"] == 0, "no token is worth a price of 90"
+    for at in record["prices"][1:3]:
         J = {r["method"]: r["J"] for r in at["results"]}
         assert set(J) == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "mean nats under random masks", "reconstructor-verified masks"}
         assert J["agent"] == pytest.approx(np.mean(at["results"][0]["runs"])) and len(at["results"][0]["runs"]) == 2
-        assert J["agent"] > J["random"] > -0.02 and at["local_search"]["J"] >= at["local_search"]["agent"] - 1e-6
+        assert J["agent"] > J["random"] > -0.1 and at["local_search"]["J"] >= at["local_search"]["agent"] - 1e-6
         for r in at["results"]:
             assert r["interval"][0] <= r["J"] <= r["interval"][1]
+            if "agent_leads_by" in r:
+                assert r["agent_leads_by"]["value"] == pytest.approx(J["agent"] - r["J"]) and "interval_over_documents" in r["agent_leads_by"]
     for w in record["windows"]:
-        assert max(w["J"].values()) == w["J"]["best of all masks"]
+        assert max(w["J"].values()) == pytest.approx(w["J"]["best of all masks"], abs=1e-5)
     assert "share of the distance" in capsys.readouterr().out
 
 
@@ -367,7 +395,7 @@ def test_impossible_flags_are_refused(words):
         evaluate.parse_args(words)
 
 
-@pytest.mark.parametrize("script", [prepare, pretrain, benchmark, rl_benchmark, train_cpu, train_gpu, train, evaluate, evaluate_price, evaluate_reconstructor, quickstart, visualize])
+@pytest.mark.parametrize("script", [prepare, pretrain, benchmark, rl_benchmark, train_cpu, train_gpu, train, compare, evaluate, evaluate_price, evaluate_reconstructor, quickstart, visualize])
 def test_help_teaches(script, capsys):
     """Every script's --help ends well and gives each flag a text and a default."""
     with pytest.raises(SystemExit, match="0"):

@@ -89,12 +89,13 @@ def curves_by_method(record, name, title, unit):
         colour, marker = STYLE[method]
         x, y, low, high = series(record, method, name)
         axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.plot(x, y, color=colour, marker=marker, label=method, linewidth=2.4 if method == "agent" else 1.6, zorder=3 if method == "agent" else 2)
+        runs = f", mean of {len(record['agents'])}" if method == "agent" and len(record["agents"]) > 1 else ""
+        axis.plot(x, y, color=colour, marker=marker, label=method + runs, linewidth=2.4 if method == "agent" else 1.6, zorder=3 if method == "agent" else 2)
     axis.set(title=title, xlabel="keep ratio (tokens sent per original token)", ylabel=unit)
     axis.invert_xaxis()
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
-    figure.supxlabel(f"{record['texts']} texts of {record['documents']} documents; bands: 95 %, bootstrap over documents", fontsize=8, color="#555555")
+    figure.supxlabel(f"{record['texts']} texts of {record['documents']} documents; bands: 95 %, over documents{' and agents' if len(record['agents']) > 1 else ''}", fontsize=8, color="#555555")
     return figure
 
 

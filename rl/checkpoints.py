@@ -72,9 +72,10 @@ def load_newest(directory, args, env, device):
     for path in reversed(found):
         try:
             state = torch.load(path, weights_only=False)
-            for name, before in state["args"].items():
-                if name not in FREE and before != str(getattr(args, name)):
-                    raise InputError(f"--resume: {path} was made with --{name} {before}, found --{name} {getattr(args, name)}; give the same, or leave --resume away to start anew")
+            for name, now in vars(args).items():
+                before = state["args"].get(name, "nothing of the kind")
+                if name not in FREE and before != str(now):
+                    raise InputError(f"--resume: {path} was made with --{name} {before}, found --{name} {now}; give the same, or leave --resume away to start anew")
             agent = AGENTS[args.credit].load(path.with_suffix(".zip"), env=env, device=device, force_reset=False)
             break
         except InputError:

@@ -5,7 +5,8 @@
 
 A variant is a name and the flags of rl/train.py that make it different, joined by "="; a name alone changes nothing. How many
 texts a variant gets is what it can decide in `--minutes`, timed on a few rollouts first, so that its learning rate has
-run down at the end. Time is that of rollouts, updates and warm start; held-out evaluations don't count. The tables show J after
+run down at the end. Time is that of rollouts, updates and warm start; held-out evaluations don't count, nor does the
+training of an agent after `--init_from`. All are judged on the same texts, prices and reconstructor. The tables show J after
 a quarter, a half and all of it, the time that the runs took in truth, and J at the end at every one of the evaluation's λ. What `--output_dir` has already is not run again.
 Writes `comparison.json`.
 """
@@ -30,6 +31,8 @@ from rl.ppo import warm_start
 
 SCHEMA = "rltc.comparison/1"
 UNITS = {"J": "nats per original token, mean over the evaluation prices", "minutes": "minutes of training, without held-out evaluations", "texts": "texts decided in training"}
+MEASURE = ("data_path", "reconstructor_path", "max_length", "eval_prices", "eval_sequences")  # what variants are judged by: --flags for all of them
+OWN = ("seed", "num_timesteps", "output_dir", "resume")  # what this script decides
 SHARES = (0.25, 0.5, 1.0)  # of the time, at which J is compared
 
 
@@ -51,16 +54,23 @@ def parse_args(argv=None):
     if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
         parser.error(f"--variants: expected different names of letters, digits, dots and dashes, found {', '.join(map(repr, names))}")
     try:
-        variants = {name: settings(variant, args) for name, variant in zip(names, args.variants, strict=True)}
+        common, variants = settings("", args), {name: settings(variant, args) for name, variant in zip(names, args.variants, strict=True)}
     except ValueError as error:  # an open quote
         parser.error(f"--variants: expected flags as in a shell ({error})")
+    for name, found in [("--flags", common), *variants.items()]:
+        for flag in OWN:
+            if getattr(found, flag) != getattr(settings("", args, flags=""), flag):
+                parser.error(f"{name}: expected no --{flag}, which this script sets for every run")
+        for flag in MEASURE:
+            if getattr(found, flag) != getattr(common, flag):
+                parser.error(f"{name}: expected the --{flag} of the others, by which all are judged; give it in --flags")
     return args, variants
 
 
-def settings(variant, args):
-    """rl/train.py's settings of a variant, but for seed, folder and number of texts. Its own errors end the script."""
-    common = ["--data_path", str(args.data_path), "--reconstructor_path", str(args.reconstructor_path), "--quiet"]
-    return train.parse_args([*common, *shlex.split(args.flags), *shlex.split(variant.partition("=")[2])])
+def settings(variant, args, flags=None):
+    """rl/train.py's settings of a variant, but for what is in OWN. Its own errors end the script."""
+    common = ["--data_path", str(args.data_path), "--reconstructor_path", str(args.reconstructor_path), "--num_timesteps", str(10**9), "--quiet"]
+    return train.parse_args([*common, *shlex.split(args.flags if flags is None else flags), *shlex.split(variant.partition("=")[2])])
 
 
 def texts_in(minutes, settings, pilot_rollouts):
@@ -87,7 +97,7 @@ def trained(settings, folder, seed, texts):
     record = read_json(folder / "training.json", train.SCHEMA, "rl/train.py")
     wanted = json.loads(json.dumps(vars(settings), default=str))
     for name, value in wanted.items():
-        if name not in ("num_timesteps", "output_dir") and record["args"].get(name) != value:
+        if name != "output_dir" and record["args"].get(name) != value:
             raise InputError(f"{folder}: expected a run with --{name} {value}, found {record['args'].get(name)}; delete the folder or choose another --output_dir")
     return record
 

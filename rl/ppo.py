@@ -249,6 +249,8 @@ def load_policy(path, device="cpu"):
     Raises FileNotFoundError if there is no such file, InputError if it is not such an agent.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: expected an agent's file, found a directory; try {path / 'best_model.zip'}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected an agent. Train one with: python rl/train.py --output_dir {path.parent}")
     try:

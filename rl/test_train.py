@@ -121,9 +121,10 @@ def test_training_stops_when_patience_ends(toy, tmp_path):
     assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64] and (tmp_path / "final_model.zip").exists()
 
 
-@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64 --passes 2", "--without local importance", "--min_price 2 --max_price 2"])
-def test_every_variant_trains_goes_on_and_decides(toy, tmp_path, words):
+@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64 --passes 2", "--without local importance", "--min_price 2 --max_price 2", "--init_from EARLIER"])
+def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words):
     """And going on gives the weights of a run that was not cut."""
+    words = words.replace("EARLIER", str(earlier))
     flags = [*words.split(), "--final_learning_rate", "1e-3"]  # the learning rate knows how long a run is meant to be
     train_agent(toy, tmp_path / "whole", "--num_timesteps", 96, *flags)
     train_agent(toy, tmp_path, "--num_timesteps", 64, *flags)
@@ -135,21 +136,44 @@ def test_every_variant_trains_goes_on_and_decides(toy, tmp_path, words):
     assert json.loads((tmp_path / "training.json").read_text())["texts"] == 96
 
 
-def test_training_goes_on_from_another_agent(toy, tmp_path):
-    """At a learning rate of nothing the new agent is the old one; one that was built otherwise is refused."""
-    train_agent(toy, tmp_path / "first", "--num_timesteps", 64)
-    best = tmp_path / "first/best_model.zip"
-    train_agent(toy, tmp_path / "second", "--num_timesteps", 64, "--init_from", best, "--learning_rate", 1e-12, "--final_learning_rate", 0)
-    first, second = (load_policy(path).state_dict() for path in (best, tmp_path / "second/final_model.zip"))
+@pytest.fixture(scope="module")
+def earlier(toy, tmp_path_factory):
+    """An agent to begin with."""
+    folder = tmp_path_factory.mktemp("earlier")
+    train_agent(toy, folder, "--num_timesteps", 64)
+    return folder / "best_model.zip"
+
+
+def test_training_goes_on_from_another_agent(toy, earlier, tmp_path):
+    """At a learning rate of nothing the new agent is the old one; with other seeds it takes other decisions."""
+    train_agent(toy, tmp_path, "--num_timesteps", 64, "--init_from", earlier, "--learning_rate", 1e-12, "--final_learning_rate", 0)
+    first, second = (load_policy(path).state_dict() for path in (earlier, tmp_path / "final_model.zip"))
     for name in first:
         torch.testing.assert_close(first[name], second[name], msg=name)
-    J = [json.loads((tmp_path / run / "training.json").read_text())["evaluations"] for run in ("first", "second")]
+    J = [json.loads((folder / "training.json").read_text())["evaluations"] for folder in (earlier.parent, tmp_path)]
     assert J[1][0]["J"] == pytest.approx(max(row["J"] for row in J[0]), abs=1e-6)
-    for words, said in ((("--passes", 2), "passes 2, found 1"), (("--credit", "text"), "credit text, found token")):
+    states = []
+    for words in (("--seed", 1), ("--seed", 2), ("--seed", 2, "--init_from", earlier)):
+        args = train.parse_args([*agent_words(toy, tmp_path), *map(str, words)])
+        env, reconstructor, texts, _ = train.training_environment(args, "cpu")
+        train.build_agent(args, env, reconstructor, texts, "cpu")
+        states.append(np.random.get_state()[1])
+    assert (states[0] != states[1]).any() and (states[1] == states[2]).all(), "minibatches are drawn with the new agent's seed"
+
+
+def test_an_agent_that_cannot_be_gone_on_from_is_refused_before_anything_is_lost(toy, earlier, tmp_path, capsys):
+    train_agent(toy, tmp_path, "--num_timesteps", 64)
+    before = sorted((tmp_path / "checkpoints").iterdir())
+    for words, said in ((("--passes", 2), "passes 2, found 1"), (("--credit", "text"), "credit text, found token"), (("--without", "local"), "without .'local'., found")):
         with pytest.raises(InputError, match=f"--init_from .*expected a policy with {said}"):
-            train_agent(toy, tmp_path / "third", "--num_timesteps", 64, "--init_from", best, *words)
-    with pytest.raises(FileNotFoundError, match="nowhere.zip is missing"):
-        train_agent(toy, tmp_path / "third", "--num_timesteps", 64, "--init_from", tmp_path / "nowhere.zip")
+            train_agent(toy, tmp_path, "--num_timesteps", 64, "--init_from", earlier, *words)
+    for path, error, said in ((tmp_path.parent / "nowhere.zip", FileNotFoundError, "is missing"), (earlier.parent, InputError, "found a directory; try .*best_model.zip")):
+        with pytest.raises(error, match=said):
+            train_agent(toy, tmp_path, "--num_timesteps", 64, "--init_from", path)
+    assert sorted((tmp_path / "checkpoints").iterdir()) == before and before
+    with pytest.raises(SystemExit, match="2"):
+        train_agent(toy, tmp_path, "--num_timesteps", 64, "--init_from", tmp_path / "best_model.zip")
+    assert "outside of --output_dir" in capsys.readouterr().err
 
 
 def test_gamma_changes_nothing(toy, tmp_path):
@@ -205,11 +229,13 @@ def test_variants_are_compared_at_equal_time(toy, tmp_path, capsys):
     assert compare.J_at([{"seconds": 10, "J": 0.1}, {"seconds": 20, "J": 0.3}], 15) == pytest.approx(0.2)
     with pytest.raises(InputError, match="own-0: expected a run with --clip_range 0.3, found 0.2"):
         compare.main([str(w) for w in words if w != "own"] + ["--variants", "own=--clip_range 0.3"])
+    for variant in record["variants"]:
+        assert " ".join(["", *(f"{np.mean(J):.4f} ±{np.std(J, ddof=1):.4f}" for J in variant["J_at_prices"].values())]) in " ".join(said.split()), "the table of prices"
     found = {"name": "own", "J": [[0.1, 0.2, 0.3]], "J_at_prices": {"1.5": [0.3]}, "texts": 64, "minutes": [1.0]}
     assert "*" not in compare.format_table([found], 1.0) and "not comparable" in compare.format_table([found], 2.0)
 
 
-@pytest.mark.parametrize("variants", [["a", "a"], ["a/b"], ["=--lr 1"], ['a=--width "'], ["a=--no_such_flag 1"], ["a=--width 10 --heads 4"]])
+@pytest.mark.parametrize("variants", [["a", "a"], ["a/b"], ["=--lr 1"], ['a=--width "'], ["a=--no_such_flag 1"], ["a=--width 10 --heads 4"], ["a", "b=--eval_prices 3"], ["a", "b=--data_path other.json"], ["a=--seed 3"], ["a=--resume"], ["a=--num_timesteps 640"]])
 def test_impossible_variants_are_refused_before_any_is_trained(variants, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         compare.main(["--output_dir", str(tmp_path / "out"), "--variants", *variants])

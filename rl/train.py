@@ -3,7 +3,7 @@
     python rl/train.py --data_path data/processed/processed_data.json --output_dir models/agent/output \\
         --reconstructor_path models/reconstructor/fine-tuned --num_timesteps 1000000 --n_steps 2048 --batch_size 64 --gamma 0.99
 
-Reads training and validation sequences and a fine-tuned reconstructor; writes `best_model.zip` (highest J on
+Reads training and validation sequences, a fine-tuned reconstructor and, if `--init_from` names one, an agent to begin with; writes `best_model.zip` (highest J on
 held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.json`. A timestep is one text. A run that was
 cut off goes on with `--resume`, on a CPU to the same weights as if it had not been.
 """
@@ -91,6 +91,8 @@ def parse_args(argv=None):
         parser.error(f"--n_envs {args.n_envs}: expected a multiple of --group_size {args.group_size}")
     if (args.credit_window > 0) + (args.group_size > 1) + (args.flips > 0) + (args.credit == "text") > 1:
         parser.error("expected one way to give credit, found two of --credit_window, --group_size, --flips and --credit text")
+    if args.init_from and args.init_from.resolve().is_relative_to(args.output_dir.resolve()):
+        parser.error(f"--init_from {args.init_from}: expected an agent outside of --output_dir, where it would be overwritten; choose another --output_dir")
     if args.credit == "text" and args.warm_start:
         parser.error("--warm_start: expected --credit token, found text; the critic of whole texts has no tokens to be fitted to")
     return args
@@ -106,6 +108,8 @@ def token_counts(sequences, vocab_size):
 
 def build_agent(args, env, reconstructor, train, device):
     """An agent whose policy starts from the reconstructor's embeddings and the corpus' frequencies, or from `--init_from`."""
+    earlier = load_policy(args.init_from, device) if args.init_from else None  # first, because that seeds anew, with its own seed
+
     def learning_rate(remaining):
         return args.final_learning_rate + remaining * (args.learning_rate - args.final_learning_rate)
 
@@ -121,22 +125,24 @@ def build_agent(args, env, reconstructor, train, device):
             },
         },
     )
-    if args.init_from:
-        continue_policy(agent.policy, args.init_from)
+    if earlier:
+        continue_policy(agent.policy, earlier, args.init_from)
     else:
         embeddings = reconstructor.model.get_input_embeddings().weight.detach()
         agent.policy.features_extractor.network.start_from(embeddings, token_counts(train, reconstructor.vocab_size))
     return agent
 
 
-def continue_policy(policy, path):
-    """Give a new policy the weights of a saved agent's. Raises InputError if that was built otherwise or for another tokenizer."""
-    found = load_policy(path, policy.device)
-    theirs, ours = (p.features_extractor_kwargs | {"vocabulary": p.features_extractor.network.embedding.num_embeddings, "credit": "token" if p.per_token else "text"} for p in (found, policy))
+def continue_policy(policy, earlier, path):
+    """Give a policy the weights of an earlier one, saved at `path`. Raises InputError if that was built otherwise or for another tokenizer."""
+    theirs, ours = (
+        p.features_extractor_kwargs | {"without": sorted(p.features_extractor_kwargs["without"]), "vocabulary": p.features_extractor.network.embedding.num_embeddings, "credit": "token" if p.per_token else "text"}
+        for p in (earlier, policy)
+    )
     different = [name for name in ours if theirs.get(name) != ours[name]]
     if different:
         raise InputError(f"--init_from {path}: expected a policy with {different[0]} {ours[different[0]]}, found {theirs.get(different[0])}; train with the flags, data and reconstructor's tokenizer that it was trained with")
-    policy.load_state_dict(found.state_dict())
+    policy.load_state_dict(earlier.state_dict())
 
 
 def training_environment(args, device):
@@ -166,8 +172,8 @@ def train_agent(args):
     if args.resume:
         agent, before = load_newest(checkpoint_dir, args, env, device)
     else:
-        clear(logs, checkpoint_dir)
         agent, before = build_agent(args, env, reconstructor, train, device), {"seconds": 0.0, "history": [], "evaluation_seconds": 0.0}
+        clear(logs, checkpoint_dir)
     agent.set_logger(Logger(None, [ContinuedLog(logs, agent.num_timesteps)]))
     start = time.monotonic() - before["seconds"]
 

@@ -32,6 +32,7 @@ SCHEMA = "rltc.finetuning/1"
 UNITS = {"loss": "nats per masked token", "nats": "nats per masked token", "top1": "share of masked tokens restored", "learning_rate": "AdamW's", "tokens_per_second": "tokens of text per second, over all processes"}
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the model card
+HELD_OUT_SEED = 0  # draws the validation texts, the same for every --seed
 UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
 MANIFEST = "checksums.json"  # SHA-256 of every file of a checkpoint, written last: without it a checkpoint is not whole
 
@@ -400,12 +401,12 @@ def fine_tune(args):
 
 
 def open_splits(args, reconstructor):
-    """Training sequences, a list of validation arrays drawn with `args.seed`, and the length that both are cut to."""
+    """Training sequences, a list of validation arrays, the same for every seed, and the length that both are cut to."""
     positions, data_length = reconstructor.max_length, int(load_info(args.data_path)["max_length"])
     if args.max_length and args.max_length > positions:
         raise InputError(f"--max_length {args.max_length}: expected at most {positions}, the model's positions less one for BOS; choose a smaller one or another model")
     length = args.max_length or min(data_length, positions)
     train = load_sequences(args.data_path, reconstructor.fingerprint, length)
     held_out = load_sequences(args.data_path.parent / SPLITS["val"], reconstructor.fingerprint, length)
-    chosen = np.random.default_rng(args.seed).permutation(len(held_out))[: args.eval_sequences]
+    chosen = np.random.default_rng(HELD_OUT_SEED).permutation(len(held_out))[: args.eval_sequences]
     return train, [held_out[int(i)] for i in chosen], length
