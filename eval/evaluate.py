@@ -321,7 +321,7 @@ def main(argv=None):
     }
     write_json(args.output_dir / "evaluation_results.json", SCHEMA, args, UNITS, **record)
     write_text(args.output_dir / "examples.txt", examples_as_text(found))
-    print(f"{record['texts']} texts of {record['documents']} documents, {record['tokens']:,} tokens\n\n{format_table(record)}\n\nwritten to {args.output_dir}")
+    print(f"{record['texts']} texts of {record['documents']} documents, {record['tokens']:,} tokens; surprisal by {base_name}\n\n{format_table(record)}\n\nwritten to {args.output_dir}")
 
 
 if __name__ == "__main__":
