@@ -27,6 +27,7 @@ What makes it quick on a CPU, and good for masked reconstruction:
    `--n_positions`, so that long-range attention is seen too.
 """
 
+import copy
 import sys
 import time
 from pathlib import Path
@@ -54,6 +55,7 @@ UNITS = {
     "minutes": "minutes of wall time", "tokens": "tokens", "causal_nats": "nats per token", "masked_nats": "nats per masked token",
     "val_nats": "nats per token, full vocabulary", "val_masked_nats": "nats per masked token, 30 % masked", "val_masked_top1": "share of masked tokens",
 }
+STATE = ("step", "minutes", "tokens", "log", "drawn", "runs", "earlier")  # of a Pretraining, beside model and optimiser
 WARMUP_STEPS = 50
 EXACT_END = 0.1  # last share of the run in which the loss is normalised over all of the cut vocabulary
 MASK_RATIO, MASK_SPREAD, SPAN_SHARE = 0.3, 0.25, 0.2  # the defaults of train_cpu.py
@@ -128,7 +130,7 @@ class Pretraining:
             begin_with_neighbours(self.model)
         self.optimizer = MuonAdamW(self.model, args.muon_lr, args.adamw_lr, args.weight_decay)
         self.windows = {length: [Windows(stream, length, args.seed) for stream in streams] for length in {args.window, args.n_positions}}
-        self.step, self.minutes, self.tokens, self.log, self.drawn, self.runs = 0, 0.0, 0, [], {}, []
+        self.step, self.minutes, self.tokens, self.log, self.drawn, self.runs, self.earlier = 0, 0.0, 0, [], {}, [], []
 
     def start_from(self, full):
         """Take the weights of a finished base model, whose last row is the mask token, and no optimiser state. Raises InputError if its shape differs."""
@@ -143,7 +145,7 @@ class Pretraining:
     def save(self, directory):
         """Write everything that `load` needs, in one step."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "args": vars(self.args)}
-        state |= {name: getattr(self, name) for name in ("step", "minutes", "tokens", "log", "drawn", "runs")}
+        state |= {name: getattr(self, name) for name in STATE}
         make_output_dir(directory)
         with written_aside(directory / "state.pt") as temporary:
             torch.save(state, temporary)
@@ -161,7 +163,7 @@ class Pretraining:
             raise InputError(f"--resume: {path} was trained on other text ({len(state['model']['transformer.wte.weight'])} distinct tokens, found {len(self.vocabulary)}); give the same --data_dir and --extra_dir")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("step", "minutes", "tokens", "log", "drawn", "runs"):
+        for name in STATE:
             setattr(self, name, state[name])
 
     def draw(self, length, rng):
@@ -198,9 +200,18 @@ class Pretraining:
             loss[name] = score(hidden, self.model.lm_head.weight, wanted) / len(wanted)
         return loss, masked_rows / len(block)
 
-    def progress(self):
-        """How much of the run is behind it, by whichever limit is nearer."""
-        return max(self.step / self.args.max_steps, self.minutes / self.args.max_minutes)
+    def averaged(self):
+        """The model with the mean of the weights that it has now and had at the evaluations of the last `--average_share` (Izmailov et al. 2018)."""
+        model = copy.deepcopy(self.model)
+        before = [weights for step, minutes, weights in self.earlier if step < self.step and self.progress(step, minutes) > 1 - self.args.average_share]
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(torch.stack([*(weights[name] for weights in before), parameter]).mean(0))
+        return model
+
+    def progress(self, step=None, minutes=None):
+        """How much of the run is behind it, now or after so many steps and minutes, by whichever limit is nearer."""
+        return max((step or self.step) / self.args.max_steps, (minutes or self.minutes) / self.args.max_minutes)
 
     def train(self, state_dir):
         """Train until --max_steps or --max_minutes; validate and save the state every --eval_steps."""
@@ -236,6 +247,8 @@ class Pretraining:
                 row = {"step": self.step, "minutes": round(self.minutes, 2), "tokens": self.tokens, **means, **self.evaluate(self.model)}
                 self.log.append(row)
                 recent = {"causal": [], "masked": []}
+                if self.progress() > 1 - args.average_share:
+                    self.earlier.append((self.step, self.minutes, {name: p.detach().clone() for name, p in self.model.named_parameters()}))
                 self.save(state_dir)
                 tqdm.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
         self.save(state_dir)
@@ -278,6 +291,7 @@ def model_card(args, model, done, metrics):
         if args.masked_share
         else "In its last run it was trained as a causal language model alone; what it says of masked tokens is left from the masked windows of earlier runs, if the commands below name any."
     )
+    averaged = f" Its weights are the mean of those at the evaluations of the last {args.average_share:.0%} of the run and at its end." if args.average_share else ""
     return f"""---
 license: cc0-1.0
 language: en
@@ -289,7 +303,7 @@ A GPT-2 with {parameters / 1e6:.1f} M parameters ({c.n_layer} layers, width {c.n
 pre-trained from nothing on the training split of {texts}, in 16-bit safetensors with GPT-2's byte-level BPE
 tokenizer beside it.
 {objective}
-It stands in for GPT-2 where no model hub can be reached.
+It stands in for GPT-2 where no model hub can be reached.{averaged}
 
 Held-out documents (full vocabulary of {c.vocab_size:,} tokens, BOS in front of every window):
 
@@ -320,7 +334,7 @@ by time give a similar model when they are repeated, not the same; choose anothe
 |---|---|---|---|---|---|
 {rows}
 
-The columns of this table are on the first {args.eval_tokens:,} tokens of the validation split, 30 % masked.
+The columns of this table are on the first {args.eval_tokens:,} tokens of the validation split, 30 % masked, and before any averaging of weights.
 """
 
 
@@ -347,6 +361,7 @@ def parse_args(argv=None):
     add("--batch_tokens", type=bounded(int, 8, 10**7), default=4096, help="tokens per optimiser step")
     add("--muon_lr", type=bounded(float, 0, 1), default=4e-3, help="learning rate of the hidden matrices (update RMS is 0.2 of it)")
     add("--adamw_lr", type=bounded(float, 0, 1), default=3e-3, help="learning rate of embeddings, norms and biases")
+    add("--average_share", type=bounded(float, 0, 1), default=0.15, help="last share of the run at whose evaluations and end the weights are averaged for the finished model; 0: those of the end alone")
     add("--cooldown", type=bounded(float, 0, 1), default=0.5, help="last share of the run in which the learning rates fall linearly to zero, 0 to 1")
     add("--weight_decay", type=bounded(float, 0, 10), default=0.1, help="decoupled weight decay of the hidden matrices")
     add("--max_steps", type=bounded(int, 1, 10**9), default=20_000, help="optimiser steps, at most, resumed ones included")
@@ -405,7 +420,7 @@ def main(argv=None):
             record = read_json(earlier, SCHEMA, "models/reconstructor/pretrain.py")
             done.runs, done.tokens = record["runs"], record["tokens"]
     done.train(args.output_dir / "state")
-    full = expand(done.model, vocabulary, vocab_size, eos)
+    full = expand(done.averaged(), vocabulary, vocab_size, eos)
     texts = {**dict(zip(map(str, directories), held_out)), **others}
     metrics = {text: score_in_full(full, tokenizer, stream[: args.score_tokens], args, CURVE if text == str(args.data_dir) else (MASK_RATIO,)) for text, stream in texts.items()}
     save(full, tokenizer, args.output_dir)

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import InputError
@@ -63,7 +64,7 @@ def test_other_text_is_mixed_in_and_scored(toy, tmp_path):
 
 
 def test_pretraining_that_was_cut_off_goes_on_to_the_same_weights(toy, tmp_path, monkeypatch):
-    words = ["--max_steps", 20, "--eval_steps", 8, "--max_minutes", 1000]
+    words = ["--max_steps", 20, "--eval_steps", 8, "--max_minutes", 1000, "--average_share", 0.7]
     pretrain_toy(toy, tmp_path / "whole", *words)
     with monkeypatch.context() as patch:
         patch.setattr(pretrain.Pretraining, "save", cut_off_after(pretrain.Pretraining.save))
@@ -72,6 +73,11 @@ def test_pretraining_that_was_cut_off_goes_on_to_the_same_weights(toy, tmp_path,
     assert not (tmp_path / "cut/model.safetensors").exists()
     pretrain_toy(toy, tmp_path / "cut", *words, "--resume")
     assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    state = torch.load(tmp_path / "whole/state/state.pt", weights_only=False)
+    assert [step for step, _, _ in state["earlier"]] == [8, 16]
+    name = "transformer.h.0.mlp.c_fc.weight"
+    mean = (state["model"][name] + sum(weights[name] for _, _, weights in state["earlier"])) / 3
+    torch.testing.assert_close(load_file(tmp_path / "whole/model.safetensors")[name].float(), mean, atol=1e-4, rtol=2e-3)
     with pytest.raises(InputError, match="--n_layer 2, found --n_layer 3"):
         pretrain_toy(toy, tmp_path / "cut", *words, "--resume", "--n_layer", 3)
 
