@@ -32,7 +32,7 @@ def stages(root, args):
         (
             "fine-tune the reconstructor",
             ["models/reconstructor/train_cpu.py", "--data_path", processed, "--output_dir", tuned]
-            + f"--max_steps {args.finetune_steps} --batch_size 8 --learning_rate 4e-4 --eval_steps 120 --eval_sequences 64 --seed {args.seed}".split(),
+            + f"--max_steps {args.finetune_steps} --batch_size 8 --learning_rate 1e-4 --eval_steps 75 --eval_sequences 64 --seed {args.seed}".split(),
         ),
         (
             "train the agent",
@@ -51,8 +51,8 @@ def stages(root, args):
 def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--root", type=Path, default=Path("."), help="directory under which data, models, results and figures are written")
-    parser.add_argument("--finetune_steps", type=bounded(int, 1, 10**9), default=240, help="optimiser steps of the reconstructor")
-    parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=9600, help="texts the agent is trained on")
+    parser.add_argument("--finetune_steps", type=bounded(int, 1, 10**9), default=150, help="optimiser steps of the reconstructor")
+    parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=11520, help="texts the agent is trained on")
     parser.add_argument("--seed", type=SEED, default=42, help="seeds reconstructor, agent and evaluation; the data stay the same")
     parser.add_argument("--num_sequences", type=bounded(int, 1, 10**9), default=150, help="held-out texts to evaluate on")
     return parser.parse_args(argv)
