@@ -1,4 +1,4 @@
-"""The whole pipeline on the embedded corpus and base model, on a CPU, without a network: about 13 minutes on two cores.
+"""The whole pipeline on the embedded corpus and base model, on a CPU, without a network: about 12 minutes on two cores.
 
     python eval/quickstart.py
 
