@@ -54,12 +54,12 @@ def parse_args(argv=None):
     if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
         parser.error(f"--variants: expected different names of letters, digits, dots and dashes, found {', '.join(map(repr, names))}")
     try:
-        common, variants = settings("", args), {name: settings(variant, args) for name, variant in zip(names, args.variants, strict=True)}
+        bare, common, variants = settings("", args, flags=""), settings("", args), {name: settings(variant, args) for name, variant in zip(names, args.variants, strict=True)}
     except ValueError as error:  # an open quote
         parser.error(f"--variants: expected flags as in a shell ({error})")
     for name, found in [("--flags", common), *variants.items()]:
         for flag in OWN:
-            if getattr(found, flag) != getattr(settings("", args, flags=""), flag):
+            if getattr(found, flag) != getattr(bare, flag):
                 parser.error(f"{name}: expected no --{flag}, which this script sets for every run")
         for flag in MEASURE:
             if getattr(found, flag) != getattr(common, flag):
@@ -69,7 +69,7 @@ def parse_args(argv=None):
 
 def settings(variant, args, flags=None):
     """rl/train.py's settings of a variant, but for what is in OWN. Its own errors end the script."""
-    common = ["--data_path", str(args.data_path), "--reconstructor_path", str(args.reconstructor_path), "--num_timesteps", str(10**9), "--quiet"]
+    common = ["--data_path", str(args.data_path), "--reconstructor_path", str(args.reconstructor_path), "--output_dir", str(args.output_dir), "--num_timesteps", str(10**9), "--quiet"]
     return train.parse_args([*common, *shlex.split(args.flags if flags is None else flags), *shlex.split(variant.partition("=")[2])])
 
 
