@@ -10,7 +10,8 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
    token rather than per text, so that its scale does not depend on the length. J, the text's reward, is what is logged.
 3. Episodes have one step, so returns are rewards and the advantage is reward minus value: `gamma` and `gae_lambda`
    change nothing.
-4. Advantages are standardised over the valid tokens of a minibatch.
+4. Advantages are divided by λ to a power, half by default: at a low λ less is at stake, and without that such texts would
+   hardly count beside those at a high one. Then they are standardised over the valid tokens of a minibatch.
 5. Token i is credited with its own share alone, not with what masking it does to its neighbours' nats. The expected
    gradient is therefore not that of J: the policy climbs towards decisions of which none gains by changing alone
    (tokens whose neighbours are mostly masked cost more, and are kept). Models are selected by J itself. With a credit
@@ -22,7 +23,10 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
    some decisions of every text are judged against their opposites, all others left as they are: the advantage is what the
    whole text gains, (1 − pi(k_i)) (J(k) − J(k with k_i flipped)), exactly, and the other decisions don't train the policy.
    Texts as a whole: Stable-Baselines3's own PPO, with `TokenCompressionPolicy(per_token=False)`.
-7. With `TokenCompressionPolicy` the critic's loss is that of the decision taken, not of the state: see there.
+7. With `TokenCompressionPolicy` the critic's loss is that of the decision taken, not of the state: see there. Squared
+   errors are dominated by the dearest tokens, while a decision hangs on whether a cheap one costs a little more or less
+   than λ. So the critic's estimate ĉ of a masked token's nats c has the Poisson loss ĉ − c ln ĉ: its minimum, too, is the mean, but
+   an error weighs in proportion to its share of ĉ.
 
 On texts of one token it computes what Stable-Baselines3's PPO computes (tested).
 """
@@ -43,6 +47,7 @@ from data.artifacts import InputError, written_aside
 from models.agent.policy import TokenCompressionPolicy
 from rl.env import KEEP_THRESHOLD
 
+CRITIC_LOSSES = ("poisson", "mse")
 PER_TOKEN = ("rewards", "returns", "values", "log_probs", "advantages")
 
 
@@ -111,12 +116,29 @@ class TokenRolloutBuffer(DictRolloutBuffer):
         return samples._replace(**{name: self.to_torch(array[batch_inds]) for name, array in per_token.items()})
 
 
-class TokenPPO(PPO):
-    """PPO whose ratio, value, advantage and clipping are per token. Takes PPO's arguments; needs a per-token policy."""
+class TimedPPO(PPO):
+    """Stable-Baselines3's PPO, which times its updates and keeps to the learning rates of the policy's parameter groups."""
 
     def __init__(self, *args, **kwargs):
-        kwargs["rollout_buffer_class"] = TokenRolloutBuffer
         self.update_seconds = 0.0  # spent in `train`
+        super().__init__(*args, **kwargs)
+
+    def _update_learning_rate(self, optimizers):
+        super()._update_learning_rate(optimizers)
+        for group in self.policy.optimizer.param_groups:
+            group["lr"] *= group.get("share_of_rate", 1.0)
+
+
+class TokenPPO(TimedPPO):
+    """PPO whose ratio, value, advantage and clipping are per token. Takes PPO's arguments; needs a per-token policy.
+
+    `price_exponent`: power of λ that advantages are divided by, see deviation 4. `critic_loss`: one of CRITIC_LOSSES, see
+    deviation 7.
+    """
+
+    def __init__(self, *args, price_exponent=0.0, critic_loss="mse", **kwargs):
+        kwargs["rollout_buffer_class"] = TokenRolloutBuffer
+        self.price_exponent, self.critic_loss = price_exponent, critic_loss
         super().__init__(*args, **kwargs)
 
     def _update_info_buffer(self, infos, dones=None):
@@ -125,6 +147,13 @@ class TokenPPO(PPO):
         if "flip_gains" in infos[0]:
             self.rollout_buffer.flip_gains = np.stack([info["flip_gains"] for info in infos])
         super()._update_info_buffer(infos, dones)
+
+    def critic_error(self, values, returns, masked, price):
+        """The critic's loss, a mean, over decisions (N,) at these values of λ: `masked` says which of them masked their token."""
+        if self.critic_loss == "mse":
+            return F.mse_loss(returns, values)
+        expected, found = (price - values)[masked], (price - returns)[masked]  # nats
+        return F.poisson_nll_loss(expected, found, log_input=False, reduction="sum") / masked.sum().clamp(min=1)
 
     def minibatch_losses(self, batch, clip_range, clip_range_vf):
         """Policy, value and entropy losses of one minibatch and its diagnostics, all means over valid tokens.
@@ -135,7 +164,8 @@ class TokenPPO(PPO):
         values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
         judged = valid & ~batch.advantages.isnan()
         values, log_ratio, entropy = values[valid], (log_prob - batch.old_log_prob)[judged], entropy[valid]  # (N,) each
-        advantages, returns = batch.advantages[judged], batch.returns[valid]
+        stakes = batch.observations["price"].expand_as(valid)[judged] ** self.price_exponent
+        advantages, returns = batch.advantages[judged] / stakes, batch.returns[valid]
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         ratio = log_ratio.exp()
@@ -144,7 +174,7 @@ class TokenPPO(PPO):
         if clip_range_vf is not None:
             old = batch.old_values[valid]
             values = old + (values - old).clamp(-clip_range_vf, clip_range_vf)
-        value_loss = F.mse_loss(returns, values)
+        value_loss = self.critic_error(values, returns, (batch.actions <= KEEP_THRESHOLD)[valid], batch.observations["price"].expand_as(valid)[valid])
         with torch.no_grad():
             approx_kl = (log_ratio.exp() - 1 - log_ratio).mean().item()  # Schulman's k3 estimator
             clip_fraction = ((ratio - 1).abs() > clip_range).float().mean().item()
@@ -190,12 +220,8 @@ class TokenPPO(PPO):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 
-class TextPPO(PPO):
-    """Stable-Baselines3's PPO, all decisions of a text under one advantage; it only times itself and logs as TokenPPO does."""
-
-    def __init__(self, *args, **kwargs):
-        self.update_seconds = 0.0
-        super().__init__(*args, **kwargs)
+class TextPPO(TimedPPO):
+    """Stable-Baselines3's PPO, all decisions of a text under one advantage; it only logs as TokenPPO does."""
 
     def train(self):
         began = time.monotonic()
@@ -228,7 +254,8 @@ def warm_start(agent, texts, seed, lowest=0.05, highest=0.6):
             batch = {key: torch.as_tensor(value[rows], device=agent.device) for key, value in observation.items()}
             judged = torch.as_tensor((observation["valid"][rows] > 0) & (actions[rows] <= KEEP_THRESHOLD), device=agent.device)
             values, _, _ = policy.evaluate_actions(batch, torch.as_tensor(actions[rows], device=agent.device))
-            loss = F.mse_loss(values[judged], torch.as_tensor(rewards[rows], device=agent.device)[judged])
+            returns, price = torch.as_tensor(rewards[rows], device=agent.device)[judged], batch["price"].expand_as(judged)[judged]
+            loss = agent.critic_error(values[judged], returns, torch.ones_like(price, dtype=torch.bool), price)
             policy.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), agent.max_grad_norm)

@@ -78,6 +78,37 @@ def test_the_loss_is_per_token_and_ignores_padding(reconstructor, texts):
     assert [float(torch.as_tensor(x).detach()) for x in poisoned] == [float(torch.as_tensor(x).detach()) for x in losses]
 
 
+def test_advantages_are_weighed_by_the_price(reconstructor, texts):
+    """Standardised (R - V) / λ^0.5, by hand, under a policy that has moved since the rollout."""
+    agent = agent_on(TokenCompressionVecEnv(texts, reconstructor, LENGTH, 8, (0.5, 6.0)), batch_size=8, price_exponent=0.5)
+    agent._setup_learn(8)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    batch = next(agent.rollout_buffer.get(8))
+    batch.old_log_prob.add_(torch.linspace(-0.1, 0.1, batch.old_log_prob.numel()).view_as(batch.old_log_prob))
+    loss = agent.minibatch_losses(batch, 10.0, None)[0].item()
+    valid, price = (batch.observations[name].numpy() for name in ("valid", "price"))
+    with torch.no_grad():
+        ratio = (agent.policy.evaluate_actions(batch.observations, batch.actions)[1] - batch.old_log_prob).exp().numpy()[valid > 0]
+    weighed = ((batch.returns - batch.old_values).numpy() / price**0.5)[valid > 0]
+    assert loss == pytest.approx(-((weighed - weighed.mean()) / weighed.std(ddof=1) * ratio).mean(), rel=1e-3)
+    agent.price_exponent = 0.0
+    assert abs(agent.minibatch_losses(batch, 10.0, None)[0].item() - loss) > 1e-4
+
+
+def test_the_critics_poisson_loss_is_lowest_at_the_mean_and_forgets_kept_tokens(reconstructor, texts):
+    agent = agent_on(TokenCompressionVecEnv(texts, reconstructor, LENGTH, 8, (0.5, 6.0)), critic_loss="poisson")
+    price, nats, masked = torch.tensor([2.0, 2, 5, 5]), torch.tensor([0.5, 2.5, 9.0, 0.0]), torch.tensor([True, True, False, True])
+    estimate = torch.tensor([1.0, 2.0, 4.0, 3.0], requires_grad=True)
+    loss = agent.critic_error(price - estimate, price - nats, masked, price)
+    expected = sum(e - n * np.log(e) for e, n in ((1, 0.5), (2, 2.5), (3, 0.0))) / 3
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert estimate.grad[2] == 0 and estimate.grad[0].item() == pytest.approx((1 - 0.5 / 1) / 3, rel=1e-4)
+    at = {e: agent.critic_error(price - e, price - nats, masked, price).item() for e in (0.9, 1.0, 1.1)}
+    assert min(at, key=at.get) == 1.0, "the mean of the masked tokens' nats"
+    assert agent.critic_error(price - 1, price - nats, ~masked & False, price) == 0, "nothing masked"
+
+
 def test_neighbours_are_credited_with_their_surprise(reconstructor, texts):
     """With a window of one, token i's advantage grows by the surprise of tokens i - 1 and i + 1 if they are masked; by loops."""
     assert sum_of_neighbours(np.array([[1.0, 2, 4, 8]]), 1).tolist() == [[2, 5, 10, 4]]

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.artifacts import InputError
@@ -121,7 +122,7 @@ def test_training_stops_when_patience_ends(toy, tmp_path):
     assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64] and (tmp_path / "final_model.zip").exists()
 
 
-@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64 --passes 2", "--without local importance", "--min_price 2 --max_price 2", "--init_from EARLIER"])
+@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64 --passes 2", "--without local importance", "--pretrained_layers 0", "--credit text --pretrained_layers 2", "--min_price 2 --max_price 2", "--init_from EARLIER"])
 def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words):
     """And going on gives the weights of a run that was not cut."""
     words = words.replace("EARLIER", str(earlier))
@@ -134,6 +135,21 @@ def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words)
     keep = load_policy(tmp_path / "best_model.zip").keep_probability(np.array([[2, 3, 4]]), np.ones((1, 3), bool), 1.5)
     assert keep.shape == (1, 3) and np.isfinite(keep.numpy()).all()
     assert json.loads((tmp_path / "training.json").read_text())["texts"] == 96
+
+
+@pytest.mark.parametrize("credit", ["token", "text"])
+def test_pretrained_layers_learn_slowly_or_not_at_all(toy, tmp_path, credit):
+    trained = {}
+    for rate in (0, 0.01, 1):
+        train_agent(toy, tmp_path / str(rate), "--num_timesteps", 32, "--credit", credit, "--pretrained_layers", 1, "--pretrained_rate", rate)
+        trained[rate] = load_policy(tmp_path / str(rate) / "final_model.zip").state_dict()
+    blocks = [name for name in trained[0] if ".pretrained.model.h." in name]
+    start = torch.cat([trained[0][name].flatten() for name in blocks])
+    moved = {rate: (torch.cat([trained[rate][name].flatten() for name in blocks]) - start).abs().max().item() for rate in (0.01, 1)}
+    assert 0 < moved[0.01] < 0.05 * moved[1], moved  # Adam's steps are as long as its learning rate
+    tuned = load_file(toy / "tuned/model.safetensors")
+    block = next(name for name in blocks if name.endswith("h.0.mlp.c_fc.weight"))
+    assert torch.equal(trained[0][block], tuned["transformer.h.0.mlp.c_fc.weight"])
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +268,7 @@ def test_impossible_flags_are_refused(words, capsys):
 
 
 def test_bad_input_is_refused(toy, tmp_path):
+    check_refusal("rl/train.py", *agent_words(toy, tmp_path), "--num_timesteps", 32, "--pretrained_layers", 9, expect=["--pretrained_layers 9", "at most 2"])
     check_refusal("rl/train.py", "--data_path", toy / "data/processed_data.json", "--reconstructor_path", toy / "base", expect=["reconstructor.json is missing", "train_cpu.py"])
     with pytest.raises(InputError, match="expected at most 31"):
         train_agent(toy, tmp_path / "out", "--max_length", 400)

@@ -25,7 +25,7 @@ from models.reconstructor.training import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
 from rl.checkpoints import Checkpoints, ContinuedLog, load_newest
 from rl.env import TokenCompressionVecEnv
-from rl.ppo import AGENTS, load_policy, save_agent, warm_start
+from rl.ppo import AGENTS, CRITIC_LOSSES, load_policy, save_agent, warm_start
 
 SCHEMA = "rltc.agent/1"
 UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)"}
@@ -48,6 +48,8 @@ def parse_args(argv=None):
     add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3, help="Adam's learning rate at the start")
     add("--final_learning_rate", type=bounded(float, 0, 1), default=1e-4, help="learning rate at the end, reached linearly")
     add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2, help="PPO's clipping of the probability ratio, per token")
+    add("--price_exponent", type=bounded(float, 0, 2), default=0.5, help="advantages are divided by this power of λ, so that texts at a low λ count for more; not with --credit text")
+    add("--critic_loss", choices=CRITIC_LOSSES, default=CRITIC_LOSSES[0], help="how the critic is fitted to the nats of masked tokens; not with --credit text, which has squared errors")
     add("--credit_window", type=bounded(int, 0, 10**6), default=0, help="tokens on either side whose unexpected cost also counts for or against a decision; 0: its own token alone")
     add("--credit", choices=("token", "text"), default="token", help="text: Stable-Baselines3's own PPO, all decisions of a text share one advantage")
     add("--group_size", type=bounded(int, 1, 10**6), default=1, help="masks drawn for every text; with more than one, the others are a decision's baseline instead of the critic")
@@ -67,6 +69,8 @@ def parse_args(argv=None):
     add("--passes", type=bounded(int, 1, 64), default=1, help="times that the policy decides; from the second on it sees what it decided before")
     add("--without", nargs="+", choices=EnhancedTokenCompressionPolicy.PARTS, default=[], help="parts of the policy network to leave out, to see what they are worth")
     add("--embedding_dim", type=bounded(int, 1, 4096), default=32, help="token features, started from a truncated SVD of the reconstructor's embedding")
+    add("--pretrained_layers", type=bounded(int, 0, 64), default=0, help="blocks of the reconstructor that the policy begins with, to read a text with what it knows; 0: none")
+    add("--pretrained_rate", type=bounded(float, 0, 1), default=0.1, help="learning rate of those blocks, as a share of --learning_rate; 0: they stay as they are")
     add("--eval_freq", type=bounded(int, 1, 10**12), default=1280, help="training texts between held-out evaluations")
     add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at every one of --eval_prices")
     add("--eval_prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[0.75, 1.5, 3.0], help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
@@ -114,23 +118,35 @@ def build_agent(args, env, reconstructor, train, device):
         return args.final_learning_rate + remaining * (args.learning_rate - args.final_learning_rate)
 
     per_token = args.credit == "token"
+    credit = {"price_exponent": args.price_exponent, "critic_loss": args.critic_loss, "rollout_buffer_kwargs": {"credit_window": args.credit_window, "group_size": args.group_size}} if per_token else {}
     agent = AGENTS[args.credit](
         TokenCompressionPolicy, env, n_steps=args.n_steps // args.n_envs, batch_size=args.batch_size, n_epochs=args.n_epochs, gamma=args.gamma,
         learning_rate=learning_rate, clip_range=args.clip_range, ent_coef=args.ent_coef, vf_coef=args.vf_coef, max_grad_norm=args.max_grad_norm,
-        target_kl=args.target_kl, seed=args.seed, device=device, rollout_buffer_kwargs={"credit_window": args.credit_window, "group_size": args.group_size} if per_token else None,
+        target_kl=args.target_kl, seed=args.seed, device=device, **credit,
         policy_kwargs={
             "per_token": per_token,
             "features_extractor_kwargs": {
-                "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "without": args.without, "passes": args.passes, "tokenizer_fingerprint": reconstructor.fingerprint,
+                "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "without": args.without, "passes": args.passes, "pretrained": pretrained_layers(args, reconstructor), "tokenizer_fingerprint": reconstructor.fingerprint,
             },
         },
     )
     if earlier:
         continue_policy(agent.policy, earlier, args.init_from)
     else:
-        embeddings = reconstructor.model.get_input_embeddings().weight.detach()
-        agent.policy.features_extractor.network.start_from(embeddings, token_counts(train, reconstructor.vocab_size))
+        agent.policy.features_extractor.network.start_from(reconstructor.model, token_counts(train, reconstructor.vocab_size))
     return agent
+
+
+def pretrained_layers(args, reconstructor):
+    """The arguments of PretrainedLayers for the first `--pretrained_layers` blocks of a reconstructor; None if that is 0."""
+    if not args.pretrained_layers:
+        return None
+    config = reconstructor.model.config
+    if args.pretrained_layers > config.num_hidden_layers:
+        raise InputError(f"--pretrained_layers {args.pretrained_layers}: expected at most {config.num_hidden_layers}, the reconstructor's blocks; choose fewer")
+    shape = {name: value for name, value in config.to_dict().items() if name not in ("_name_or_path", "architectures", "dtype", "transformers_version")}
+    shape[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = args.pretrained_layers
+    return {"config": shape, "bos_id": reconstructor.bos_id, "rate": args.pretrained_rate}
 
 
 def continue_policy(policy, earlier, path):

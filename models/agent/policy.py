@@ -1,7 +1,8 @@
 """The agent: a small network that looks at a whole text and gives every token a probability of being kept.
 
-It needs no language-model pass. Shapes: `B` texts, `T` tokens, `D` width of the network, `H` heads, `E` token
-features, `V` vocabulary. `valid` (B, T) bool is True at text, False at padding: the only mask polarity here.
+It needs no language model's output: at most the first blocks of one are part of it. Shapes: `B` texts, `T` tokens, `D`
+width of the network, `H` heads, `E` token features, `F` all features of a token, `V` vocabulary. `valid` (B, T) bool is True
+at text, False at padding: the only mask polarity here.
 """
 
 import math
@@ -13,6 +14,9 @@ from stable_baselines3.common.distributions import BernoulliDistribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from models.reconstructor.reconstructor import attention_bias
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 CALIBRATION_PRICES = 12  # values of λ between the lowest and the highest, evenly in log λ
@@ -60,6 +64,37 @@ class TokenImportanceAttention(nn.Module):
         values = self.value(x).view(B, T, self.heads, D // self.heads).transpose(1, 2)  # (B, H, T, D / H)
         pooled = (self.importances(x, valid)[:, :, None] @ values).reshape(B, 1, D)
         return self.out(pooled)
+
+
+class PretrainedLayers(nn.Module):
+    """The first blocks of a reconstructor: features of tokens that have read their context before any training.
+
+    `config`: of a model with just these blocks, as a dict; `bos_id` stands in front of every text; `rate`: share of the
+    learning rate that the blocks are trained with, 0: not at all. Token embeddings are never trained and stored in 16 bit.
+    """
+
+    def __init__(self, config, bos_id, rate):
+        super().__init__()
+        self.bos_id, self.rate = bos_id, rate
+        self.model = AutoModel.from_config(AutoConfig.for_model(**config)).requires_grad_(rate > 0)
+        self.embedding = self.model.get_input_embeddings().half().requires_grad_(False)
+        self.width = 2 * self.model.config.hidden_size
+        self.train(False)
+
+    def train(self, mode=True):
+        return super().train(False)  # no dropout: rollout and update must see one policy
+
+    def forward(self, ids, valid):
+        """ids, valid (B, T) to (B, T, 2 D'): the state at each token and the one before it, from which a reconstructor predicts it.
+
+        Raises ValueError if the texts are longer than the model's positions allow.
+        """
+        positions = getattr(self.model.config, "max_position_embeddings", 2**31) - 1
+        if ids.shape[1] > positions:
+            raise ValueError(f"texts of {ids.shape[1]} tokens: expected at most {positions}, the positions of the pretrained layers less one for BOS")
+        shown = torch.cat([ids.new_full((len(ids), 1), self.bos_id), torch.where(valid, ids, self.bos_id)], 1)
+        states = self.model(inputs_embeds=self.embedding(shown).float(), attention_mask=attention_bias(valid), use_cache=False).last_hidden_state
+        return torch.cat([states[:, 1:], states[:, :-1]], -1)
 
 
 class LocalContext(nn.Module):
@@ -112,19 +147,21 @@ class ContextGate(nn.Module):
 class EnhancedTokenCompressionPolicy(nn.Module):
     """Token ids, validity and price λ in, one feature vector per token out.
 
-    Token features (a trainable embedding and the log frequency), the price, the position; local context by
-    convolution; transformer layers; and a gated context pooled by TokenImportanceAttention. `without` names PARTS to
-    leave out. `passes`: how often a text is decided; from the second pass on, the draft of all decisions is one more feature.
+    Token features (a trainable embedding, the log frequency, and what `pretrained` layers make of the text, if there are
+    any: arguments of PretrainedLayers), the price, the position; local context by convolution; transformer layers; and a gated
+    context pooled by TokenImportanceAttention. `without` names PARTS to leave out. `passes`: how often a text is decided; from
+    the second pass on, the draft of all decisions is one more feature.
     """
 
     PARTS = ("position", "local", "layers", "importance")
 
-    def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1):
+    def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1, pretrained=None):
         super().__init__()
         self.passes = passes
+        self.pretrained = PretrainedLayers(**pretrained) if pretrained else None
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.register_buffer("log_frequency", torch.zeros(vocab_size))
-        self.lift = nn.Linear(embedding_dim + 1, width)
+        self.lift = nn.Linear(embedding_dim + 1 + (self.pretrained.width if pretrained else 0), width)
         self.price = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
         self.draft = nn.Parameter(torch.zeros(width)) if passes > 1 else None  # a decision that is reconsidered begins as it was
         self.position = None if "position" in without else PositionalEncoding(width)
@@ -133,9 +170,16 @@ class EnhancedTokenCompressionPolicy(nn.Module):
         self.importance, self.gate = (None, None) if "importance" in without else (TokenImportanceAttention(width, heads), ContextGate(width))
         self.norm = nn.LayerNorm(width)
 
-    def before_pooling(self, ids, valid, price, draft=None):
-        """The token states (B, T, D) that TokenImportanceAttention pools."""
-        features = torch.cat([self.embedding(ids), self.log_frequency[ids][..., None]], -1)
+    def read(self, ids, valid):
+        """What is known of each token whatever the price: ids (B, T) int64, valid (B, T) bool to (B, T, F)."""
+        features = [self.embedding(ids), self.log_frequency[ids][..., None]]
+        if self.pretrained is not None:
+            features.append(self.pretrained(ids, valid))
+        return torch.cat(features, -1)
+
+    def before_pooling(self, ids, valid, price, draft=None, read=None):
+        """The token states (B, T, D) that TokenImportanceAttention pools. Arguments as of `forward`."""
+        features = self.read(ids, valid) if read is None else read
         scale, shift = self.price(price.log()[:, None]).chunk(2, -1)  # (B, 1, D) each
         x = self.lift(features) * (1 + scale) + shift
         if draft is not None:
@@ -149,43 +193,49 @@ class EnhancedTokenCompressionPolicy(nn.Module):
             x = layer(x, attended)
         return x
 
-    def forward(self, ids, valid, price, draft=None):
+    def forward(self, ids, valid, price, draft=None, read=None):
         """ids (B, T) int64, valid (B, T) bool, price (B, 1) in nats per token, to features (B, T, D).
 
-        draft (B, T): the probabilities of keeping that were decided before, if this is not the first pass.
+        draft (B, T): the probabilities of keeping that were decided before, if this is not the first pass. read (B, T, F): what
+        `read` gives for these texts, if that is known already.
         """
-        x = self.before_pooling(ids, valid, price, draft)
+        x = self.before_pooling(ids, valid, price, draft, read)
         return self.norm(x if self.importance is None else self.gate(x, self.importance(x, valid)))
 
-    def importances(self, ids, valid, price, draft=None):
+    def importances(self, ids, valid, price, draft=None, read=None):
         """What TokenImportanceAttention looks at, mean over its heads: (B, T), each text sums to 1. None if it was left out."""
         if self.importance is None:
             return None
-        return self.importance.importances(self.before_pooling(ids, valid, price, draft), valid).mean(1)
+        return self.importance.importances(self.before_pooling(ids, valid, price, draft, read), valid).mean(1)
 
     @torch.no_grad()
-    def start_from(self, embeddings, counts):
-        """Start the token features from a reconstructor's input embeddings (>= V, D') and the corpus' counts (V,).
+    def start_from(self, model, counts):
+        """Start from a reconstructor's causal LM and the corpus' counts (V,).
 
-        The embedding becomes their truncated SVD, its columns' mean deviation scaled to 1; the frequency feature is standardised.
+        The token embedding becomes the truncated SVD of the model's, its columns' mean deviation scaled to 1; the frequency
+        feature is standardised; pretrained layers take the model's weights.
         """
         V, E = self.embedding.weight.shape
-        centred = embeddings[:V].float() - embeddings[:V].float().mean(0)
+        embeddings = model.get_input_embeddings().weight[:V].float()
+        centred = embeddings - embeddings.mean(0)
         left, values, _ = torch.svd_lowrank(centred, q=min(E, *centred.shape), niter=4)
         reduced = left * values
         self.embedding.weight.zero_()
         self.embedding.weight[:, : reduced.shape[1]] = reduced / reduced.std(0).clamp(min=1e-6).mean()
         log_frequency = torch.log(torch.as_tensor(counts[:V], dtype=torch.float32) + 1)
         self.log_frequency[:] = (log_frequency - log_frequency.mean()) / log_frequency.std().clamp(min=1e-6)
+        if self.pretrained is not None:
+            weights = model.base_model.state_dict()
+            self.pretrained.model.load_state_dict({name: weights[name] for name in self.pretrained.model.state_dict()})
 
 
 class TokenCompressionFeaturesExtractor(BaseFeaturesExtractor):
     """EnhancedTokenCompressionPolicy as a Stable-Baselines3 features extractor: Dict observation to (B, L, D)."""
 
-    def __init__(self, observation_space, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1, tokenizer_fingerprint=""):
+    def __init__(self, observation_space, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1, pretrained=None, tokenizer_fingerprint=""):
         super().__init__(observation_space, features_dim=width)
         self.tokenizer_fingerprint = tokenizer_fingerprint
-        self.network = EnhancedTokenCompressionPolicy(int(observation_space["tokens"].high.max()) + 1, embedding_dim, width, layers, heads, without, passes)
+        self.network = EnhancedTokenCompressionPolicy(int(observation_space["tokens"].high.max()) + 1, embedding_dim, width, layers, heads, without, passes, pretrained)
 
     @staticmethod
     def unpack(observations):
@@ -247,7 +297,13 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         self.mlp_extractor = nn.Identity()
         # λ at which the trained policy keeps a given share of a text: rows of (price, natural keep ratio).
         self.register_buffer("calibration", torch.zeros(CALIBRATION_PRICES, 2))
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        pretrained = self.features_extractor.network.pretrained
+        slow = [] if pretrained is None else [p for p in pretrained.parameters() if p.requires_grad]
+        own = {p for p in self.parameters() if p.requires_grad}.difference(slow)
+        groups = [{"params": [p for p in self.parameters() if p in own]}]
+        if slow:
+            groups.append({"params": slow, "share_of_rate": pretrained.rate})  # TokenPPO keeps to it
+        self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _heads(self, obs):
         """Distribution, value of masking each token λ − ĉ (B, L), and valid (B, L)."""
@@ -255,19 +311,20 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         logits, cost = self._logits_and_cost(ids, valid, price)
         return self.action_dist.proba_distribution(logits), price - cost, valid
 
-    def _logits_and_cost(self, ids, valid, price):
+    def _logits_and_cost(self, ids, valid, price, read=None):
         """Logits of keeping, equation (1), and estimated nats of a masked token, both (B, T), for texts (B, T) at λ (B, 1)."""
-        return self._decide(ids, valid, price, self._last_draft(ids, valid, price))
+        read = self.features_extractor.network.read(ids, valid) if read is None else read
+        return self._decide(ids, valid, price, self._last_draft(ids, valid, price, read), read)
 
-    def _last_draft(self, ids, valid, price):
+    def _last_draft(self, ids, valid, price, read):
         """The keep probabilities (B, T) of the last pass but one; None if there is only one."""
         draft = None
         for _ in range(self.features_extractor.network.passes - 1):
-            draft = torch.sigmoid(self._decide(ids, valid, price, draft)[0])
+            draft = torch.sigmoid(self._decide(ids, valid, price, draft, read)[0])
         return draft
 
-    def _decide(self, ids, valid, price, draft):
-        features = self.features_extractor.network(ids, valid, price, draft)
+    def _decide(self, ids, valid, price, draft, read):
+        features = self.features_extractor.network(ids, valid, price, draft, read)
         cost = F.softplus(self.value_net(features).squeeze(-1)) + SMALLEST_COST
         return self.sharpness * (cost.detach() / price).log() + self.action_net(features).squeeze(-1), cost
 
@@ -307,8 +364,9 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
         None if the policy was trained without it.
         """
-        batch = self._as_batch(ids, valid, price)
-        found = self.features_extractor.network.importances(*batch, self._last_draft(*batch))
+        batch, network = self._as_batch(ids, valid, price), self.features_extractor.network
+        read = network.read(*batch[:2])
+        found = network.importances(*batch, self._last_draft(*batch, read), read)
         return None if found is None else found.cpu()
 
     def _as_batch(self, ids, valid, price):
@@ -316,10 +374,14 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         ids, valid = torch.as_tensor(ids, device=self.device).long(), torch.as_tensor(valid, device=self.device)
         return ids, valid, torch.as_tensor(price, dtype=torch.float32, device=self.device).expand(len(ids))[:, None]
 
+    @torch.no_grad()
     def calibrate(self, ids, valid, low, high):
         """Store the share of tokens that the thresholded policy keeps at prices from `low` to `high` on the given texts."""
         prices = np.geomspace(low, high, CALIBRATION_PRICES)
-        keep_ratios = [float((self.keep_probability(ids, valid, p) > 0.5)[torch.as_tensor(valid)].float().mean()) for p in prices]
+        ids, valid, _ = self._as_batch(ids, valid, low)
+        read = self.features_extractor.network.read(ids, valid)
+        kept = [self._logits_and_cost(*self._as_batch(ids, valid, price), read)[0] > 0 for price in prices]
+        keep_ratios = [float(keep[valid].float().mean()) for keep in kept]
         self.calibration.copy_(torch.tensor([*zip(prices, keep_ratios, strict=True)]))
 
     def price_for(self, keep_ratio):

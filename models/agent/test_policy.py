@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from models.agent.policy import (
     EnhancedTokenCompressionPolicy,
     LocalContext,
+    PretrainedLayers,
     PositionalEncoding,
     TokenCompressionFeaturesExtractor,
     TokenCompressionPolicy,
@@ -158,12 +161,58 @@ def test_far_context_and_price_matter(network):
 def test_start_is_the_truncated_svd_and_the_log_frequency(network):
     torch.manual_seed(1)
     embeddings, counts = torch.randn(V + 1, 8) @ torch.randn(8, 24), np.arange(V + 1)
-    network.start_from(embeddings, counts)
+    network.start_from(SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding.from_pretrained(embeddings)), counts)
     # 8 dimensions hold all of a matrix of rank 8: inner products of the centred rows survive, up to one scale.
     centred = embeddings[:V] - embeddings[:V].mean(0)
     mine, theirs = network.embedding.weight @ network.embedding.weight.T, centred @ centred.T
     torch.testing.assert_close(mine / mine.norm(), theirs / theirs.norm(), rtol=1e-3, atol=1e-4)
     assert network.log_frequency.mean().item() == pytest.approx(0, abs=1e-5) and network.log_frequency.diff().min() > 0
+
+
+def causal_lm(family, layers):
+    """A small random causal LM for V tokens and a BOS."""
+    torch.manual_seed(0)
+    if family == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(vocab_size=V + 1, n_positions=80, n_embd=16, n_layer=layers, n_head=2)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=V + 1, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1)).eval()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_pretrained_layers_are_the_first_blocks_of_the_model(family):
+    ids, valid, price = batch()
+    model, shorter = causal_lm(family, 3), causal_lm(family, 2)
+    network = EnhancedTokenCompressionPolicy(V, 8, 16, 1, 2, pretrained={"config": shorter.config.to_dict(), "bos_id": V, "rate": 0})
+    network.start_from(model, np.ones(V))
+    shorter.load_state_dict({name: model.state_dict()[name] for name in shorter.state_dict()})
+    for row, length in enumerate(valid.sum(1)):
+        text = torch.cat([torch.tensor([V]), ids[row, :length]])[None]
+        everything = torch.zeros(1, 1, length + 1, length + 1)  # an additive mask that hides nothing
+        states = shorter.base_model(input_ids=text, attention_mask=everything).last_hidden_state[0]
+        found = network.train().read(ids, valid)[row, :length, -32:]  # training or not: there is no dropout
+        torch.testing.assert_close(found, torch.cat([states[1:], states[:-1]], -1), rtol=1e-2, atol=5e-3)  # embeddings in 16 bit
+    together = network(ids, valid, price)
+    torch.testing.assert_close(together[1, :7], network(ids[1:2, :7], valid[1:2, :7], price[1:2])[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0, 0.1])
+def test_pretrained_layers_learn_at_their_own_rate(rate):
+    config = causal_lm("gpt2", 1).config.to_dict()
+    kwargs = {"embedding_dim": 8, "width": 16, "layers": 1, "heads": 2, "pretrained": {"config": config, "bos_id": V, "rate": rate}}
+    policy = TokenCompressionPolicy(observation_space(V, T, 6.0), spaces.Box(0.0, 1.0, (T,), np.float32), lambda _: 1e-3, features_extractor_kwargs=kwargs)
+    obs = observation(*batch())
+    policy.evaluate_actions(obs, torch.zeros(B, T))[1].sum().backward()
+    pretrained = policy.features_extractor.network.pretrained
+    learns = {n for n, p in pretrained.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learns == ({n for n, p in pretrained.named_parameters() if "wte" not in n and n != "embedding.weight"} if rate else set())
+    groups = policy.optimizer.param_groups
+    assert [g.get("share_of_rate") for g in groups] == ([None, rate] if rate else [None])
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in policy.parameters() if p.requires_grad}
+
+
+def test_pretrained_layers_name_texts_that_are_too_long():
+    pretrained = PretrainedLayers(causal_lm("gpt2", 1).config.to_dict(), V, 0)
+    with pytest.raises(ValueError, match="at most 79"):
+        pretrained(torch.zeros(1, 80, dtype=torch.long), torch.ones(1, 80, dtype=torch.bool))
 
 
 def test_a_policy_is_used_at_any_length(policy):

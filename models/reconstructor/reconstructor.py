@@ -74,6 +74,15 @@ def find_device(name):
     return name
 
 
+def attention_bias(valid, attention="bidirectional", dtype=torch.float32):
+    """The additive mask (B, 1, T + 1, T + 1) of texts behind a BOS: 0 where a position is looked at. `valid` (B, T) bool."""
+    B, T = valid.shape
+    attended = torch.cat([valid.new_ones(B, 1), valid], 1)[:, None, None].expand(B, 1, T + 1, T + 1)
+    if attention == "causal":
+        attended = attended & torch.ones(T + 1, T + 1, dtype=torch.bool, device=valid.device).tril()
+    return torch.zeros(attended.shape, dtype=dtype, device=valid.device).masked_fill_(~attended, torch.finfo(dtype).min)
+
+
 class Reconstructor(torch.nn.Module):
     """A causal LM, its tokenizer and the way it is used. `self.model` stays a stock transformers model."""
 
@@ -134,11 +143,7 @@ class Reconstructor(torch.nn.Module):
             raise InputError(f"a text of {T} tokens: expected at most {self.max_length}, the reconstructor's positions less one; use a smaller --max_length")
         shown = torch.where(keep_mask & valid, ids, torch.where(valid, self.mask_id, self.bos_id))
         inputs = torch.cat([shown.new_full((B, 1), self.bos_id), shown], 1)  # (B, T + 1)
-        attended = torch.cat([valid.new_ones(B, 1), valid], 1)[:, None, None].expand(B, 1, T + 1, T + 1)
-        if (attention or self.attention) == "causal":
-            attended = attended & torch.ones(T + 1, T + 1, dtype=torch.bool, device=ids.device).tril()
-        dtype = self.model.get_input_embeddings().weight.dtype
-        bias = torch.zeros(attended.shape, dtype=dtype, device=ids.device).masked_fill_(~attended, torch.finfo(dtype).min)
+        bias = attention_bias(valid, attention or self.attention, self.model.get_input_embeddings().weight.dtype)
         return self.model.base_model(input_ids=inputs, attention_mask=bias, use_cache=False).last_hidden_state[:, :-1]
 
     def forward(self, ids, keep_mask, valid, as_causal_lm=False):

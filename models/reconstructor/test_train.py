@@ -239,6 +239,7 @@ def test_fine_tuning_learns_the_echo_and_stock_transformers_load_it(toy, tmp_pat
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["schema"] == "rltc.finetuning/1" and record["metrics"] == metrics and record["args"]["max_steps"] == 250
     assert list((tmp_path / "tb_logs").glob("events*"))
+    assert not (tmp_path / "runs").exists(), "the Trainer opened a log of its own"
 
 
 def weights_of(*directories):

@@ -192,6 +192,11 @@ class ReconstructorTrainer(Trainer):
         self.logged = time.monotonic(), self.tokens
         return metrics
 
+    def last_validation(self):
+        """The metrics of the validation at the present step; None if there was none."""
+        rows = (row for row in self.state.log_history if row["step"] == self.state.global_step)
+        return next(({k: v for k, v in row.items() if k.startswith("eval_")} for row in rows if f"eval_nats_at_{EVAL_MASK_RATIOS[0]}" in row), None)
+
     def _get_output_dir(self, trial):
         return str(self.run_dir)
 
@@ -388,7 +393,9 @@ def fine_tune(args):
         trainer.add_callback(Progress())
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
+    for callback in logger:  # it has closed its log, and would open another one
+        trainer.remove_callback(callback)
+    metrics = trainer.last_validation() or trainer.evaluate()  # none if a run that is complete was to go on
     if trainer.is_world_process_zero():
         curve = {str(ratio): masked_accuracy(reconstructor.eval(), validation, ratio) for ratio in CURVE}
         trainer.publish(curve)
