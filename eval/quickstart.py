@@ -37,7 +37,7 @@ def stages(root, args):
         (
             "train the agent",
             ["rl/train.py", "--data_path", processed, "--output_dir", agent, "--reconstructor_path", tuned]
-            + f"--num_timesteps {args.num_timesteps} --n_steps 64 --batch_size 16 --seed {args.seed}".split(),
+            + f"--num_timesteps {args.num_timesteps} --n_steps 64 --batch_size 16 --eval_freq 640 --seed {args.seed}".split(),
         ),
         (
             "evaluate",
@@ -52,7 +52,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--root", type=Path, default=Path("."), help="directory under which data, models, results and figures are written")
     parser.add_argument("--finetune_steps", type=bounded(int, 1, 10**9), default=150, help="optimiser steps of the reconstructor")
-    parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=11520, help="texts the agent is trained on")
+    parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=3840, help="texts the agent is trained on")
     parser.add_argument("--seed", type=SEED, default=42, help="seeds reconstructor, agent and evaluation; the data stay the same")
     parser.add_argument("--num_sequences", type=bounded(int, 1, 10**9), default=150, help="held-out texts to evaluate on")
     return parser.parse_args(argv)

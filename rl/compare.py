@@ -1,7 +1,7 @@
 """Compare variants of the agent's training at equal training time: same data, same seeds, one after the other.
 
     python rl/compare.py --reconstructor_path models/reconstructor/fine-tuned --minutes 5 --seeds 0 1 2 \\
-        --variants own "neighbours=--credit_window 2" "wide=--width 192" --output_dir models/agent/output/compared
+        --variants as-is "own=--credit_window 0" "wide=--width 192" --output_dir models/agent/output/compared
 
 A variant is a name and the flags of rl/train.py that make it different, joined by "="; a name alone changes nothing. How many
 texts a variant gets is what it can decide in `--minutes`, timed on a few rollouts first, so that its learning rate has

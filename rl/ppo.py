@@ -10,25 +10,25 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
    token rather than per text, so that its scale does not depend on the length. J, the text's reward, is what is logged.
 3. Episodes have one step, so returns are rewards and the advantage is reward minus value: `gamma` and `gae_lambda`
    change nothing.
-4. Advantages are divided by λ to a power, half by default: at a low λ less is at stake, and without that such texts would
-   hardly count beside those at a high one. Then they are standardised over the valid tokens of a minibatch.
-5. Token i is credited with its own share alone, not with what masking it does to its neighbours' nats. The expected
-   gradient is therefore not that of J: the policy climbs towards decisions of which none gains by changing alone
-   (tokens whose neighbours are mostly masked cost more, and are kept). Models are selected by J itself. With a credit
-   window w, what the w masked tokens on either side earned beyond the critic's estimate is added to the advantage: that
-   they came out dearer because token i was masked is then held against masking it. The critic's estimate takes the noise
-   of their own decisions out.
+4. Advantages are divided by λ to the power of `price_exponent`: at a low λ less is at stake, and such texts would hardly
+   count beside those at a high one. Then they are standardised over the valid tokens of a minibatch.
+5. Token i's own share of J does not hold what masking it does to its neighbours' nats. With that alone the expected gradient
+   is not that of J: the policy climbs towards decisions of which none gains by changing alone (tokens whose neighbours
+   are mostly masked cost more, and are kept). Models are selected by J itself. With a credit window w, what the w masked
+   tokens on either side earned beyond the critic's estimate is added to the advantage: that they came out dearer because
+   token i was masked is then held against masking it. The critic's estimate takes the noise of their own decisions out.
 6. Three more ways to give credit are there to be compared. With a group size of g, g masks are drawn for every text, and a
    token's baseline is the mean reward of the same token under the other masks instead of the critic's value. With flips,
    some decisions of every text are judged against their opposites, all others left as they are: the advantage is what the
    whole text gains, (1 − pi(k_i)) (J(k) − J(k with k_i flipped)), exactly, and the other decisions don't train the policy.
    Texts as a whole: Stable-Baselines3's own PPO, with `TokenCompressionPolicy(per_token=False)`.
 7. With `TokenCompressionPolicy` the critic's loss is that of the decision taken, not of the state: see there. Squared
-   errors are dominated by the dearest tokens, while a decision hangs on whether a cheap one costs a little more or less
-   than λ. So the critic's estimate ĉ of a masked token's nats c has the Poisson loss ĉ − c ln ĉ: its minimum, too, is the mean, but
-   an error weighs in proportion to its share of ĉ.
+   errors are dominated by the dearest tokens, while decisions hang on whether a cheap one costs a little more or less than
+   λ. So the critic's estimate ĉ of a masked token's nats c can have the Poisson loss ĉ − c ln ĉ instead: its minimum, too, is
+   the mean, but an error weighs in proportion to its share of ĉ.
 
-On texts of one token it computes what Stable-Baselines3's PPO computes (tested).
+The defaults of the class are plain PPO per token; those of rl/train.py are what was measured to be best. On texts of one
+token the class computes what Stable-Baselines3's PPO computes (tested).
 """
 
 import pickle

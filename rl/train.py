@@ -29,6 +29,7 @@ from rl.ppo import AGENTS, CRITIC_LOSSES, load_policy, save_agent, warm_start
 
 SCHEMA = "rltc.agent/1"
 UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)"}
+CREDIT_WINDOW = 2  # tokens; the best that was measured
 MAX_EVAL_ENVS = 64  # texts judged at one time in a held-out evaluation
 COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on, enough for a feature
 
@@ -50,7 +51,7 @@ def parse_args(argv=None):
     add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2, help="PPO's clipping of the probability ratio, per token")
     add("--price_exponent", type=bounded(float, 0, 2), default=0.5, help="advantages are divided by this power of λ, so that texts at a low λ count for more; not with --credit text")
     add("--critic_loss", choices=CRITIC_LOSSES, default=CRITIC_LOSSES[0], help="how the critic is fitted to the nats of masked tokens; not with --credit text, which has squared errors")
-    add("--credit_window", type=bounded(int, 0, 10**6), default=0, help="tokens on either side whose unexpected cost also counts for or against a decision; 0: its own token alone")
+    add("--credit_window", type=bounded(int, 0, 10**6), default=None, help=f"tokens on either side whose unexpected cost also counts for or against a decision; 0: its own token alone; default: {CREDIT_WINDOW}, or 0 with another way to give credit")
     add("--credit", choices=("token", "text"), default="token", help="text: Stable-Baselines3's own PPO, all decisions of a text share one advantage")
     add("--group_size", type=bounded(int, 1, 10**6), default=1, help="masks drawn for every text; with more than one, the others are a decision's baseline instead of the critic")
     add("--flips", type=bounded(int, 0, 10**6), default=0, help="decisions per text that are judged against their opposites, one reconstructor call each, and alone train the policy; 0: off")
@@ -69,8 +70,8 @@ def parse_args(argv=None):
     add("--passes", type=bounded(int, 1, 64), default=1, help="times that the policy decides; from the second on it sees what it decided before")
     add("--without", nargs="+", choices=EnhancedTokenCompressionPolicy.PARTS, default=[], help="parts of the policy network to leave out, to see what they are worth")
     add("--embedding_dim", type=bounded(int, 1, 4096), default=32, help="token features, started from a truncated SVD of the reconstructor's embedding")
-    add("--pretrained_layers", type=bounded(int, 0, 64), default=0, help="blocks of the reconstructor that the policy begins with, to read a text with what it knows; 0: none")
-    add("--pretrained_rate", type=bounded(float, 0, 1), default=0.1, help="learning rate of those blocks, as a share of --learning_rate; 0: they stay as they are")
+    add("--pretrained_layers", type=bounded(int, 0, 64), default=3, help="first blocks of the reconstructor that become the first of the policy, which so can read before it is trained; 0: none")
+    add("--pretrained_rate", type=bounded(float, 0, 1), default=0.3, help="learning rate of those blocks, as a share of --learning_rate; 0: they stay as they are")
     add("--eval_freq", type=bounded(int, 1, 10**12), default=1280, help="training texts between held-out evaluations")
     add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at every one of --eval_prices")
     add("--eval_prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[0.75, 1.5, 3.0], help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
@@ -93,7 +94,10 @@ def parse_args(argv=None):
         parser.error(f"--n_steps {args.n_steps}: expected a multiple of --n_envs {args.n_envs}")
     if args.n_envs % args.group_size:
         parser.error(f"--n_envs {args.n_envs}: expected a multiple of --group_size {args.group_size}")
-    if (args.credit_window > 0) + (args.group_size > 1) + (args.flips > 0) + (args.credit == "text") > 1:
+    others = (args.group_size > 1) + (args.flips > 0) + (args.credit == "text")
+    if args.credit_window is None:
+        args.credit_window = 0 if others else CREDIT_WINDOW
+    if (args.credit_window > 0) + others > 1:
         parser.error("expected one way to give credit, found two of --credit_window, --group_size, --flips and --credit text")
     if args.init_from and args.init_from.resolve().is_relative_to(args.output_dir.resolve()):
         parser.error(f"--init_from {args.init_from}: expected an agent outside of --output_dir, where it would be overwritten; choose another --output_dir")
@@ -145,16 +149,22 @@ def pretrained_layers(args, reconstructor):
     if args.pretrained_layers > config.num_hidden_layers:
         raise InputError(f"--pretrained_layers {args.pretrained_layers}: expected at most {config.num_hidden_layers}, the reconstructor's blocks; choose fewer")
     shape = {name: value for name, value in config.to_dict().items() if name not in ("_name_or_path", "architectures", "dtype", "transformers_version")}
-    shape[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = args.pretrained_layers
-    return {"config": shape, "bos_id": reconstructor.bos_id, "rate": args.pretrained_rate}
+    return {"config": shape, "blocks": args.pretrained_layers, "bos_id": reconstructor.bos_id, "rate": args.pretrained_rate}
+
+
+def built(policy):
+    """How a policy was built, by the names of the flags: policies that are alike in all of it can take each other's weights."""
+    network, kwargs = policy.features_extractor.network, policy.features_extractor_kwargs
+    pretrained = network.pretrained
+    return kwargs | {
+        "without": sorted(kwargs["without"]), "vocabulary": network.embedding.num_embeddings, "credit": "token" if policy.per_token else "text",
+        "pretrained": f"{pretrained.blocks} blocks of width {pretrained.model.config.hidden_size} at rate {pretrained.rate:g}" if pretrained else None,
+    }
 
 
 def continue_policy(policy, earlier, path):
     """Give a policy the weights of an earlier one, saved at `path`. Raises InputError if that was built otherwise or for another tokenizer."""
-    theirs, ours = (
-        p.features_extractor_kwargs | {"without": sorted(p.features_extractor_kwargs["without"]), "vocabulary": p.features_extractor.network.embedding.num_embeddings, "credit": "token" if p.per_token else "text"}
-        for p in (earlier, policy)
-    )
+    theirs, ours = built(earlier), built(policy)
     different = [name for name in ours if theirs.get(name) != ours[name]]
     if different:
         raise InputError(f"--init_from {path}: expected a policy with {different[0]} {ours[different[0]]}, found {theirs.get(different[0])}; train with the flags, data and reconstructor's tokenizer that it was trained with")

@@ -69,14 +69,16 @@ class TokenImportanceAttention(nn.Module):
 class PretrainedLayers(nn.Module):
     """The first blocks of a reconstructor: features of tokens that have read their context before any training.
 
-    `config`: of a model with just these blocks, as a dict; `bos_id` stands in front of every text; `rate`: share of the
-    learning rate that the blocks are trained with, 0: not at all. Token embeddings are never trained and stored in 16 bit.
+    `config`: of the whole model, as a dict; `blocks`: how many of it; `bos_id` stands in front of every text; `rate`: share of
+    the learning rate that the blocks are trained with, 0: not at all. Token embeddings are never trained and stored in 16 bit.
     """
 
-    def __init__(self, config, bos_id, rate):
+    def __init__(self, config, blocks, bos_id, rate):
         super().__init__()
-        self.bos_id, self.rate = bos_id, rate
-        self.model = AutoModel.from_config(AutoConfig.for_model(**config)).requires_grad_(rate > 0)
+        config = AutoConfig.for_model(**config)
+        self.blocks, self.share, self.bos_id, self.rate = blocks, blocks / config.num_hidden_layers, bos_id, rate
+        config.num_hidden_layers = blocks
+        self.model = AutoModel.from_config(config).requires_grad_(rate > 0)
         self.embedding = self.model.get_input_embeddings().half().requires_grad_(False)
         self.width = 2 * self.model.config.hidden_size
         self.train(False)

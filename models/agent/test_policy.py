@@ -181,7 +181,8 @@ def causal_lm(family, layers):
 def test_pretrained_layers_are_the_first_blocks_of_the_model(family):
     ids, valid, price = batch()
     model, shorter = causal_lm(family, 3), causal_lm(family, 2)
-    network = EnhancedTokenCompressionPolicy(V, 8, 16, 1, 2, pretrained={"config": shorter.config.to_dict(), "bos_id": V, "rate": 0})
+    network = EnhancedTokenCompressionPolicy(V, 8, 16, 1, 2, pretrained={"config": model.config.to_dict(), "blocks": 2, "bos_id": V, "rate": 0})
+    assert network.pretrained.share == pytest.approx(2 / 3)
     network.start_from(model, np.ones(V))
     shorter.load_state_dict({name: model.state_dict()[name] for name in shorter.state_dict()})
     for row, length in enumerate(valid.sum(1)):
@@ -197,7 +198,7 @@ def test_pretrained_layers_are_the_first_blocks_of_the_model(family):
 @pytest.mark.parametrize("rate", [0, 0.1])
 def test_pretrained_layers_learn_at_their_own_rate(rate):
     config = causal_lm("gpt2", 1).config.to_dict()
-    kwargs = {"embedding_dim": 8, "width": 16, "layers": 1, "heads": 2, "pretrained": {"config": config, "bos_id": V, "rate": rate}}
+    kwargs = {"embedding_dim": 8, "width": 16, "layers": 1, "heads": 2, "pretrained": {"config": config, "blocks": 1, "bos_id": V, "rate": rate}}
     policy = TokenCompressionPolicy(observation_space(V, T, 6.0), spaces.Box(0.0, 1.0, (T,), np.float32), lambda _: 1e-3, features_extractor_kwargs=kwargs)
     obs = observation(*batch())
     policy.evaluate_actions(obs, torch.zeros(B, T))[1].sum().backward()
@@ -210,7 +211,7 @@ def test_pretrained_layers_learn_at_their_own_rate(rate):
 
 
 def test_pretrained_layers_name_texts_that_are_too_long():
-    pretrained = PretrainedLayers(causal_lm("gpt2", 1).config.to_dict(), V, 0)
+    pretrained = PretrainedLayers(causal_lm("gpt2", 1).config.to_dict(), 1, V, 0)
     with pytest.raises(ValueError, match="at most 79"):
         pretrained(torch.zeros(1, 80, dtype=torch.long), torch.ones(1, 80, dtype=torch.bool))
 
