@@ -30,6 +30,7 @@ from rl.ppo import AGENTS, CRITIC_LOSSES, load_policy, save_agent, warm_start
 SCHEMA = "rltc.agent/1"
 UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)"}
 CREDIT_WINDOW = 2  # tokens; the best that was measured
+PRETRAINED_LAYERS = 3  # blocks, half of the embedded base's
 MAX_EVAL_ENVS = 64  # texts judged at one time in a held-out evaluation
 COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on, enough for a feature
 
@@ -70,7 +71,7 @@ def parse_args(argv=None):
     add("--passes", type=bounded(int, 1, 64), default=1, help="times that the policy decides; from the second on it sees what it decided before")
     add("--without", nargs="+", choices=EnhancedTokenCompressionPolicy.PARTS, default=[], help="parts of the policy network to leave out, to see what they are worth")
     add("--embedding_dim", type=bounded(int, 1, 4096), default=32, help="token features, started from a truncated SVD of the reconstructor's embedding")
-    add("--pretrained_layers", type=bounded(int, 0, 64), default=3, help="first blocks of the reconstructor that become the first of the policy, which so can read before it is trained; 0: none")
+    add("--pretrained_layers", type=bounded(int, 0, 64), default=None, help=f"first blocks of the reconstructor that become the first of the policy, which so can read before it is trained; 0: none; default: {PRETRAINED_LAYERS}, or half of its blocks if it has less than {2 * PRETRAINED_LAYERS}")
     add("--pretrained_rate", type=bounded(float, 0, 1), default=0.3, help="learning rate of those blocks, as a share of --learning_rate; 0: they stay as they are")
     add("--eval_freq", type=bounded(int, 1, 10**12), default=1280, help="training texts between held-out evaluations")
     add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at every one of --eval_prices")
@@ -143,13 +144,15 @@ def build_agent(args, env, reconstructor, train, device):
 
 def pretrained_layers(args, reconstructor):
     """The arguments of PretrainedLayers for the first `--pretrained_layers` blocks of a reconstructor; None if that is 0."""
-    if not args.pretrained_layers:
+    config, blocks = reconstructor.model.config, args.pretrained_layers
+    if blocks is None:
+        blocks = min(PRETRAINED_LAYERS, config.num_hidden_layers // 2)
+    if blocks > config.num_hidden_layers:
+        raise InputError(f"--pretrained_layers {blocks}: expected at most {config.num_hidden_layers}, the reconstructor's blocks; choose fewer")
+    if not blocks:
         return None
-    config = reconstructor.model.config
-    if args.pretrained_layers > config.num_hidden_layers:
-        raise InputError(f"--pretrained_layers {args.pretrained_layers}: expected at most {config.num_hidden_layers}, the reconstructor's blocks; choose fewer")
     shape = {name: value for name, value in config.to_dict().items() if name not in ("_name_or_path", "architectures", "dtype", "transformers_version")}
-    return {"config": shape, "blocks": args.pretrained_layers, "bos_id": reconstructor.bos_id, "rate": args.pretrained_rate}
+    return {"config": shape, "blocks": blocks, "bos_id": reconstructor.bos_id, "rate": args.pretrained_rate}
 
 
 def built(policy):
