@@ -28,7 +28,7 @@ from rl.env import TokenCompressionVecEnv
 from rl.ppo import AGENTS, CRITIC_LOSSES, load_policy, save_agent, warm_start
 
 SCHEMA = "rltc.agent/1"
-UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)"}
+UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)", "parameters": "trained ones; frozen embeddings not counted"}
 CREDIT_WINDOW = 2  # tokens; the best that was measured
 PRETRAINED_LAYERS = 3  # blocks, half of the embedded base's
 MAX_EVAL_ENVS = 64  # texts judged at one time in a held-out evaluation
@@ -216,7 +216,7 @@ def train_agent(args):
         """Write training.json anew, so that it always describes the model that lies beside it."""
         write_json(
             args.output_dir / "training.json", SCHEMA, args, UNITS, seconds=seconds(), texts=agent.num_timesteps,
-            parameters=sum(p.numel() for p in agent.policy.parameters()), best_J=evaluation.best_J,
+            parameters=sum(p.numel() for p in agent.policy.parameters() if p.requires_grad), best_J=evaluation.best_J,
             tokenizer_fingerprint=reconstructor.fingerprint, max_length=length, evaluations=evaluation.history,
         )
 

@@ -70,7 +70,7 @@ class PretrainedLayers(nn.Module):
     """The first blocks of a reconstructor: features of tokens that have read their context before any training.
 
     `config`: of the whole model, as a dict; `blocks`: how many of it; `bos_id` stands in front of every text; `rate`: share of
-    the learning rate that the blocks are trained with, 0: not at all. Token embeddings are never trained and stored in 16 bit.
+    the learning rate that the blocks are trained with, 0: not at all. Embeddings are never trained, those of tokens stored in 16 bit.
     """
 
     def __init__(self, config, blocks, bos_id, rate):
@@ -79,7 +79,10 @@ class PretrainedLayers(nn.Module):
         self.blocks, self.share, self.bos_id, self.rate = blocks, blocks / config.num_hidden_layers, bos_id, rate
         config.num_hidden_layers = blocks
         self.model = AutoModel.from_config(config).requires_grad_(rate > 0)
-        self.embedding = self.model.get_input_embeddings().half().requires_grad_(False)
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding):  # of tokens and, in GPT-2, of positions: what is learned must hold at every other
+                module.requires_grad_(False)
+        self.embedding = self.model.get_input_embeddings().half()
         self.width = 2 * self.model.config.hidden_size
         self.train(False)
 
