@@ -30,6 +30,7 @@ SCHEMA = "rltc.price_evaluation/2"
 UNITS = {"J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token", "interval": "95 %, percentile bootstrap over documents; with several agents plus Student's t over them, interval_over_documents without", "share": "of the distance in J between two methods"}
 REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
 RATIOS = np.linspace(0, 1, 41)  # keep ratios among which a rule is looked for
+COARSE = 4  # every so many of them first
 AGENT, VERIFIED, OPTIMUM = "agent", "reconstructor-verified masks", "best of all masks"
 
 
@@ -95,13 +96,36 @@ def mean_J(rows):
     return rows[..., 2].sum() / rows[..., 0].sum()
 
 
-def best_rule(scores, reconstructor, price):
-    """The rule of the highest J on the validation texts of `scores`; to keep everything, or nothing, is one of them."""
-    corpus = scores.corpus
-    scored = np.concatenate([s[valid] for s, (_, valid) in zip(scores.at(REFERENCE_RATIO)[0], corpus.batches, strict=True)])
-    thresholds = [-np.inf, np.inf, *np.unique(np.quantile(scored, 1 - RATIOS))]  # among equals the first
-    rules = [Rule(threshold=t) for t in thresholds] + [Rule(keep_ratio=r) for r in RATIOS[1:-1:2]]
-    return max(rules, key=lambda rule: mean_J(rewards(reconstructor, corpus, rule.masks(scores), price)))
+class Rules:
+    """The rules that a method's scores allow, thresholds and shares of a text, and what they cost on the scores' texts: asked once, for all prices.
+
+    J hardly changes from one rule to the next, so the best of each kind is looked for among every fourth, then beside it.
+    To keep everything, or nothing, is among the thresholds.
+    """
+
+    def __init__(self, scores, reconstructor):
+        self.scores, self.reconstructor, self.rows = scores, reconstructor, {}
+        scored = np.concatenate([s[valid] for s, (_, valid) in zip(scores.at(REFERENCE_RATIO)[0], scores.corpus.batches, strict=True)])
+        thresholds = [-np.inf, *np.unique(np.quantile(scored, 1 - RATIOS)), np.inf]
+        self.kinds = [[Rule(threshold=t) for t in thresholds], [Rule(keep_ratio=r) for r in RATIOS[1:-1:2]]]
+
+    def J(self, rule, price):
+        if rule not in self.rows:
+            self.rows[rule] = rewards(self.reconstructor, self.scores.corpus, rule.masks(self.scores), 0.0)
+        tokens, kept, minus_nats = self.rows[rule].sum(0)
+        return (price * (tokens - kept) + minus_nats) / tokens
+
+    def best(self, price):
+        """The rule of the highest J at a price."""
+        found = []
+        for rules in self.kinds:
+            tried = {i: self.J(rules[i], price) for i in sorted({*range(0, len(rules), COARSE), len(rules) - 1})}
+            for step in (COARSE // 2, COARSE // 4):
+                best = max(tried, key=tried.get)
+                tried |= {i: self.J(rules[i], price) for i in (best - step, best + step) if 0 <= i < len(rules)}
+            best = max(tried, key=tried.get)
+            found.append((tried[best], rules[best]))
+        return max(found, key=lambda J_and_rule: J_and_rule[0])[1]
 
 
 def searched_rows(reconstructor, corpus, starts, price, search, count, quiet):
@@ -132,12 +156,12 @@ def share_of_distance(J, goal):
     return (J[AGENT] - best) / (J[goal] - best) if J[goal] > best + 1e-6 else None
 
 
-def evaluate_at(price, policies, opponents, corpora, scored, reconstructor, args):
-    """All results at one price, on the texts of `corpora["test"]`; `scored` holds the Scores of {(opponent, corpus): …}."""
+def evaluate_at(price, policies, opponents, corpora, scored, candidates, reconstructor, args):
+    """All results at one price, on the texts of `corpora["test"]`; of {(opponent, corpus): …}, `scored` holds the Scores and `candidates` the Rules."""
     corpus, bootstrap = corpora["test"], Bootstrap(len(corpora["test"].names), args.bootstrap_samples, args.seed, len(policies))
     own = [agent_masks(policy, corpus, price) for policy in policies]
     agents = np.stack([rewards(reconstructor, corpus, masks, price) for masks in own])
-    rules = {method.name: best_rule(scored[method.name, "val"], reconstructor, price) for method in tqdm(opponents, desc=f"rules at λ={price:g}", unit="method", disable=args.quiet)}
+    rules = {method.name: candidates[method.name, "val"].best(price) for method in tqdm(opponents, desc=f"rules at λ={price:g}", unit="method", disable=args.quiet)}
     masks = {name: rule.masks(scored[name, "test"]) for name, rule in rules.items()}
     rows = {name: rewards(reconstructor, corpus, found, price) for name, found in masks.items()}
     best = max(rows, key=lambda name: mean_J(rows[name]))
@@ -156,7 +180,7 @@ def evaluate_at(price, policies, opponents, corpora, scored, reconstructor, args
     return found
 
 
-def short_windows(policies, opponents, corpora, scored, reconstructor, args):
+def short_windows(policies, opponents, corpora, scored, candidates, reconstructor, args):
     """On short texts, at every price: J of the best of all masks, of the agent, and of the best other method."""
     corpus = corpora["short"]
     best = [optima(reconstructor, text, args.prices) for text in tqdm(corpus.texts, desc="all masks", unit="text", disable=args.quiet)]
@@ -165,7 +189,7 @@ def short_windows(policies, opponents, corpora, scored, reconstructor, args):
         J = {OPTIMUM: float(np.average([b[i][0] for b in best], weights=[len(text) for text in corpus.texts]))}
         J[AGENT] = float(np.mean([mean_J(rewards(reconstructor, corpus, agent_masks(policy, corpus, price), price)) for policy in policies]))
         for method in opponents:
-            rule = best_rule(scored[method.name, "short val"], reconstructor, price)
+            rule = candidates[method.name, "short val"].best(price)
             J[method.name] = float(mean_J(rewards(reconstructor, corpus, rule.masks(scored[method.name, "short"]), price)))
         found.append({"price": price, "texts": len(corpus.texts), "J": J, "share_of_the_distance_to_the_optimum": share_of_distance(J, OPTIMUM)})
     return found
@@ -210,10 +234,11 @@ def main(argv=None):
     policies, opponents = loaded.policies, build_opponents(args, loaded.base, loaded.bos, reconstructor, counts)
     make_output_dir(args.output_dir)
     scored = {(method.name, name): Scores(method, corpus) for method in opponents for name, corpus in corpora.items()}
+    candidates = {key: Rules(scores, reconstructor) for key, scores in scored.items() if key[1] in ("val", "short val")}
     record = {
         "texts": len(corpora["test"].texts), "documents": len(corpora["test"].names), "window": args.window, "agents": [str(path) for path in args.model_path],
-        "prices": [evaluate_at(price, policies, opponents, corpora, scored, reconstructor, args) for price in args.prices],
-        "windows": short_windows(policies, opponents, corpora, scored, reconstructor, args) if args.window_sequences else [],
+        "prices": [evaluate_at(price, policies, opponents, corpora, scored, candidates, reconstructor, args) for price in args.prices],
+        "windows": short_windows(policies, opponents, corpora, scored, candidates, reconstructor, args) if args.window_sequences else [],
     }
     write_json(args.output_dir / "price_results.json", SCHEMA, args, UNITS, **record)
     print(f"{record['texts']} texts of {record['documents']} documents\n\n{format_report(record)}\n\nwritten to {args.output_dir}")

@@ -339,6 +339,22 @@ def test_exhaustive_search_is_a_maximum_and_verification_reveals_what_is_dear(st
     assert (nats <= 1.2).all() and (~verified).any() and verified.any()
 
 
+@pytest.mark.parametrize("price", np.linspace(0, 1, 23))
+def test_a_rule_is_found_without_trying_all(price):
+    class Hill(evaluate_price.Rules):
+        def __init__(self):
+            self.kinds, self.asked = [[evaluate_price.Rule(keep_ratio=r) for r in np.linspace(0, 1, n)] for n in (43, 19)], set()
+
+        def J(self, rule, price):
+            self.asked.add(rule)
+            return -((rule.keep_ratio - price) ** 2)
+
+    hill = Hill()
+    best = max((rule for kind in hill.kinds for rule in kind), key=lambda rule: hill.J(rule, price))
+    hill.asked.clear()
+    assert hill.best(price).keep_ratio == best.keep_ratio and len(hill.asked) < 30
+
+
 def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
     """On the toy language the agent at λ = 1.2 drops echoes: nearly λ / 2, as no rule for all texts does better."""
     words = f"--prices 0.01 1.2 2 90 --num_sequences 20 --tune_sequences 10 --search_sequences 2 --window 6 --window_sequences 5 --bootstrap_samples 200 --output_dir {tmp_path}"
