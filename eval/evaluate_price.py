@@ -4,7 +4,8 @@
 
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
 validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. Beside them:
-reconstructor-verified masks (the practical oracle), local search, and on texts of `--window` tokens the best of all
+reconstructor-verified masks (the practical oracle: what comes back dearer than λ is sent, from the best other method's masks or from
+nothing sent, whichever ends higher), the same from the first agent's masks, local search, and on texts of `--window` tokens the best of all
 masks. Intervals are 95 %, bootstrapped over documents; differences are paired. Several agents after `--model_path`, trained
 alike with other seeds, count as one method, whose intervals allow for the differences between them; masks that start from an
 agent's start from the first one's. Writes `price_results.json`.
@@ -26,12 +27,12 @@ from eval.search import J_of_masks, local_search, optima, verified_mask
 from models.reconstructor.masking import keep_highest
 from rl.train import token_counts
 
-SCHEMA = "rltc.price_evaluation/2"
+SCHEMA = "rltc.price_evaluation/3"
 UNITS = {"J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token", "interval": "95 %, percentile bootstrap over documents; with several agents plus Student's t over them, interval_over_documents without", "share": "of the distance in J between two methods"}
 REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
 RATIOS = np.linspace(0, 1, 41)  # keep ratios among which a rule is looked for
 COARSE = 4  # every so many of them first
-AGENT, VERIFIED, OPTIMUM = "agent", "reconstructor-verified masks", "best of all masks"
+AGENT, VERIFIED, AGENT_VERIFIED, OPTIMUM = "agent", "reconstructor-verified masks", "the agent's masks, verified", "best of all masks"
 
 
 def parse_args(argv=None):
@@ -99,7 +100,7 @@ def mean_J(rows):
 class Rules:
     """The rules that a method's scores allow, thresholds and shares of a text, and what they cost on the scores' texts: asked once, for all prices.
 
-    J hardly changes from one rule to the next, so the best of each kind is looked for among every fourth, then beside it.
+    J hardly changes from one rule to the next, so the best of each kind is looked for among every fourth, then beside the best two.
     To keep everything, or nothing, is among the thresholds.
     """
 
@@ -121,8 +122,8 @@ class Rules:
         for rules in self.kinds:
             tried = {i: self.J(rules[i], price) for i in sorted({*range(0, len(rules), COARSE), len(rules) - 1})}
             for step in (COARSE // 2, COARSE // 4):
-                best = max(tried, key=tried.get)
-                tried |= {i: self.J(rules[i], price) for i in (best - step, best + step) if 0 <= i < len(rules)}
+                for best in sorted(tried, key=tried.get)[-2:]:
+                    tried |= {i: self.J(rules[i], price) for i in (best - step, best + step) if 0 <= i < len(rules)}
             best = max(tried, key=tried.get)
             found.append((tried[best], rules[best]))
         return max(found, key=lambda J_and_rule: J_and_rule[0])[1]
@@ -152,7 +153,7 @@ def summary(name, rule, rows, corpus, bootstrap, agents=None):
 
 def share_of_distance(J, goal):
     """How far the agent gets from the best other method to `goal`, from {method: J}: 1 is all of the way; None if there is no way to go."""
-    best = max(value for name, value in J.items() if name not in (AGENT, VERIFIED, OPTIMUM))
+    best = max(value for name, value in J.items() if name not in (AGENT, VERIFIED, AGENT_VERIFIED, OPTIMUM))
     return (J[AGENT] - best) / (J[goal] - best) if J[goal] > best + 1e-6 else None
 
 
@@ -166,13 +167,16 @@ def evaluate_at(price, policies, opponents, corpora, scored, candidates, reconst
     rows = {name: rewards(reconstructor, corpus, found, price) for name, found in masks.items()}
     best = max(rows, key=lambda name: mean_J(rows[name]))
     nothing_sent = [~valid for _, valid in corpus.batches]
-    starts = {"from the best method": masks[best], "from the agent": own[0], "from nothing sent": nothing_sent}
+    starts = {"from the best method": masks[best], "from nothing sent": nothing_sent, "from the agent": own[0]}
     checked = {start: searched_rows(reconstructor, corpus, first, price, verified_mask, None, args.quiet) for start, first in starts.items()}
+    agents_own = checked.pop("from the agent")
     start = max(checked, key=lambda s: mean_J(checked[s]))
     results = [summary(AGENT, "its own decisions", agents, corpus, bootstrap)]
     results += [summary(name, rules[name], found[None], corpus, bootstrap, agents) for name, found in rows.items()]
     results.append(summary(VERIFIED, start, checked[start][None], corpus, bootstrap, agents))
-    found = {"price": price, "results": results, "share_of_the_distance_to_verified": share_of_distance({r["method"]: r["J"] for r in results}, VERIFIED)}
+    results.append(summary(AGENT_VERIFIED, "what comes back dear is sent", agents_own[None], corpus, bootstrap, agents[:1]))
+    J = {r["method"]: r["J"] for r in results}
+    found = {"price": price, "results": results, "share_of_the_distance_to_verified": share_of_distance(J, VERIFIED), "share_of_the_distance_to_the_agents_verified": share_of_distance(J | {AGENT: float(mean_J(agents[0]))}, AGENT_VERIFIED)}
     if args.search_sequences:
         searched = searched_rows(reconstructor, corpus, own[0], price, local_search, args.search_sequences, args.quiet)
         texts = len(searched)
@@ -209,7 +213,7 @@ def format_report(record):
             beside = f"  agent leads by {lead['value']:+.4f} ({lead['interval'][0]:+.4f} to {lead['interval'][1]:+.4f})" if lead else ""
             name = f"{r['method']}, mean of {len(r['runs'])} runs" if "runs" in r else r["method"]
             lines.append(f"  {name:30s} {r['J']:.4f} ({r['interval'][0]:.4f} to {r['interval'][1]:.4f})  keeps {r['keep_ratio']:.2f}: {r['rule']}{beside}")
-        lines.append(f"  share of the distance from the best method to verified masks: {share(at['share_of_the_distance_to_verified'])}")
+        lines.append(f"  share of the distance from the best method to verified masks: {share(at['share_of_the_distance_to_verified'])}; to the agent's, verified: {share(at['share_of_the_distance_to_the_agents_verified'])}")
         if "local_search" in at:
             s = at["local_search"]
             lines.append(f"  on {s['texts']} texts: local search {s['J']:.4f}, {'first ' if len(record['agents']) > 1 else ''}agent {s['agent']:.4f}, verified {s['verified']:.4f}")

@@ -367,7 +367,8 @@ def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
     assert dear["random"]["rule"] == "nothing kept" and dear["random"]["keep_ratio"] == 0, "no token is worth a price of 90"
     for at in record["prices"][1:3]:
         J = {r["method"]: r["J"] for r in at["results"]}
-        assert set(J) == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "mean nats under random masks", "reconstructor-verified masks"}
+        assert set(J) == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "mean nats under random masks", "reconstructor-verified masks", "the agent's masks, verified"}
+        assert J["the agent's masks, verified"] >= at["results"][0]["runs"][0] - 1e-3, "what is dear is sent"
         assert J["agent"] == pytest.approx(np.mean(at["results"][0]["runs"])) and len(at["results"][0]["runs"]) == 2
         assert J["agent"] > J["random"] > -0.1 and at["local_search"]["J"] >= at["local_search"]["agent"] - 1e-6
         for r in at["results"]:

@@ -5,9 +5,7 @@ what else the run's future depends on: random states, the place in the stream of
 written whole or not at all, the second one last.
 """
 
-import pickle
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
 from data.artifacts import InputError, make_output_dir, written_aside
-from rl.ppo import AGENTS, save_agent
+from rl.ppo import AGENTS, UNREADABLE, save_agent
 
 FREE = ("resume", "quiet", "num_timesteps", "checkpoint_freq", "save_total_limit", "output_dir", "patience")  # flags that may change when a run goes on
 
@@ -80,7 +78,7 @@ def load_newest(directory, args, env, device):
             break
         except InputError:
             raise
-        except (OSError, ValueError, RuntimeError, KeyError, EOFError, AttributeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             print(f"skipped {path.stem}, which is damaged ({type(error).__name__})")
     else:
         raise InputError(f"--resume: expected a whole checkpoint in {directory}, found only damaged ones; leave --resume away to start anew")

@@ -14,8 +14,8 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
    count beside those at a high one. Then they are standardised over the valid tokens of a minibatch.
 5. Token i's own share of J does not hold what masking it does to its neighbours' nats. With that alone the expected gradient
    is not that of J: the policy climbs towards decisions of which none gains by changing alone (tokens whose neighbours
-   are mostly masked cost more, and are kept). Models are selected by J itself. With a credit window w, what the w masked
-   tokens on either side earned beyond the critic's estimate is added to the advantage: that they came out dearer because
+   are mostly masked cost more, and are kept). Models are selected by J itself. With a credit window w, what the masked ones
+   among the w tokens on either side earned beyond the critic's estimate is added to the advantage: that they came out dearer because
    token i was masked is then held against masking it. The critic's estimate takes the noise of their own decisions out.
 6. Three more ways to give credit are there to be compared. With a group size of g, g masks are drawn for every text, and a
    token's baseline is the mean reward of the same token under the other masks instead of the critic's value. With flips,
@@ -47,6 +47,9 @@ from data.artifacts import InputError, written_aside
 from models.agent.policy import TokenCompressionPolicy
 from rl.env import KEEP_THRESHOLD
 
+UNREADABLE = (  # what reading an agent's file can raise
+    OSError, zipfile.BadZipFile, AssertionError, ValueError, KeyError, IndexError, TypeError, RuntimeError, AttributeError, ImportError, EOFError, pickle.UnpicklingError,
+)
 CRITIC_LOSSES = ("poisson", "mse")
 PER_TOKEN = ("rewards", "returns", "values", "log_probs", "advantages")
 
@@ -116,12 +119,32 @@ class TokenRolloutBuffer(DictRolloutBuffer):
         return samples._replace(**{name: self.to_torch(array[batch_inds]) for name, array in per_token.items()})
 
 
+class FallingRate:
+    """A learning rate that falls linearly, as a function of the share of training that remains. Files of agents refer to it by name."""
+
+    def __init__(self, first, last):
+        self.first, self.last = first, last
+
+    def __call__(self, remaining):
+        return self.last + remaining * (self.first - self.last)
+
+
 class TimedPPO(PPO):
-    """Stable-Baselines3's PPO, which times its updates and keeps to the learning rates of the policy's parameter groups."""
+    """Stable-Baselines3's PPO, which times its updates and keeps to the learning rates of the policy's parameter groups.
+
+    The value of what follows a rollout is not computed, since episodes have one step.
+    """
 
     def __init__(self, *args, **kwargs):
         self.update_seconds = 0.0  # spent in `train`
         super().__init__(*args, **kwargs)
+
+    def collect_rollouts(self, *args, **kwargs):
+        self.policy.predict_values = lambda obs: torch.zeros(self.n_envs, device=self.device)
+        try:
+            return super().collect_rollouts(*args, **kwargs)
+        finally:
+            del self.policy.predict_values
 
     def _update_learning_rate(self, optimizers):
         super()._update_learning_rate(optimizers)
@@ -138,6 +161,8 @@ class TokenPPO(TimedPPO):
 
     def __init__(self, *args, price_exponent=0.0, critic_loss="mse", **kwargs):
         kwargs["rollout_buffer_class"] = TokenRolloutBuffer
+        if critic_loss == "poisson" and kwargs.get("clip_range_vf") is not None:
+            raise ValueError("critic_loss 'poisson': expected no clip_range_vf, which clips values that can be squared errors' only")
         self.price_exponent, self.critic_loss = price_exponent, critic_loss
         super().__init__(*args, **kwargs)
 
@@ -282,7 +307,7 @@ def load_policy(path, device="cpu"):
         raise FileNotFoundError(f"{path} is missing; expected an agent. Train one with: python rl/train.py --output_dir {path.parent}")
     try:
         agent = TokenPPO.load(path, device=device)
-    except (zipfile.BadZipFile, AssertionError, ValueError, KeyError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(f"{path}: expected an agent that rl/train.py wrote, found: {reason[0]}; train one with: python rl/train.py") from None
     if not isinstance(agent.policy, TokenCompressionPolicy):

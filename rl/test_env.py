@@ -103,6 +103,14 @@ def test_bad_actions_and_lengths_are_refused(reconstructor, texts):
         TokenCompressionEnv([], reconstructor, LENGTH)
 
 
+def test_a_reconstructor_that_says_nan_is_named(reconstructor, texts, monkeypatch):
+    env, predict = TokenCompressionEnv(texts, reconstructor, LENGTH), reconstructor.predict
+    env.reset(seed=0)
+    monkeypatch.setattr(reconstructor, "predict", lambda *args: predict(*args)._replace(nats=torch.full((1, LENGTH), torch.nan)))
+    with pytest.raises(InputError, match="reconstructor: expected finite nats"):
+        env.step(np.zeros(LENGTH))
+
+
 def test_observations_are_small(reconstructor, texts):
     """A rollout of 2,048 texts of 128 tokens is a few megabytes, whatever the reconstructor's width."""
     env = TokenCompressionVecEnv(texts, reconstructor, 128 if reconstructor.max_length >= 128 else 31, 2, (0.5, 6.0))

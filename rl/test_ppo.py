@@ -107,6 +107,8 @@ def test_the_critics_poisson_loss_is_lowest_at_the_mean_and_forgets_kept_tokens(
     at = {e: agent.critic_error(price - e, price - nats, masked, price).item() for e in (0.9, 1.0, 1.1)}
     assert min(at, key=at.get) == 1.0, "the mean of the masked tokens' nats"
     assert agent.critic_error(price - 1, price - nats, ~masked & False, price) == 0, "nothing masked"
+    with pytest.raises(ValueError, match="expected no clip_range_vf"):
+        agent_on(agent.env, critic_loss="poisson", clip_range_vf=0.2)
 
 
 def test_neighbours_are_credited_with_their_surprise(reconstructor, texts):

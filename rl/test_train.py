@@ -141,7 +141,7 @@ def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words)
 def test_pretrained_layers_learn_slowly_or_not_at_all(toy, tmp_path, credit):
     trained = {}
     for rate in (0, 0.01, 1):
-        train_agent(toy, tmp_path / str(rate), "--num_timesteps", 32, "--credit", credit, "--pretrained_layers", 1, "--pretrained_rate", rate)
+        train_agent(toy, tmp_path / str(rate), "--num_timesteps", 32, "--credit", credit, *(["--warm_start", 16] if credit == "token" else []), "--pretrained_layers", 1, "--pretrained_rate", rate)
         trained[rate] = load_policy(tmp_path / str(rate) / "final_model.zip").state_dict()
     blocks = [name for name in trained[0] if ".pretrained.model.h." in name]
     start = torch.cat([trained[0][name].flatten() for name in blocks])
@@ -180,7 +180,7 @@ def test_training_goes_on_from_another_agent(toy, earlier, tmp_path):
 def test_an_agent_that_cannot_be_gone_on_from_is_refused_before_anything_is_lost(toy, earlier, tmp_path, capsys):
     train_agent(toy, tmp_path, "--num_timesteps", 64)
     before = sorted((tmp_path / "checkpoints").iterdir())
-    for words, said in ((("--passes", 2), "passes 2, found 1"), (("--credit", "text"), "credit text, found token"), (("--without", "local"), "without .'local'., found")):
+    for words, said in ((("--passes", 2), "passes 2, found 1"), (("--credit", "text"), "credit text, found token"), (("--without", "local"), "without .'local'., found"), (("--pretrained_layers", 0), "pretrained blocks 0, found 1")):
         with pytest.raises(InputError, match=f"--init_from .*expected a policy with {said}"):
             train_agent(toy, tmp_path, "--num_timesteps", 64, "--init_from", earlier, *words)
     for path, error, said in ((tmp_path.parent / "nowhere.zip", FileNotFoundError, "is missing"), (earlier.parent, InputError, "found a directory; try .*best_model.zip")):

@@ -8,6 +8,7 @@ held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.jso
 cut off goes on with `--resume`, on a CPU to the same weights as if it had not been.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -24,8 +25,8 @@ from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.training import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
 from rl.checkpoints import Checkpoints, ContinuedLog, load_newest
-from rl.env import TokenCompressionVecEnv
-from rl.ppo import AGENTS, CRITIC_LOSSES, load_policy, save_agent, warm_start
+from rl.env import PRICES, TokenCompressionVecEnv
+from rl.ppo import AGENTS, CRITIC_LOSSES, FallingRate, load_policy, save_agent, warm_start
 
 SCHEMA = "rltc.agent/1"
 UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)", "parameters": "trained ones; frozen embeddings not counted"}
@@ -62,8 +63,8 @@ def parse_args(argv=None):
     add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
     add("--max_grad_norm", type=bounded(float, 0, 10**6, open_ends=True), default=0.5, help="gradients are clipped to this norm")
     add("--target_kl", type=bounded(float, 0, 10, open_ends=True), default=None, help="end an update early beyond 1.5 times this KL divergence in nats, per token (with --credit text: per text)")
-    add("--min_price", type=bounded(float, 0, 100, open_ends=True), default=0.15, help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
-    add("--max_price", type=bounded(float, 0, 100, open_ends=True), default=12.0, help="highest λ, nats per token saved")
+    add("--min_price", type=bounded(float, 0, 100, open_ends=True), default=PRICES[0], help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
+    add("--max_price", type=bounded(float, 0, 100, open_ends=True), default=PRICES[1], help="highest λ, nats per token saved")
     add("--max_length", type=bounded(int, 1, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the data's, or the reconstructor's longest")
     add("--width", type=bounded(int, 4, 4096), default=96, help="width of the policy network, a multiple of --heads")
     add("--layers", type=bounded(int, 0, 64), default=2, help="transformer layers of the policy network")
@@ -119,14 +120,11 @@ def build_agent(args, env, reconstructor, train, device):
     """An agent whose policy starts from the reconstructor's embeddings and the corpus' frequencies, or from `--init_from`."""
     earlier = load_policy(args.init_from, device) if args.init_from else None  # first, because that seeds anew, with its own seed
 
-    def learning_rate(remaining):
-        return args.final_learning_rate + remaining * (args.learning_rate - args.final_learning_rate)
-
     per_token = args.credit == "token"
     credit = {"price_exponent": args.price_exponent, "critic_loss": args.critic_loss, "rollout_buffer_kwargs": {"credit_window": args.credit_window, "group_size": args.group_size}} if per_token else {}
     agent = AGENTS[args.credit](
         TokenCompressionPolicy, env, n_steps=args.n_steps // args.n_envs, batch_size=args.batch_size, n_epochs=args.n_epochs, gamma=args.gamma,
-        learning_rate=learning_rate, clip_range=args.clip_range, ent_coef=args.ent_coef, vf_coef=args.vf_coef, max_grad_norm=args.max_grad_norm,
+        learning_rate=FallingRate(args.learning_rate, args.final_learning_rate), clip_range=args.clip_range, ent_coef=args.ent_coef, vf_coef=args.vf_coef, max_grad_norm=args.max_grad_norm,
         target_kl=args.target_kl, seed=args.seed, device=device, **credit,
         policy_kwargs={
             "per_token": per_token,
@@ -152,16 +150,18 @@ def pretrained_layers(args, reconstructor):
     if not blocks:
         return None
     shape = {name: value for name, value in config.to_dict().items() if name not in ("_name_or_path", "architectures", "dtype", "transformers_version")}
-    return {"config": shape, "blocks": blocks, "bos_id": reconstructor.bos_id, "rate": args.pretrained_rate}
+    return {"config": shape, "blocks": blocks, "bos_id": reconstructor.bos_id, "rate": args.pretrained_rate, "attention": reconstructor.attention}
 
 
 def built(policy):
     """How a policy was built, by the names of the flags: policies that are alike in all of it can take each other's weights."""
-    network, kwargs = policy.features_extractor.network, policy.features_extractor_kwargs
-    pretrained = network.pretrained
+    network, kwargs = policy.features_extractor.network, dict(policy.features_extractor_kwargs)
+    pretrained = {"blocks": 0, "attention": "bidirectional", "config": {}} | (kwargs.pop("pretrained", None) or {})
+    pretrained |= json.loads(json.dumps(pretrained.pop("config")))  # as it comes out of a file
+    pretrained.pop("rate", None)
     return kwargs | {
-        "without": sorted(kwargs["without"]), "vocabulary": network.embedding.num_embeddings, "credit": "token" if policy.per_token else "text",
-        "pretrained": f"{pretrained.blocks} blocks of width {pretrained.model.config.hidden_size} at rate {pretrained.rate:g}" if pretrained else None,
+        "without": sorted(kwargs.get("without", ())), "passes": network.passes, "vocabulary": network.embedding.num_embeddings, "credit": "token" if policy.per_token else "text",
+        **{f"pretrained {name}": value for name, value in pretrained.items()},
     }
 
 

@@ -16,10 +16,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from data.artifacts import InputError
 from models.reconstructor.reconstructor import attention_bias
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 CALIBRATION_PRICES = 12  # values of λ between the lowest and the highest, evenly in log λ
+CALIBRATION_BATCH = 64  # texts at a time
 FIRST_COST = 3.0  # nats that an untrained critic expects of a masked token
 FIRST_SHARPNESS = 2.0  # of the untrained policy: at λ = 2 it keeps 69 % of the tokens, and explores both decisions at every λ
 SMALLEST_COST = 0.01  # nats; keeps the logarithm in equation (1) finite
@@ -70,11 +72,12 @@ class PretrainedLayers(nn.Module):
     """The first blocks of a reconstructor: features of tokens that have read their context before any training.
 
     `config`: of the whole model, as a dict; `blocks`: how many of it; `bos_id` stands in front of every text; `rate`: share of
-    the learning rate that the blocks are trained with, 0: not at all. Embeddings are never trained, those of tokens stored in 16 bit.
+    the learning rate that the blocks are trained with, 0: not at all; `attention`: the reconstructor's. Embeddings are never trained, those of tokens stored in 16 bit.
     """
 
-    def __init__(self, config, blocks, bos_id, rate):
+    def __init__(self, config, blocks, bos_id, rate, attention="bidirectional"):
         super().__init__()
+        self.attention = attention
         config = AutoConfig.for_model(**config)
         self.blocks, self.share, self.bos_id, self.rate = blocks, blocks / config.num_hidden_layers, bos_id, rate
         config.num_hidden_layers = blocks
@@ -92,14 +95,16 @@ class PretrainedLayers(nn.Module):
     def forward(self, ids, valid):
         """ids, valid (B, T) to (B, T, 2 D'): the state at each token and the one before it, from which a reconstructor predicts it.
 
-        Raises ValueError if the texts are longer than the model's positions allow.
+        Zero at padding beyond the longest text. Raises InputError if the texts are longer than the model's positions allow.
         """
+        padding = ids.shape[1] - int(valid.sum(1).max())
+        ids, valid = ids[:, : ids.shape[1] - padding], valid[:, : ids.shape[1] - padding]
         positions = getattr(self.model.config, "max_position_embeddings", 2**31) - 1
         if ids.shape[1] > positions:
-            raise ValueError(f"texts of {ids.shape[1]} tokens: expected at most {positions}, the positions of the pretrained layers less one for BOS")
+            raise InputError(f"texts of {ids.shape[1]} tokens: expected at most {positions}, the positions of the policy's pretrained blocks less one; use a smaller --max_length")
         shown = torch.cat([ids.new_full((len(ids), 1), self.bos_id), torch.where(valid, ids, self.bos_id)], 1)
-        states = self.model(inputs_embeds=self.embedding(shown).float(), attention_mask=attention_bias(valid), use_cache=False).last_hidden_state
-        return torch.cat([states[:, 1:], states[:, :-1]], -1)
+        states = self.model(inputs_embeds=self.embedding(shown).float(), attention_mask=attention_bias(valid, self.attention), use_cache=False).last_hidden_state
+        return F.pad(torch.cat([states[:, 1:], states[:, :-1]], -1), (0, 0, 0, padding))
 
 
 class LocalContext(nn.Module):
@@ -307,7 +312,7 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         own = {p for p in self.parameters() if p.requires_grad}.difference(slow)
         groups = [{"params": [p for p in self.parameters() if p in own]}]
         if slow:
-            groups.append({"params": slow, "share_of_rate": pretrained.rate})  # TokenPPO keeps to it
+            groups.append({"params": slow, "lr": lr_schedule(1) * pretrained.rate, "share_of_rate": pretrained.rate})  # TimedPPO keeps to it
         self.optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _heads(self, obs):
@@ -357,7 +362,7 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     @torch.no_grad()
     def keep_probability(self, ids, valid, price):
-        """Probability that each token is kept, (B, T) float32 on the CPU, for texts of any length.
+        """Probability that each token is kept, (B, T) float32 on the CPU, for texts as long as the pretrained blocks have positions, without them of any length.
 
         ids (B, T) int, valid (B, T) bool, as arrays or tensors; price: λ in nats per token, a number or (B,).
         """
@@ -384,16 +389,18 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         """Store the share of tokens that the thresholded policy keeps at prices from `low` to `high` on the given texts."""
         prices = np.geomspace(low, high, CALIBRATION_PRICES)
         ids, valid, _ = self._as_batch(ids, valid, low)
-        read = self.features_extractor.network.read(ids, valid)
-        kept = [self._logits_and_cost(*self._as_batch(ids, valid, price), read)[0] > 0 for price in prices]
-        keep_ratios = [float(keep[valid].float().mean()) for keep in kept]
+        kept = np.zeros(len(prices))
+        for some, there in zip(ids.split(CALIBRATION_BATCH), valid.split(CALIBRATION_BATCH), strict=True):
+            read = self.features_extractor.network.read(some, there)
+            kept += [int((self._logits_and_cost(*self._as_batch(some, there, price), read)[0] > 0)[there].sum()) for price in prices]
+        keep_ratios = kept / int(valid.sum())
         self.calibration.copy_(torch.tensor([*zip(prices, keep_ratios, strict=True)]))
 
     def price_for(self, keep_ratio):
         """The calibrated λ whose natural keep ratio is nearest to `keep_ratio`, interpolated in log λ."""
         if not self.calibration.any():
             raise ValueError("the policy was never calibrated; rl/train.py does that at each evaluation")
-        price, natural = self.calibration.double().cpu().numpy().T
+        price, natural = self.calibration.cpu().double().numpy().T
         natural = np.minimum.accumulate(natural)  # a dearer token is kept less often; noise may break the order
         return float(np.exp(np.interp(-keep_ratio, -natural, np.log(price))))
 

@@ -9,14 +9,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from data.artifacts import InputError
 from models.agent.policy import (
     EnhancedTokenCompressionPolicy,
     LocalContext,
-    PretrainedLayers,
     PositionalEncoding,
+    PretrainedLayers,
     TokenCompressionFeaturesExtractor,
     TokenCompressionPolicy,
     TokenImportanceAttention,
@@ -207,13 +209,26 @@ def test_pretrained_layers_learn_at_their_own_rate(rate):
     assert learns == ({n for n, p in pretrained.named_parameters() if not any(word in n for word in ("wte", "wpe", "embedding"))} if rate else set())
     groups = policy.optimizer.param_groups
     assert [g.get("share_of_rate") for g in groups] == ([None, rate] if rate else [None])
+    assert [g["lr"] for g in groups] == pytest.approx([1e-3, rate * 1e-3] if rate else [1e-3])
     assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in policy.parameters() if p.requires_grad}
 
 
 def test_pretrained_layers_name_texts_that_are_too_long():
     pretrained = PretrainedLayers(causal_lm("gpt2", 1).config.to_dict(), 1, V, 0)
-    with pytest.raises(ValueError, match="at most 79"):
+    with pytest.raises(InputError, match="at most 79"):
         pretrained(torch.zeros(1, 80, dtype=torch.long), torch.ones(1, 80, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_pretrained_layers_read_as_the_reconstructor_does(attention):
+    layers = PretrainedLayers(causal_lm("gpt2", 1).config.to_dict(), 1, V, 0, attention)
+    ids, valid = torch.randint(0, V, (2, 9)), torch.ones(2, 9, dtype=torch.bool)
+    read = layers(ids, valid)
+    changed = layers(torch.cat([ids[:, :8], (ids[:, 8:] + 1) % V], 1), valid)
+    assert torch.equal(read[:, :7], changed[:, :7]) == (attention == "causal"), "later tokens count, or don't"
+    padded = layers(F.pad(ids, (0, 3), value=5), F.pad(valid, (0, 3)))
+    torch.testing.assert_close(padded[:, :9], read)
+    assert padded.shape == (2, 12, layers.width) and not padded[:, 9:].any()
 
 
 def test_a_policy_is_used_at_any_length(policy):
