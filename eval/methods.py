@@ -8,7 +8,7 @@ change with the keep ratio) and
 for ids (B, T) int64 and valid (B, T) bool, True at text. `masking.keep_highest` turns scores into masks with an
 exact number of kept tokens, the same for every method. Where the number of passes depends on the rate or the length,
 `lm_passes` is that of the last call. A policy that begins with some blocks of a language model counts them as their share of a
-pass, though it has no output layer.
+pass, and every reading of a draft as one, though it has no output layer.
 """
 
 import numpy as np
@@ -26,8 +26,9 @@ class Agent:
     name, depends_on_rate = "agent", True
 
     def __init__(self, policy):
-        pretrained = policy.features_extractor.network.pretrained
-        self.policy, self.lm_passes = policy, pretrained.share if pretrained else 0
+        network = policy.features_extractor.network
+        self.policy = policy
+        self.lm_passes = (network.pretrained.share if network.pretrained else 0) + (network.passes - 1 if network.reader else 0)
 
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability(ids, valid, self.policy.price_for(keep_ratio)).numpy()

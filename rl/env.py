@@ -21,8 +21,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from data.artifacts import InputError
 from data.sequences import pad_batch
+from models.reconstructor.masking import KEEP_THRESHOLD
 
-KEEP_THRESHOLD = 0.5  # an action above it keeps the token
 PRICES = (0.15, 12.0)  # λ in nats per token saved: agents trained on these keep from 0.9 of a text to 0.4
 
 

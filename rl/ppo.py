@@ -27,6 +27,10 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
    λ. So the critic's estimate ĉ of a masked token's nats c can have the Poisson loss ĉ − c ln ĉ instead: its minimum, too, is
    the mean, but an error weighs in proportion to its share of ĉ.
 
+8. Where a policy decides in several passes, the last one acts and is what PPO trains. An earlier one only drafts: its critic is
+   fitted to the same decisions, and its probabilities to those of the last pass (cross entropy), so that the draft is as near to
+   what will be decided as it can be.
+
 The defaults of the class are plain PPO per token; those of rl/train.py are what was measured to be best. On texts of one
 token the class computes what Stable-Baselines3's PPO computes (tested).
 """
@@ -45,7 +49,7 @@ from stable_baselines3.common.utils import explained_variance
 
 from data.artifacts import InputError, written_aside
 from models.agent.policy import TokenCompressionPolicy
-from rl.env import KEEP_THRESHOLD
+from models.reconstructor.masking import KEEP_THRESHOLD
 
 UNREADABLE = (  # what reading an agent's file can raise
     OSError, zipfile.BadZipFile, AssertionError, ValueError, KeyError, IndexError, TypeError, RuntimeError, AttributeError, ImportError, EOFError, pickle.UnpicklingError,
@@ -181,12 +185,13 @@ class TokenPPO(TimedPPO):
         return F.poisson_nll_loss(expected, found, log_input=False, reduction="sum") / masked.sum().clamp(min=1)
 
     def minibatch_losses(self, batch, clip_range, clip_range_vf):
-        """Policy, value and entropy losses of one minibatch and its diagnostics, all means over valid tokens.
+        """Policy, value, entropy and draft losses of one minibatch and its diagnostics, all means over valid tokens.
 
         Where advantages are NaN (deviation 6), policy loss, KL divergence and clip fraction are over the others.
         """
         valid = batch.observations["valid"] > 0  # (B, L)
-        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
+        *drafts, decision, _ = self.policy.decisions(batch.observations)
+        values, log_prob, entropy = self.policy.evaluate_decision(*decision, batch.actions)
         judged = valid & ~batch.advantages.isnan()
         values, log_ratio, entropy = values[valid], (log_prob - batch.old_log_prob)[judged], entropy[valid]  # (N,) each
         stakes = batch.observations["price"].expand_as(valid)[judged] ** self.price_exponent
@@ -199,11 +204,17 @@ class TokenPPO(TimedPPO):
         if clip_range_vf is not None:
             old = batch.old_values[valid]
             values = old + (values - old).clamp(-clip_range_vf, clip_range_vf)
-        value_loss = self.critic_error(values, returns, (batch.actions <= KEEP_THRESHOLD)[valid], batch.observations["price"].expand_as(valid)[valid])
+        masked, price = (batch.actions <= KEEP_THRESHOLD)[valid], batch.observations["price"].expand_as(valid)[valid]
+        value_loss = self.critic_error(values, returns, masked, price)
+        draft_loss = torch.zeros((), device=values.device)
+        for logits, gain in drafts:
+            expected = self.policy.evaluate_decision(logits, gain, batch.actions)[0][valid]
+            value_loss = value_loss + self.critic_error(expected, returns, masked, price)
+            draft_loss = draft_loss + F.binary_cross_entropy_with_logits(logits[valid], decision[0].detach().sigmoid()[valid])
         with torch.no_grad():
             approx_kl = (log_ratio.exp() - 1 - log_ratio).mean().item()  # Schulman's k3 estimator
             clip_fraction = ((ratio - 1).abs() > clip_range).float().mean().item()
-        return policy_loss, value_loss, -entropy.mean(), approx_kl, clip_fraction
+        return policy_loss, value_loss, -entropy.mean(), draft_loss, approx_kl, clip_fraction
 
     def train(self):
         """Update the policy from the rollout buffer: `n_epochs` passes in minibatches of `batch_size` texts."""
@@ -216,9 +227,9 @@ class TokenPPO(TimedPPO):
         for _ in range(self.n_epochs):
             stop = False
             for batch in self.rollout_buffer.get(self.batch_size):
-                policy_loss, value_loss, entropy_loss, approx_kl, clip_fraction = self.minibatch_losses(batch, clip_range, clip_range_vf)
-                loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-                history.append([policy_loss.item(), value_loss.item(), entropy_loss.item(), loss.item(), approx_kl, clip_fraction])
+                policy_loss, value_loss, entropy_loss, draft_loss, approx_kl, clip_fraction = self.minibatch_losses(batch, clip_range, clip_range_vf)
+                loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss + draft_loss
+                history.append([policy_loss.item(), value_loss.item(), entropy_loss.item(), draft_loss.item(), loss.item(), approx_kl, clip_fraction])
                 if not np.isfinite(history[-1]).all():
                     raise InputError(f"PPO: the loss is {loss.item()} after {self.num_timesteps} texts; lower --learning_rate")
                 if stop := self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
@@ -236,7 +247,7 @@ class TokenPPO(TimedPPO):
     def _log_update(self, means, clip_range):
         valid = self.rollout_buffer.observations["valid"].reshape(-1, self.rollout_buffer.action_dim) > 0
         values, returns = self.rollout_buffer.values[valid], self.rollout_buffer.returns[valid]
-        names = ("policy_gradient_loss", "value_loss", "entropy_loss", "loss", "approx_kl", "clip_fraction")
+        names = ("policy_gradient_loss", "value_loss", "entropy_loss", "draft_loss", "loss", "approx_kl", "clip_fraction")
         for name, value in zip(names, means, strict=True):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/entropy", -means[2])

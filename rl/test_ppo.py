@@ -66,7 +66,8 @@ def test_the_loss_is_per_token_and_ignores_padding(reconstructor, texts):
     valid = batch.observations["valid"] > 0
     advantage, returns = batch.advantages[valid], batch.returns[valid]
     # At the rollout's own policy every ratio is 1: the clipped loss is minus the mean of standardised advantages, 0.
-    assert losses[0].item() == pytest.approx(0, abs=1e-5) and losses[4] == 0
+    assert losses[0].item() == pytest.approx(0, abs=1e-5) and losses[5] == 0
+    assert losses[3] == 0, "there is no draft"
     with torch.no_grad():
         fitted = agent.policy.evaluate_actions(batch.observations, batch.actions)[0][valid]
     assert losses[1].item() == pytest.approx((returns - fitted).square().mean().item(), rel=1e-4)
@@ -109,6 +110,27 @@ def test_the_critics_poisson_loss_is_lowest_at_the_mean_and_forgets_kept_tokens(
     assert agent.critic_error(price - 1, price - nats, ~masked & False, price) == 0, "nothing masked"
     with pytest.raises(ValueError, match="expected no clip_range_vf"):
         agent_on(agent.env, critic_loss="poisson", clip_range_vf=0.2)
+
+
+def test_drafts_are_fitted_to_what_is_decided(reconstructor, texts):
+    """Their critic to the same decisions, their probabilities to those of the last pass; neither moves the last pass."""
+    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 4, (1.0, 2.0))
+    torch.manual_seed(0)
+    settings = {"embedding_dim": 8, "width": 32, "layers": 1, "heads": 2, "passes": 2}
+    agent = TokenPPO(TokenCompressionPolicy, env, n_steps=1, batch_size=4, device="cpu", policy_kwargs={"features_extractor_kwargs": settings})
+    torch.nn.init.normal_(agent.policy.features_extractor.network.draft.weight)
+    agent._setup_learn(4)
+    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
+    batch = next(agent.rollout_buffer.get(4))
+    valid, masked = batch.observations["valid"] > 0, batch.actions <= 0.5
+    _, value_loss, _, draft_loss, *_ = agent.minibatch_losses(batch, 0.2, None)
+    (first, gain), (last, last_gain), _ = agent.policy.decisions(batch.observations)
+    p, q = last.sigmoid()[valid], first.sigmoid()[valid]
+    assert draft_loss.item() == pytest.approx(-(p * q.log() + (1 - p) * (1 - q).log()).mean().item(), rel=1e-4)
+    errors = [(torch.where(masked, g, 0) - batch.returns)[valid].square().mean().item() for g in (gain, last_gain)]
+    assert value_loss.item() == pytest.approx(sum(errors), rel=1e-4)
+    draft_loss.backward()
+    assert agent.policy.features_extractor.network.draft.weight.grad is None, "the last pass is the target"
 
 
 def test_neighbours_are_credited_with_their_surprise(reconstructor, texts):

@@ -122,7 +122,7 @@ def test_training_stops_when_patience_ends(toy, tmp_path):
     assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64] and (tmp_path / "final_model.zip").exists()
 
 
-@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64 --passes 2", "--without local importance", "--pretrained_layers 0", "--credit text --pretrained_layers 2", "--min_price 2 --max_price 2", "--init_from EARLIER"])
+@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64 --passes 2", "--passes 2 --pretrained_layers 0", "--without local importance", "--pretrained_layers 0", "--credit text --pretrained_layers 2", "--min_price 2 --max_price 2", "--init_from EARLIER"])
 def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words):
     """And going on gives the weights of a run that was not cut."""
     words = words.replace("EARLIER", str(earlier))

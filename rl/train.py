@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import HParam, Logger
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import pad_batch
-from models.agent.policy import EnhancedTokenCompressionPolicy, TokenCompressionPolicy
+from models.agent.policy import DRAFT_THRESHOLD, EnhancedTokenCompressionPolicy, TokenCompressionPolicy
 from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.training import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
@@ -69,7 +69,8 @@ def parse_args(argv=None):
     add("--width", type=bounded(int, 4, 4096), default=96, help="width of the policy network, a multiple of --heads")
     add("--layers", type=bounded(int, 0, 64), default=2, help="transformer layers of the policy network")
     add("--heads", type=bounded(int, 1, 64), default=4, help="attention heads of the policy network")
-    add("--passes", type=bounded(int, 1, 64), default=1, help="times that the policy decides; from the second on it sees what it decided before")
+    add("--passes", type=bounded(int, 1, 64), default=2, help="times that the policy decides; from the second on it reads the text as it would be sent, and decides again")
+    add("--draft_threshold", type=bounded(float, 0, 1, open_ends=True), default=DRAFT_THRESHOLD, help="between two passes, tokens are hidden that are kept with a lower probability; above one half more than will be masked, so that it is known what each would cost")
     add("--without", nargs="+", choices=EnhancedTokenCompressionPolicy.PARTS, default=[], help="parts of the policy network to leave out, to see what they are worth")
     add("--embedding_dim", type=bounded(int, 1, 4096), default=32, help="token features, started from a truncated SVD of the reconstructor's embedding")
     add("--pretrained_layers", type=bounded(int, 0, 64), default=None, help=f"first blocks of the reconstructor that become the first of the policy, which so can read before it is trained; 0: none; default: {PRETRAINED_LAYERS}, or half of its blocks if it has less than {2 * PRETRAINED_LAYERS}")
@@ -129,7 +130,7 @@ def build_agent(args, env, reconstructor, train, device):
         policy_kwargs={
             "per_token": per_token,
             "features_extractor_kwargs": {
-                "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "without": args.without, "passes": args.passes, "pretrained": pretrained_layers(args, reconstructor), "tokenizer_fingerprint": reconstructor.fingerprint,
+                "embedding_dim": args.embedding_dim, "width": args.width, "layers": args.layers, "heads": args.heads, "without": args.without, "passes": args.passes, "draft_threshold": args.draft_threshold, "pretrained": pretrained_layers(args, reconstructor), "tokenizer_fingerprint": reconstructor.fingerprint,
             },
         },
     )
@@ -150,7 +151,7 @@ def pretrained_layers(args, reconstructor):
     if not blocks:
         return None
     shape = {name: value for name, value in config.to_dict().items() if name not in ("_name_or_path", "architectures", "dtype", "transformers_version")}
-    return {"config": shape, "blocks": blocks, "bos_id": reconstructor.bos_id, "rate": args.pretrained_rate, "attention": reconstructor.attention}
+    return {"config": shape, "blocks": blocks, "bos_id": reconstructor.bos_id, "mask_id": reconstructor.mask_id, "rate": args.pretrained_rate, "attention": reconstructor.attention}
 
 
 def built(policy):

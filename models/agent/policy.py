@@ -1,6 +1,7 @@
 """The agent: a small network that looks at a whole text and gives every token a probability of being kept.
 
-It needs no language model's output: at most the first blocks of one are part of it. Shapes: `B` texts, `T` tokens, `D`
+It needs no language model's output layer: at most blocks of one are part of it. With several passes it decides, reads the text
+as it would be sent, with what it would mask hidden, and decides again. Shapes: `B` texts, `T` tokens, `D`
 width of the network, `H` heads, `E` token features, `F` all features of a token, `V` vocabulary. `valid` (B, T) bool is True
 at text, False at padding: the only mask polarity here.
 """
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from data.artifacts import InputError
+from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.reconstructor import attention_bias
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
@@ -25,6 +27,17 @@ CALIBRATION_BATCH = 64  # texts at a time
 FIRST_COST = 3.0  # nats that an untrained critic expects of a masked token
 FIRST_SHARPNESS = 2.0  # of the untrained policy: at λ = 2 it keeps 69 % of the tokens, and explores both decisions at every λ
 SMALLEST_COST = 0.01  # nats; keeps the logarithm in equation (1) finite
+DRAFT_THRESHOLD = 0.85  # a draft hides tokens whose probability of being kept is lower: what was hidden in vain is known best
+COMMON_TOKENS = 4096  # most frequent tokens, whose logits stand for those of all when a draft is read again; 1/12 of GPT-2's
+EVIDENCE = 4  # numbers per token that say how the receiver would do with a draft
+LARGEST_EVIDENCE = 12.0  # nats; keeps a token that the receiver would never guess from drowning the others
+
+
+def zeroed(linear):
+    """The same layer, whose output is zero until it learns."""
+    for parameter in linear.parameters():
+        nn.init.zeros_(parameter)
+    return linear
 
 
 class PositionalEncoding(nn.Module):
@@ -73,9 +86,10 @@ class PretrainedLayers(nn.Module):
 
     `config`: of the whole model, as a dict; `blocks`: how many of it; `bos_id` stands in front of every text; `rate`: share of
     the learning rate that the blocks are trained with, 0: not at all; `attention`: the reconstructor's. Embeddings are never trained, those of tokens stored in 16 bit.
+    `mask_id` is for those who read drafts.
     """
 
-    def __init__(self, config, blocks, bos_id, rate, attention="bidirectional"):
+    def __init__(self, config, blocks, bos_id, rate, attention="bidirectional", mask_id=None):
         super().__init__()
         self.attention = attention
         config = AutoConfig.for_model(**config)
@@ -105,6 +119,63 @@ class PretrainedLayers(nn.Module):
         shown = torch.cat([ids.new_full((len(ids), 1), self.bos_id), torch.where(valid, ids, self.bos_id)], 1)
         states = self.model(inputs_embeds=self.embedding(shown).float(), attention_mask=attention_bias(valid, self.attention), use_cache=False).last_hidden_state
         return F.pad(torch.cat([states[:, 1:], states[:, :-1]], -1), (0, 0, 0, padding))
+
+
+class DraftReader(nn.Module):
+    """Reads a text as a draft of the decisions would send it: the whole reconstructor, frozen, with what would be masked hidden.
+
+    What the receiver would make of the masked tokens is known from its last states but for the output layer. Of that, the rows of
+    the true tokens and of the `common` most frequent ones are used, all that is needed to know nearly what a token would cost,
+    at a fraction of its price. `embedding`: the token embedding of PretrainedLayers, which is shared; other arguments as there.
+    """
+
+    def __init__(self, config, bos_id, mask_id, embedding, attention="bidirectional", common=COMMON_TOKENS):
+        super().__init__()
+        config = AutoConfig.for_model(**config)
+        self.bos_id, self.mask_id, self.attention, self.embedding = bos_id, mask_id, attention, embedding
+        self.model = AutoModel.from_config(config).requires_grad_(False)
+        self.model.set_input_embeddings(embedding)
+        self.output = embedding if config.tie_word_embeddings else nn.Embedding(*embedding.weight.shape).half().requires_grad_(False)
+        self.register_buffer("common", torch.zeros(min(common, embedding.num_embeddings - 1), dtype=torch.long))  # sorted ids
+        self.width = 2 * config.hidden_size
+        self.train(False)
+
+    def train(self, mode=True):
+        return super().train(False)
+
+    @torch.no_grad()
+    def start_from(self, model, counts):
+        """Take a reconstructor's weights, and the tokens that are frequent by counts (V,)."""
+        weights = model.base_model.state_dict()
+        self.model.load_state_dict({name: weights[name] for name in self.model.state_dict()})
+        self.output.weight.copy_(model.get_output_embeddings().weight)
+        self.common.copy_(torch.as_tensor(counts).argsort(descending=True, stable=True)[: len(self.common)].sort().values)
+
+    @torch.no_grad()
+    def forward(self, ids, valid, keep_mask):
+        """ids, valid, keep_mask (B, T) to states (B, T, 2 D'), as of PretrainedLayers, and EVIDENCE (B, T, EVIDENCE).
+
+        The evidence, zero at kept tokens: that the token is masked; nearly its nats, -ln p among the common tokens and itself, and
+        their logarithm; and how far its logit is above that of the likeliest common token.
+        """
+        padding = ids.shape[1] - int(valid.sum(1).max())
+        ids, valid, keep_mask = (x[:, : ids.shape[1] - padding] for x in (ids, valid, keep_mask))
+        shown = torch.where(valid, torch.where(keep_mask, ids, self.mask_id), self.bos_id)
+        shown = torch.cat([ids.new_full((len(ids), 1), self.bos_id), shown], 1)
+        states = self.model(inputs_embeds=self.embedding(shown).float(), attention_mask=attention_bias(valid, self.attention), use_cache=False).last_hidden_state
+        evidence = states.new_zeros(*ids.shape, EVIDENCE)
+        masked = valid & ~keep_mask
+        evidence[masked] = self._evidence(states[:, :-1][masked], ids[masked])
+        return F.pad(torch.cat([states[:, 1:], states[:, :-1]], -1), (0, 0, 0, padding)), F.pad(evidence, (0, 0, 0, padding))
+
+    def _evidence(self, hidden, truth):
+        """(M, EVIDENCE) from the states that predict M masked tokens (M, D') and their ids (M,)."""
+        logits = hidden @ self.output(self.common).float().T  # (M, common)
+        true = (hidden * self.output(truth).float()).sum(-1)
+        total, highest = logits.logsumexp(-1), logits.amax(-1)
+        total = torch.where(torch.isin(truth, self.common), total, total.logaddexp(true))
+        nats = (total - true).clamp(0, LARGEST_EVIDENCE)
+        return torch.stack([torch.ones_like(nats), nats, (nats + SMALLEST_COST).log(), (true - highest).clamp(-LARGEST_EVIDENCE, LARGEST_EVIDENCE)], -1)
 
 
 class LocalContext(nn.Module):
@@ -160,20 +231,24 @@ class EnhancedTokenCompressionPolicy(nn.Module):
     Token features (a trainable embedding, the log frequency, and what `pretrained` layers make of the text, if there are
     any: arguments of PretrainedLayers), the price, the position; local context by convolution; transformer layers; and a gated
     context pooled by TokenImportanceAttention. `without` names PARTS to leave out. `passes`: how often a text is decided; from
-    the second pass on, the draft of all decisions is one more feature.
+    the second pass on, the draft of all decisions is one more feature, and with `pretrained` layers what a DraftReader makes of it
+    if what is kept with a probability of at most `draft_threshold` is hidden.
     """
 
     PARTS = ("position", "local", "layers", "importance")
 
-    def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1, pretrained=None):
+    def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1, draft_threshold=DRAFT_THRESHOLD, pretrained=None):
         super().__init__()
-        self.passes = passes
+        self.passes, self.draft_threshold = passes, draft_threshold
         self.pretrained = PretrainedLayers(**pretrained) if pretrained else None
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.register_buffer("log_frequency", torch.zeros(vocab_size))
         self.lift = nn.Linear(embedding_dim + 1 + (self.pretrained.width if pretrained else 0), width)
         self.price = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
-        self.draft = nn.Parameter(torch.zeros(width)) if passes > 1 else None  # a decision that is reconsidered begins as it was
+        self.reader = DraftReader(pretrained["config"], pretrained["bos_id"], pretrained["mask_id"], self.pretrained.embedding, self.pretrained.attention) if pretrained and passes > 1 else None
+        # A decision that is reconsidered begins as it was.
+        self.draft = zeroed(nn.Linear(1 + (self.reader.width + EVIDENCE if self.reader else 0), width)) if passes > 1 else None
+        self.evidence = zeroed(nn.Linear(EVIDENCE, width, bias=False)) if self.reader else None
         self.position = None if "position" in without else PositionalEncoding(width)
         self.local = None if "local" in without else LocalContext(width)
         self.layers = nn.ModuleList(TransformerLayer(width, heads) for _ in range(0 if "layers" in without else layers))
@@ -187,13 +262,21 @@ class EnhancedTokenCompressionPolicy(nn.Module):
             features.append(self.pretrained(ids, valid))
         return torch.cat(features, -1)
 
-    def before_pooling(self, ids, valid, price, draft=None, read=None):
-        """The token states (B, T, D) that TokenImportanceAttention pools. Arguments as of `forward`."""
+    def reread(self, ids, valid, draft):
+        """What is known of each token of a draft, and EVIDENCE (None without a DraftReader): draft (B, T), probabilities of keeping."""
+        features, evidence = [draft[..., None]], None
+        if self.reader is not None:
+            states, evidence = self.reader(ids, valid, draft > self.draft_threshold)
+            features += [states, evidence]
+        return torch.cat(features, -1), evidence
+
+    def before_pooling(self, ids, valid, price, drafted=None, read=None):
+        """The token states (B, T, D) that TokenImportanceAttention pools. Arguments as of `forward`, but for `drafted`, the features of `reread`."""
         features = self.read(ids, valid) if read is None else read
         scale, shift = self.price(price.log()[:, None]).chunk(2, -1)  # (B, 1, D) each
         x = self.lift(features) * (1 + scale) + shift
-        if draft is not None:
-            x = x + draft[..., None] * self.draft
+        if drafted is not None:
+            x = x + self.draft(drafted)
         if self.position is not None:
             x = self.position(x)
         if self.local is not None:
@@ -209,14 +292,17 @@ class EnhancedTokenCompressionPolicy(nn.Module):
         draft (B, T): the probabilities of keeping that were decided before, if this is not the first pass. read (B, T, F): what
         `read` gives for these texts, if that is known already.
         """
-        x = self.before_pooling(ids, valid, price, draft, read)
-        return self.norm(x if self.importance is None else self.gate(x, self.importance(x, valid)))
+        drafted, evidence = (None, None) if draft is None else self.reread(ids, valid, draft)
+        x = self.before_pooling(ids, valid, price, drafted, read)
+        x = self.norm(x if self.importance is None else self.gate(x, self.importance(x, valid)))
+        return x if evidence is None else x + self.evidence(evidence)
 
     def importances(self, ids, valid, price, draft=None, read=None):
         """What TokenImportanceAttention looks at, mean over its heads: (B, T), each text sums to 1. None if it was left out."""
         if self.importance is None:
             return None
-        return self.importance.importances(self.before_pooling(ids, valid, price, draft, read), valid).mean(1)
+        drafted = None if draft is None else self.reread(ids, valid, draft)[0]
+        return self.importance.importances(self.before_pooling(ids, valid, price, drafted, read), valid).mean(1)
 
     @torch.no_grad()
     def start_from(self, model, counts):
@@ -237,15 +323,17 @@ class EnhancedTokenCompressionPolicy(nn.Module):
         if self.pretrained is not None:
             weights = model.base_model.state_dict()
             self.pretrained.model.load_state_dict({name: weights[name] for name in self.pretrained.model.state_dict()})
+        if self.reader is not None:
+            self.reader.start_from(model, counts[:V])
 
 
 class TokenCompressionFeaturesExtractor(BaseFeaturesExtractor):
     """EnhancedTokenCompressionPolicy as a Stable-Baselines3 features extractor: Dict observation to (B, L, D)."""
 
-    def __init__(self, observation_space, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1, pretrained=None, tokenizer_fingerprint=""):
+    def __init__(self, observation_space, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1, draft_threshold=DRAFT_THRESHOLD, pretrained=None, tokenizer_fingerprint=""):
         super().__init__(observation_space, features_dim=width)
         self.tokenizer_fingerprint = tokenizer_fingerprint
-        self.network = EnhancedTokenCompressionPolicy(int(observation_space["tokens"].high.max()) + 1, embedding_dim, width, layers, heads, without, passes, pretrained)
+        self.network = EnhancedTokenCompressionPolicy(int(observation_space["tokens"].high.max()) + 1, embedding_dim, width, layers, heads, without, passes, draft_threshold, pretrained)
 
     @staticmethod
     def unpack(observations):
@@ -260,7 +348,7 @@ class TokenBernoulli(BernoulliDistribution):
     """Independent keep decisions. The deterministic action is the keep probability, not its rounding."""
 
     def log_prob(self, actions):
-        return self.distribution.log_prob((actions > 0.5).float())  # (B, L), of the decision that the environment reads
+        return self.distribution.log_prob((actions > KEEP_THRESHOLD).float())  # (B, L), of the decision that the environment reads
 
     def entropy(self):
         return self.distribution.entropy()  # (B, L), nats
@@ -282,8 +370,8 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     loss `evaluate_actions` gives the value of the decision that was taken, λ − ĉ_i or 0, so that ĉ is fitted to the
     nats of the tokens that were masked, without the noise of the decision itself.
 
-    Where the network has several passes, from the second on it sees the probabilities of the pass before, since the best
-    decisions depend on each other. Both losses reach the earlier passes through that draft.
+    Where the network has several passes, from the second on it sees what the pass before decided, since the best decisions
+    depend on each other. The last pass decides; `drafts` of the earlier ones are trained on what it did (`rl/ppo.py`, deviation 8).
 
     With `per_token=False` log-probability and entropy are summed over the text and the value is the text's, in the units
     of J, as Stable-Baselines3's own PPO expects: the same network under text-level credit.
@@ -317,21 +405,30 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     def _heads(self, obs):
         """Distribution, value of masking each token λ − ĉ (B, L), and valid (B, L)."""
+        *_, (logits, gain), valid = self.decisions(obs)
+        return self.action_dist.proba_distribution(logits), gain, valid
+
+    def decisions(self, obs):
+        """[(logits of keeping, value of masking λ − ĉ), …, valid]: (B, L) each, a pair for every pass."""
         ids, valid, price = self.features_extractor.unpack(obs)
-        logits, cost = self._logits_and_cost(ids, valid, price)
-        return self.action_dist.proba_distribution(logits), price - cost, valid
+        return [*((logits, price - cost) for logits, cost in self._passes(ids, valid, price)), valid]
 
     def _logits_and_cost(self, ids, valid, price, read=None):
         """Logits of keeping, equation (1), and estimated nats of a masked token, both (B, T), for texts (B, T) at λ (B, 1)."""
+        return self._passes(ids, valid, price, read)[-1]
+
+    def _passes(self, ids, valid, price, read=None):
+        """`_logits_and_cost` of every pass."""
         read = self.features_extractor.network.read(ids, valid) if read is None else read
-        return self._decide(ids, valid, price, self._last_draft(ids, valid, price, read), read)
+        found = [self._decide(ids, valid, price, None, read)]
+        while len(found) < self.features_extractor.network.passes:
+            found.append(self._decide(ids, valid, price, torch.sigmoid(found[-1][0]), read))
+        return found
 
     def _last_draft(self, ids, valid, price, read):
         """The keep probabilities (B, T) of the last pass but one; None if there is only one."""
-        draft = None
-        for _ in range(self.features_extractor.network.passes - 1):
-            draft = torch.sigmoid(self._decide(ids, valid, price, draft, read)[0])
-        return draft
+        found = self._passes(ids, valid, price, read)
+        return torch.sigmoid(found[-2][0]) if len(found) > 1 else None
 
     def _decide(self, ids, valid, price, draft, read):
         features = self.features_extractor.network(ids, valid, price, draft, read)
@@ -353,9 +450,14 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         return actions, self._value(values, valid), self._per_text(distribution.log_prob(actions), valid)
 
     def evaluate_actions(self, obs, actions):
-        distribution, gain, valid = self._heads(obs)
-        taken = torch.where(actions > 0.5, 0.0, gain)
-        return self._value(taken, valid), self._per_text(distribution.log_prob(actions), valid), self._per_text(distribution.entropy(), valid)
+        *_, decision, valid = self.decisions(obs)
+        taken, log_prob, entropy = self.evaluate_decision(*decision, actions)
+        return self._value(taken, valid), self._per_text(log_prob, valid), self._per_text(entropy, valid)
+
+    def evaluate_decision(self, logits, gain, actions):
+        """Value of the decisions taken, their log-probability and the entropy, (B, L) each, of one pass of `decisions`."""
+        distribution = self.action_dist.proba_distribution(logits)
+        return torch.where(actions > KEEP_THRESHOLD, 0.0, gain), distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(self, obs):
         return self._heads(obs)[0]

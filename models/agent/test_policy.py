@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from data.artifacts import InputError
 from models.agent.policy import (
+    DraftReader,
     EnhancedTokenCompressionPolicy,
     LocalContext,
     PositionalEncoding,
@@ -129,12 +130,14 @@ def test_a_second_pass_begins_as_the_first_and_then_sees_the_decisions(policy):
     ids, valid, price = batch()
     first = policy.keep_probability(ids, valid, price[:, 0])
     network = policy.features_extractor.network
-    network.passes, network.draft = 2, torch.nn.Parameter(torch.zeros(16))
+    network.passes, network.draft = 2, torch.nn.Linear(1, 16)
+    for parameter in network.draft.parameters():
+        torch.nn.init.zeros_(parameter)
     torch.testing.assert_close(policy.keep_probability(ids, valid, price[:, 0]), first)
     obs = observation(ids, valid, price)
     policy.evaluate_actions(obs, torch.zeros(B, T))[1][valid].sum().backward()
-    assert network.draft.grad.abs().max() > 0
-    torch.nn.init.normal_(network.draft)
+    assert network.draft.weight.grad.abs().max() > 0
+    torch.nn.init.normal_(network.draft.weight)
     by_hand = policy._logits_and_cost(ids, valid, price)[0].sigmoid()
     features = network(ids, valid, price, first)
     cost = torch.nn.functional.softplus(policy.value_net(features)[..., 0]) + 0.01
@@ -229,6 +232,68 @@ def test_pretrained_layers_read_as_the_reconstructor_does(attention):
     padded = layers(F.pad(ids, (0, 3), value=5), F.pad(valid, (0, 3)))
     torch.testing.assert_close(padded[:, :9], read)
     assert padded.shape == (2, 12, layers.width) and not padded[:, 9:].any()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_draft_is_read_as_the_reconstructor_reads_what_is_sent(family):
+    """With all tokens among the common ones the evidence is the reconstructor's own nats; with fewer it is a lower bound."""
+    ids, valid, _ = batch()
+    model = causal_lm(family, 2)
+    keep_mask = torch.rand(B, T) > 0.4
+    masked = valid & ~keep_mask
+    states = torch.stack([sent_states(model, *row) for row in zip(ids, valid, keep_mask, strict=True)])  # (B, T + 1, 16)
+    logits = states[:, :-1] @ model.get_output_embeddings().weight[:V].T
+    nats = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").detach()
+    for common in (V, 20):
+        embedding = PretrainedLayers(model.config.to_dict(), 1, V, 0).embedding
+        reader = DraftReader(model.config.to_dict(), V, V, embedding, common=common)
+        embedding.weight.copy_(model.get_input_embeddings().weight)
+        reader.start_from(model, np.arange(V))
+        assert reader.common.tolist() == list(range(V - common, V)), "the most frequent ones"
+        read, evidence = reader(ids, valid, keep_mask)
+        torch.testing.assert_close(read[..., 16:][masked], states[:, :-1][masked], rtol=1e-2, atol=5e-3)
+        torch.testing.assert_close(read[..., :16][masked], states[:, 1:][masked], rtol=1e-2, atol=5e-3)
+        assert not evidence[~masked].any() and (evidence[..., 0][masked] == 1).all()
+        if common == V:
+            torch.testing.assert_close(evidence[..., 1][masked], nats[masked], rtol=1e-2, atol=1e-2)
+            restored = (logits.argmax(-1) == ids)[masked]
+            assert torch.equal(evidence[..., 3][masked] >= 0, restored)
+        else:
+            assert (evidence[..., 1] <= nats + 1e-2)[masked].all() and (evidence[..., 1] < nats - 0.1)[masked].any()
+        torch.testing.assert_close(evidence[..., 2][masked], (evidence[..., 1][masked] + 0.01).log())
+
+
+def sent_states(model, ids, valid, keep_mask):
+    """Last hidden states (T + 1, D') of one text behind its BOS, as sent: V stands for BOS and for what is masked; zeros at padding."""
+    length = int(valid.sum())
+    sent = torch.cat([torch.tensor([V]), torch.where(keep_mask, ids, V)[:length]])[None]
+    everything = torch.zeros(1, 1, length + 1, length + 1)
+    return F.pad(model.base_model(input_ids=sent, attention_mask=everything).last_hidden_state[0], (0, 0, 0, len(ids) - length)).detach()
+
+
+def test_a_draft_that_is_read_again_changes_the_decision_and_nothing_frozen_learns():
+    config = causal_lm("gpt2", 2).config.to_dict()
+    kwargs = {"embedding_dim": 8, "width": 16, "layers": 1, "heads": 2, "passes": 2, "pretrained": {"config": config, "blocks": 1, "bos_id": V, "mask_id": V, "rate": 0.5}}
+    torch.manual_seed(0)
+    policy = TokenCompressionPolicy(observation_space(V, T, 6.0), spaces.Box(0.0, 1.0, (T,), np.float32), lambda _: 1e-3, features_extractor_kwargs=kwargs)
+    network = policy.features_extractor.network
+    network.start_from(causal_lm("gpt2", 2), np.ones(V))
+    ids, valid, price = batch()
+    obs = observation(ids, valid, price)
+    (first, _), (second, _), there = policy.decisions(obs)
+    assert torch.equal(there, valid)
+    torch.testing.assert_close(first[valid], second[valid])  # a decision that is reconsidered begins as it was
+    torch.nn.init.normal_(network.evidence.weight)
+    network.draft_threshold = float(first[valid].sigmoid().median())
+    (first, _), (second, _), _ = policy.decisions(obs)
+    drafted = valid & (first.sigmoid() <= network.draft_threshold)
+    assert drafted.sum() == 10 and not torch.isclose(first[drafted], second[drafted], atol=1e-3).any()
+    torch.testing.assert_close(first[valid & ~drafted], second[valid & ~drafted])
+    alone = policy.keep_probability(ids[1:2, :7], valid[1:2, :7], price[1])
+    torch.testing.assert_close(policy.keep_probability(ids, valid, price[:, 0])[1, :7], alone[0], rtol=1e-4, atol=1e-5)
+    second[valid].square().sum().backward()
+    assert not [name for name, p in network.reader.named_parameters() if p.grad is not None]
+    assert network.draft.weight.grad.any() and network.evidence.weight.grad.any()
 
 
 def test_a_policy_is_used_at_any_length(policy):

@@ -6,6 +6,7 @@ rate or reward ever sees it.
 
 import numpy as np
 
+KEEP_THRESHOLD = 0.5  # an action, or a probability, above it keeps the token
 MEAN_SPAN = 3.0  # tokens, the mean length of a masked span; SpanBERT (Joshi et al. 2020, section 3.1) uses 3.8
 
 
