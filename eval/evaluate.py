@@ -54,7 +54,7 @@ def parse_args(argv=None):
     add("--base_model", default=None, help="causal LM of the causal-surprisal method; default: the one the reconstructor was fine-tuned from")
     add("--methods", nargs="+", choices=OPPONENTS, default=list(OPPONENTS[:4]), help="what the agent is compared with; mean-nats and verified ask the reconstructor dozens of times per text")
     add("--num_sequences", type=bounded(int, 1, 10**9), default=100, help="texts to evaluate on, drawn at random from the file; all if there are fewer")
-    add("--keep_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5], help="kept tokens per original token, between 0 and 1")
+    add("--keep_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4], help="kept tokens per original token, between 0 and 1")
     add("--max_length", type=bounded(int, 2, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the agent's training length")
     add("--batch_size", type=bounded(int, 1, 10**6), default=20, help="texts per forward pass")
     add("--bootstrap_samples", type=bounded(int, 100, 10**7), default=5000, help="bootstrap samples behind every interval")

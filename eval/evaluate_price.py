@@ -24,7 +24,7 @@ from data.sequences import SPLITS, load_sequences
 from eval.evaluate import OPPONENTS, Corpus, Scores, build_opponents, draw_texts, open_models, text_length
 from eval.metrics import Bootstrap, estimates
 from eval.search import J_of_masks, local_search, optima, verified_mask
-from models.reconstructor.masking import keep_highest
+from models.reconstructor.masking import KEEP_THRESHOLD, keep_highest
 from rl.train import token_counts
 
 SCHEMA = "rltc.price_evaluation/3"
@@ -79,7 +79,7 @@ class Rule:
 
 def agent_masks(policy, corpus, price):
     """An agent's own decisions at a price, one (B, T) per batch: keep where the probability of keeping exceeds one half."""
-    return [(policy.keep_probability(ids, valid, price).numpy() > 0.5) | ~valid for ids, valid in corpus.batches]
+    return [(policy.keep_probability(ids, valid, price).numpy() > KEEP_THRESHOLD) | ~valid for ids, valid in corpus.batches]
 
 
 def rewards(reconstructor, corpus, keep_masks, price):

@@ -26,10 +26,10 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
    errors are dominated by the dearest tokens, while decisions hang on whether a cheap one costs a little more or less than
    λ. So the critic's estimate ĉ of a masked token's nats c can have the Poisson loss ĉ − c ln ĉ instead: its minimum, too, is
    the mean, but an error weighs in proportion to its share of ĉ.
-
-8. Where a policy decides in several passes, the last one acts and is what PPO trains. An earlier one only drafts: its critic is
-   fitted to the same decisions, and its probabilities to those of the last pass (cross entropy), so that the draft is as near to
-   what will be decided as it can be.
+8. Where a policy decides in several passes, the last one acts and is what PPO trains; its ratio holds the change of the drafts,
+   too. An earlier one only drafts: its critic is fitted to the same decisions, which adds to the critic's loss, and its
+   probabilities to those of the last pass (cross entropy, whose floor is the entropy of the last pass), so that the draft is as near
+   to what will be decided as it can be. Texts as a whole have no such losses.
 
 The defaults of the class are plain PPO per token; those of rl/train.py are what was measured to be best. On texts of one
 token the class computes what Stable-Baselines3's PPO computes (tested).
@@ -185,12 +185,12 @@ class TokenPPO(TimedPPO):
         return F.poisson_nll_loss(expected, found, log_input=False, reduction="sum") / masked.sum().clamp(min=1)
 
     def minibatch_losses(self, batch, clip_range, clip_range_vf):
-        """Policy, value, entropy and draft losses of one minibatch and its diagnostics, all means over valid tokens.
+        """Policy, value, entropy and draft losses of one minibatch and its diagnostics, all means over valid tokens, the second and fourth summed over passes.
 
         Where advantages are NaN (deviation 6), policy loss, KL divergence and clip fraction are over the others.
         """
         valid = batch.observations["valid"] > 0  # (B, L)
-        *drafts, decision, _ = self.policy.decisions(batch.observations)
+        (*drafts, decision), _ = self.policy.decisions(batch.observations)
         values, log_prob, entropy = self.policy.evaluate_decision(*decision, batch.actions)
         judged = valid & ~batch.advantages.isnan()
         values, log_ratio, entropy = values[valid], (log_prob - batch.old_log_prob)[judged], entropy[valid]  # (N,) each
@@ -208,7 +208,7 @@ class TokenPPO(TimedPPO):
         value_loss = self.critic_error(values, returns, masked, price)
         draft_loss = torch.zeros((), device=values.device)
         for logits, gain in drafts:
-            expected = self.policy.evaluate_decision(logits, gain, batch.actions)[0][valid]
+            expected = torch.where(masked, gain[valid], 0.0)
             value_loss = value_loss + self.critic_error(expected, returns, masked, price)
             draft_loss = draft_loss + F.binary_cross_entropy_with_logits(logits[valid], decision[0].detach().sigmoid()[valid])
         with torch.no_grad():
@@ -289,9 +289,9 @@ def warm_start(agent, texts, seed, lowest=0.05, highest=0.6):
         for rows in np.array_split(rng.permutation(env.num_envs), max(1, env.num_envs // agent.batch_size)):
             batch = {key: torch.as_tensor(value[rows], device=agent.device) for key, value in observation.items()}
             judged = torch.as_tensor((observation["valid"][rows] > 0) & (actions[rows] <= KEEP_THRESHOLD), device=agent.device)
-            values, _, _ = policy.evaluate_actions(batch, torch.as_tensor(actions[rows], device=agent.device))
+            passes, _ = policy.decisions(batch)
             returns, price = torch.as_tensor(rewards[rows], device=agent.device)[judged], batch["price"].expand_as(judged)[judged]
-            loss = agent.critic_error(values[judged], returns, torch.ones_like(price, dtype=torch.bool), price)
+            loss = sum(agent.critic_error(gain[judged], returns, torch.ones_like(price, dtype=torch.bool), price) for _, gain in passes)
             policy.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), agent.max_grad_norm)

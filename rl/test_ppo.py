@@ -113,7 +113,7 @@ def test_the_critics_poisson_loss_is_lowest_at_the_mean_and_forgets_kept_tokens(
 
 
 def test_drafts_are_fitted_to_what_is_decided(reconstructor, texts):
-    """Their critic to the same decisions, their probabilities to those of the last pass; neither moves the last pass."""
+    """Their critic to the same decisions, their probabilities to those of the last pass, which is the target."""
     env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 4, (1.0, 2.0))
     torch.manual_seed(0)
     settings = {"embedding_dim": 8, "width": 32, "layers": 1, "heads": 2, "passes": 2}
@@ -124,7 +124,7 @@ def test_drafts_are_fitted_to_what_is_decided(reconstructor, texts):
     batch = next(agent.rollout_buffer.get(4))
     valid, masked = batch.observations["valid"] > 0, batch.actions <= 0.5
     _, value_loss, _, draft_loss, *_ = agent.minibatch_losses(batch, 0.2, None)
-    (first, gain), (last, last_gain), _ = agent.policy.decisions(batch.observations)
+    ((first, gain), (last, last_gain)), _ = agent.policy.decisions(batch.observations)
     p, q = last.sigmoid()[valid], first.sigmoid()[valid]
     assert draft_loss.item() == pytest.approx(-(p * q.log() + (1 - p) * (1 - q).log()).mean().item(), rel=1e-4)
     errors = [(torch.where(masked, g, 0) - batch.returns)[valid].square().mean().item() for g in (gain, last_gain)]

@@ -1,6 +1,7 @@
 """Tests of agent training, and of all of rl/ as a script: `python rl/test_train.py` or pytest."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.artifacts import InputError
@@ -122,7 +123,7 @@ def test_training_stops_when_patience_ends(toy, tmp_path):
     assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64] and (tmp_path / "final_model.zip").exists()
 
 
-@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64 --passes 2", "--passes 2 --pretrained_layers 0", "--without local importance", "--pretrained_layers 0", "--credit text --pretrained_layers 2", "--min_price 2 --max_price 2", "--init_from EARLIER"])
+@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64", "--passes 1", "--passes 3", "--without local importance", "--pretrained_layers 0", "--credit text --pretrained_layers 2", "--min_price 2 --max_price 2", "--init_from EARLIER"])
 def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words):
     """And going on gives the weights of a run that was not cut."""
     words = words.replace("EARLIER", str(earlier))
@@ -177,10 +178,24 @@ def test_training_goes_on_from_another_agent(toy, earlier, tmp_path):
     assert (states[0] != states[1]).any() and (states[1] == states[2]).all(), "minibatches are drawn with the new agent's seed"
 
 
+def test_drafts_are_read_by_the_reconstructor_of_today(toy, earlier, tmp_path):
+    """An agent that goes on with an adapted reconstructor keeps its own blocks, and reads its drafts with the new one."""
+    shutil.copytree(toy / "tuned", tmp_path / "adapted")
+    weights = load_file(tmp_path / "adapted/model.safetensors")
+    changed = "transformer.h.0.mlp.c_fc.weight"
+    save_file({name: w + 0.25 if name == changed else w for name, w in weights.items()}, tmp_path / "adapted/model.safetensors", metadata={"format": "pt"})
+    train_agent(toy, tmp_path / "on", "--num_timesteps", 64, "--init_from", earlier, "--reconstructor_path", tmp_path / "adapted", "--learning_rate", 1e-12, "--final_learning_rate", 0)
+    before, after = (load_policy(path).features_extractor.network for path in (earlier, tmp_path / "on/final_model.zip"))
+    name = changed.removeprefix("transformer.")
+    torch.testing.assert_close(after.reader.model.state_dict()[name], weights[changed] + 0.25)
+    torch.testing.assert_close(before.reader.model.state_dict()[name], weights[changed])
+    torch.testing.assert_close(after.pretrained.model.state_dict()[name], before.pretrained.model.state_dict()[name])
+
+
 def test_an_agent_that_cannot_be_gone_on_from_is_refused_before_anything_is_lost(toy, earlier, tmp_path, capsys):
     train_agent(toy, tmp_path, "--num_timesteps", 64)
     before = sorted((tmp_path / "checkpoints").iterdir())
-    for words, said in ((("--passes", 2), "passes 2, found 1"), (("--credit", "text"), "credit text, found token"), (("--without", "local"), "without .'local'., found"), (("--pretrained_layers", 0), "pretrained blocks 0, found 1")):
+    for words, said in ((("--passes", 1), "passes 1, found 2"), (("--draft_threshold", 0.5), "draft_threshold 0.5, found 0.85"), (("--credit", "text"), "credit text, found token"), (("--without", "local"), "without .'local'., found"), (("--pretrained_layers", 0), "pretrained blocks 0, found 1")):
         with pytest.raises(InputError, match=f"--init_from .*expected a policy with {said}"):
             train_agent(toy, tmp_path, "--num_timesteps", 64, "--init_from", earlier, *words)
     for path, error, said in ((tmp_path.parent / "nowhere.zip", FileNotFoundError, "is missing"), (earlier.parent, InputError, "found a directory; try .*best_model.zip")):

@@ -29,8 +29,9 @@ from rl.env import PRICES, TokenCompressionVecEnv
 from rl.ppo import AGENTS, CRITIC_LOSSES, FallingRate, load_policy, save_agent, warm_start
 
 SCHEMA = "rltc.agent/1"
-UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)", "parameters": "trained ones; frozen embeddings not counted"}
+UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)", "parameters": "trained ones; frozen embeddings and the reader of drafts not counted"}
 CREDIT_WINDOW = 2  # tokens; the best that was measured
+PASSES = 2  # a draft and a decision
 PRETRAINED_LAYERS = 3  # blocks, half of the embedded base's
 MAX_EVAL_ENVS = 64  # texts judged at one time in a held-out evaluation
 COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on, enough for a feature
@@ -57,7 +58,7 @@ def parse_args(argv=None):
     add("--credit", choices=("token", "text"), default="token", help="text: Stable-Baselines3's own PPO, all decisions of a text share one advantage")
     add("--group_size", type=bounded(int, 1, 10**6), default=1, help="masks drawn for every text; with more than one, the others are a decision's baseline instead of the critic")
     add("--flips", type=bounded(int, 0, 10**6), default=0, help="decisions per text that are judged against their opposites, one reconstructor call each, and alone train the policy; 0: off")
-    add("--init_from", type=Path, default=None, help="agent whose policy training begins with, for example after the reconstructor was adapted to it; the optimiser begins anew")
+    add("--init_from", type=Path, default=None, help="agent whose policy training begins with, for example after the reconstructor was adapted to it; drafts and token embeddings are today's reconstructor's, and the optimiser begins anew")
     add("--warm_start", type=bounded(int, 0, 10**12), default=0, help="texts masked at random on which the critic is fitted before PPO begins")
     add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token (with --credit text: of the sum over a text)")
     add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
@@ -69,8 +70,8 @@ def parse_args(argv=None):
     add("--width", type=bounded(int, 4, 4096), default=96, help="width of the policy network, a multiple of --heads")
     add("--layers", type=bounded(int, 0, 64), default=2, help="transformer layers of the policy network")
     add("--heads", type=bounded(int, 1, 64), default=4, help="attention heads of the policy network")
-    add("--passes", type=bounded(int, 1, 64), default=2, help="times that the policy decides; from the second on it reads the text as it would be sent, and decides again")
-    add("--draft_threshold", type=bounded(float, 0, 1, open_ends=True), default=DRAFT_THRESHOLD, help="between two passes, tokens are hidden that are kept with a lower probability; above one half more than will be masked, so that it is known what each would cost")
+    add("--passes", type=bounded(int, 1, 64), default=None, help=f"times that the policy decides; with pretrained layers it reads the text in between as the receiver would, and decides again; default: {PASSES}, or 1 with --credit text, which can't train drafts")
+    add("--draft_threshold", type=bounded(float, 0, 1, open_ends=True), default=DRAFT_THRESHOLD, help="between two passes, tokens are hidden that are kept with at most this probability; above one half these are more than will be masked, and it is known what each would cost; nothing without pretrained layers")
     add("--without", nargs="+", choices=EnhancedTokenCompressionPolicy.PARTS, default=[], help="parts of the policy network to leave out, to see what they are worth")
     add("--embedding_dim", type=bounded(int, 1, 4096), default=32, help="token features, started from a truncated SVD of the reconstructor's embedding")
     add("--pretrained_layers", type=bounded(int, 0, 64), default=None, help=f"first blocks of the reconstructor that become the first of the policy, which so can read before it is trained; 0: none; default: {PRETRAINED_LAYERS}, or half of its blocks if it has less than {2 * PRETRAINED_LAYERS}")
@@ -98,6 +99,8 @@ def parse_args(argv=None):
     if args.n_envs % args.group_size:
         parser.error(f"--n_envs {args.n_envs}: expected a multiple of --group_size {args.group_size}")
     others = (args.group_size > 1) + (args.flips > 0) + (args.credit == "text")
+    if args.passes is None:
+        args.passes = 1 if args.credit == "text" else PASSES
     if args.credit_window is None:
         args.credit_window = 0 if others else CREDIT_WINDOW
     if (args.credit_window > 0) + others > 1:
@@ -134,10 +137,13 @@ def build_agent(args, env, reconstructor, train, device):
             },
         },
     )
+    network, counts = agent.policy.features_extractor.network, token_counts(train, reconstructor.vocab_size)
     if earlier:
         continue_policy(agent.policy, earlier, args.init_from)
+        if network.reader is not None:
+            network.reader.start_from(reconstructor.model, counts)  # drafts are read as today's receiver does; the token embedding is shared
     else:
-        agent.policy.features_extractor.network.start_from(reconstructor.model, token_counts(train, reconstructor.vocab_size))
+        network.start_from(reconstructor.model, counts)
     return agent
 
 
@@ -159,10 +165,12 @@ def built(policy):
     network, kwargs = policy.features_extractor.network, dict(policy.features_extractor_kwargs)
     pretrained = {"blocks": 0, "attention": "bidirectional", "config": {}} | (kwargs.pop("pretrained", None) or {})
     pretrained |= json.loads(json.dumps(pretrained.pop("config")))  # as it comes out of a file
-    pretrained.pop("rate", None)
-    return kwargs | {
-        "without": sorted(kwargs.get("without", ())), "passes": network.passes, "vocabulary": network.embedding.num_embeddings, "credit": "token" if policy.per_token else "text",
-        **{f"pretrained {name}": value for name, value in pretrained.items()},
+    for name in ("rate", "mask_id"):  # the second is the tokenizer's
+        pretrained.pop(name, None)
+    kwargs.pop("draft_threshold", None)
+    return {"credit": "token" if policy.per_token else "text", "passes": network.passes} | kwargs | {
+        "without": sorted(kwargs.get("without", ())), "vocabulary": network.embedding.num_embeddings,
+        **{f"pretrained {name}": value for name, value in pretrained.items()}, "draft_threshold": network.draft_threshold if network.reader else None,
     }
 
 

@@ -1,7 +1,7 @@
 """The agent: a small network that looks at a whole text and gives every token a probability of being kept.
 
-It needs no language model's output layer: at most blocks of one are part of it. With several passes it decides, reads the text
-as it would be sent, with what it would mask hidden, and decides again. Shapes: `B` texts, `T` tokens, `D`
+Blocks of a language model can be part of it, with a twelfth of an output layer at most. With several passes it drafts a decision,
+reads the text as the receiver would if what the draft might mask were masked, and decides again. Shapes: `B` texts, `T` tokens, `D`
 width of the network, `H` heads, `E` token features, `F` all features of a token, `V` vocabulary. `valid` (B, T) bool is True
 at text, False at padding: the only mask polarity here.
 """
@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel
 
 from data.artifacts import InputError
 from models.reconstructor.masking import KEEP_THRESHOLD
-from models.reconstructor.reconstructor import attention_bias
+from models.reconstructor.reconstructor import TOKENS_PER_PASS, TOKENS_PER_PASS_GPU, attention_bias
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 CALIBRATION_PRICES = 12  # values of λ between the lowest and the highest, evenly in log λ
@@ -27,8 +27,9 @@ CALIBRATION_BATCH = 64  # texts at a time
 FIRST_COST = 3.0  # nats that an untrained critic expects of a masked token
 FIRST_SHARPNESS = 2.0  # of the untrained policy: at λ = 2 it keeps 69 % of the tokens, and explores both decisions at every λ
 SMALLEST_COST = 0.01  # nats; keeps the logarithm in equation (1) finite
-DRAFT_THRESHOLD = 0.85  # a draft hides tokens whose probability of being kept is lower: what was hidden in vain is known best
+DRAFT_THRESHOLD = 0.85  # a draft hides tokens that are kept with at most this probability: what is hidden is known best
 COMMON_TOKENS = 4096  # most frequent tokens, whose logits stand for those of all when a draft is read again; 1/12 of GPT-2's
+EVIDENCE_ROWS = 1024  # hidden tokens whose common logits are alive at one time: 1,024 x 4,096 x 4 bytes = 17 MB
 EVIDENCE = 4  # numbers per token that say how the receiver would do with a draft
 LARGEST_EVIDENCE = 12.0  # nats; keeps a token that the receiver would never guess from drowning the others
 
@@ -86,10 +87,9 @@ class PretrainedLayers(nn.Module):
 
     `config`: of the whole model, as a dict; `blocks`: how many of it; `bos_id` stands in front of every text; `rate`: share of
     the learning rate that the blocks are trained with, 0: not at all; `attention`: the reconstructor's. Embeddings are never trained, those of tokens stored in 16 bit.
-    `mask_id` is for those who read drafts.
     """
 
-    def __init__(self, config, blocks, bos_id, rate, attention="bidirectional", mask_id=None):
+    def __init__(self, config, blocks, bos_id, rate, attention="bidirectional"):
         super().__init__()
         self.attention = attention
         config = AutoConfig.for_model(**config)
@@ -106,6 +106,12 @@ class PretrainedLayers(nn.Module):
     def train(self, mode=True):
         return super().train(False)  # no dropout: rollout and update must see one policy
 
+    @torch.no_grad()
+    def start_from(self, model):
+        """Take the weights of a causal LM."""
+        weights = model.base_model.state_dict()
+        self.model.load_state_dict({name: weights[name] for name in self.model.state_dict()})
+
     def forward(self, ids, valid):
         """ids, valid (B, T) to (B, T, 2 D'): the state at each token and the one before it, from which a reconstructor predicts it.
 
@@ -117,65 +123,59 @@ class PretrainedLayers(nn.Module):
         if ids.shape[1] > positions:
             raise InputError(f"texts of {ids.shape[1]} tokens: expected at most {positions}, the positions of the policy's pretrained blocks less one; use a smaller --max_length")
         shown = torch.cat([ids.new_full((len(ids), 1), self.bos_id), torch.where(valid, ids, self.bos_id)], 1)
-        states = self.model(inputs_embeds=self.embedding(shown).float(), attention_mask=attention_bias(valid, self.attention), use_cache=False).last_hidden_state
+        rows = max(1, TOKENS_PER_PASS.get(ids.device.type, TOKENS_PER_PASS_GPU) // ids.shape[1])
+        states = torch.cat([self._states(*part) for part in zip(shown.split(rows), valid.split(rows), strict=True)])
         return F.pad(torch.cat([states[:, 1:], states[:, :-1]], -1), (0, 0, 0, padding))
 
+    def _states(self, shown, valid):
+        """Last states (B, T + 1, D') of texts with their BOS."""
+        return self.model(inputs_embeds=self.embedding(shown).float(), attention_mask=attention_bias(valid, self.attention), use_cache=False).last_hidden_state
 
-class DraftReader(nn.Module):
-    """Reads a text as a draft of the decisions would send it: the whole reconstructor, frozen, with what would be masked hidden.
 
-    What the receiver would make of the masked tokens is known from its last states but for the output layer. Of that, the rows of
+class DraftReader(PretrainedLayers):
+    """Reads a text with what a draft hides hidden: the whole reconstructor, as the receiver uses it, frozen.
+
+    What the receiver would make of the hidden tokens is known from the last states but for the output layer. Of that, the rows of
     the true tokens and of the `common` most frequent ones are used, all that is needed to know nearly what a token would cost,
-    at a fraction of its price. `embedding`: the token embedding of PretrainedLayers, which is shared; other arguments as there.
+    at a fraction of its price. `layers`: the first blocks of the same model, whose token embedding is shared; `mask_id` stands for
+    what is hidden, and is the number of other tokens.
     """
 
-    def __init__(self, config, bos_id, mask_id, embedding, attention="bidirectional", common=COMMON_TOKENS):
-        super().__init__()
-        config = AutoConfig.for_model(**config)
-        self.bos_id, self.mask_id, self.attention, self.embedding = bos_id, mask_id, attention, embedding
-        self.model = AutoModel.from_config(config).requires_grad_(False)
-        self.model.set_input_embeddings(embedding)
-        self.output = embedding if config.tie_word_embeddings else nn.Embedding(*embedding.weight.shape).half().requires_grad_(False)
-        self.register_buffer("common", torch.zeros(min(common, embedding.num_embeddings - 1), dtype=torch.long))  # sorted ids
-        self.width = 2 * config.hidden_size
-        self.train(False)
-
-    def train(self, mode=True):
-        return super().train(False)
+    def __init__(self, layers, config, mask_id, common=COMMON_TOKENS):
+        super().__init__(config, AutoConfig.for_model(**config).num_hidden_layers, layers.bos_id, 0, layers.attention)
+        self.mask_id, self.embedding = mask_id, layers.embedding
+        self.model.set_input_embeddings(self.embedding)
+        tied = getattr(self.model.config, "tie_word_embeddings", False)
+        self.output = self.embedding if tied else nn.Embedding(*self.embedding.weight.shape).half().requires_grad_(False)
+        self.register_buffer("common", torch.zeros(min(common, mask_id), dtype=torch.long))
 
     @torch.no_grad()
     def start_from(self, model, counts):
-        """Take a reconstructor's weights, and the tokens that are frequent by counts (V,)."""
-        weights = model.base_model.state_dict()
-        self.model.load_state_dict({name: weights[name] for name in self.model.state_dict()})
+        """Take the weights of a reconstructor's causal LM, and the tokens that are frequent by counts (V,)."""
+        super().start_from(model)
         self.output.weight.copy_(model.get_output_embeddings().weight)
-        self.common.copy_(torch.as_tensor(counts).argsort(descending=True, stable=True)[: len(self.common)].sort().values)
+        self.common.copy_(torch.as_tensor(counts).argsort(descending=True, stable=True)[: len(self.common)])
 
     @torch.no_grad()
     def forward(self, ids, valid, keep_mask):
-        """ids, valid, keep_mask (B, T) to states (B, T, 2 D'), as of PretrainedLayers, and EVIDENCE (B, T, EVIDENCE).
+        """ids, valid, keep_mask (B, T) to (B, T, 2 D' + EVIDENCE): states as of PretrainedLayers, and the evidence, zero at kept tokens.
 
-        The evidence, zero at kept tokens: that the token is masked; nearly its nats, -ln p among the common tokens and itself, and
-        their logarithm; and how far its logit is above that of the likeliest common token.
+        That is: 1 for a hidden token; nearly its nats, -ln p among the common tokens and itself, and their logarithm; and how far
+        its logit is above that of the likeliest common token.
         """
-        padding = ids.shape[1] - int(valid.sum(1).max())
-        ids, valid, keep_mask = (x[:, : ids.shape[1] - padding] for x in (ids, valid, keep_mask))
-        shown = torch.where(valid, torch.where(keep_mask, ids, self.mask_id), self.bos_id)
-        shown = torch.cat([ids.new_full((len(ids), 1), self.bos_id), shown], 1)
-        states = self.model(inputs_embeds=self.embedding(shown).float(), attention_mask=attention_bias(valid, self.attention), use_cache=False).last_hidden_state
-        evidence = states.new_zeros(*ids.shape, EVIDENCE)
-        masked = valid & ~keep_mask
-        evidence[masked] = self._evidence(states[:, :-1][masked], ids[masked])
-        return F.pad(torch.cat([states[:, 1:], states[:, :-1]], -1), (0, 0, 0, padding)), F.pad(evidence, (0, 0, 0, padding))
+        states, hidden = super().forward(torch.where(keep_mask, ids, self.mask_id), valid), valid & ~keep_mask
+        evidence, common = states.new_zeros(*ids.shape, EVIDENCE), self.output.weight[self.common].float()
+        parts = zip(states[hidden][:, self.width // 2 :].split(EVIDENCE_ROWS), ids[hidden].split(EVIDENCE_ROWS), strict=True)
+        evidence[hidden] = torch.cat([self._evidence(predicting, truth, common) for predicting, truth in parts])
+        return torch.cat([states, evidence], -1)
 
-    def _evidence(self, hidden, truth):
-        """(M, EVIDENCE) from the states that predict M masked tokens (M, D') and their ids (M,)."""
-        logits = hidden @ self.output(self.common).float().T  # (M, common)
-        true = (hidden * self.output(truth).float()).sum(-1)
-        total, highest = logits.logsumexp(-1), logits.amax(-1)
+    def _evidence(self, predicting, truth, common):
+        """(M, EVIDENCE) from the states that predict M hidden tokens (M, D'), their ids (M,), and the output layer of the common tokens."""
+        logits, true = predicting @ common.T, (predicting * self.output.weight[truth].float()).sum(-1)  # (M, common), (M,)
+        total = logits.logsumexp(-1)
         total = torch.where(torch.isin(truth, self.common), total, total.logaddexp(true))
         nats = (total - true).clamp(0, LARGEST_EVIDENCE)
-        return torch.stack([torch.ones_like(nats), nats, (nats + SMALLEST_COST).log(), (true - highest).clamp(-LARGEST_EVIDENCE, LARGEST_EVIDENCE)], -1)
+        return torch.stack([torch.ones_like(nats), nats, (nats + SMALLEST_COST).log(), (true - logits.amax(-1)).clamp(-LARGEST_EVIDENCE, LARGEST_EVIDENCE)], -1)
 
 
 class LocalContext(nn.Module):
@@ -240,12 +240,12 @@ class EnhancedTokenCompressionPolicy(nn.Module):
     def __init__(self, vocab_size, embedding_dim=32, width=96, layers=2, heads=4, without=(), passes=1, draft_threshold=DRAFT_THRESHOLD, pretrained=None):
         super().__init__()
         self.passes, self.draft_threshold = passes, draft_threshold
-        self.pretrained = PretrainedLayers(**pretrained) if pretrained else None
+        self.pretrained = PretrainedLayers(**{name: value for name, value in pretrained.items() if name != "mask_id"}) if pretrained else None
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.register_buffer("log_frequency", torch.zeros(vocab_size))
         self.lift = nn.Linear(embedding_dim + 1 + (self.pretrained.width if pretrained else 0), width)
         self.price = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
-        self.reader = DraftReader(pretrained["config"], pretrained["bos_id"], pretrained["mask_id"], self.pretrained.embedding, self.pretrained.attention) if pretrained and passes > 1 else None
+        self.reader = DraftReader(self.pretrained, pretrained["config"], pretrained["mask_id"]) if pretrained and passes > 1 else None
         # A decision that is reconsidered begins as it was.
         self.draft = zeroed(nn.Linear(1 + (self.reader.width + EVIDENCE if self.reader else 0), width)) if passes > 1 else None
         self.evidence = zeroed(nn.Linear(EVIDENCE, width, bias=False)) if self.reader else None
@@ -263,12 +263,9 @@ class EnhancedTokenCompressionPolicy(nn.Module):
         return torch.cat(features, -1)
 
     def reread(self, ids, valid, draft):
-        """What is known of each token of a draft, and EVIDENCE (None without a DraftReader): draft (B, T), probabilities of keeping."""
-        features, evidence = [draft[..., None]], None
-        if self.reader is not None:
-            states, evidence = self.reader(ids, valid, draft > self.draft_threshold)
-            features += [states, evidence]
-        return torch.cat(features, -1), evidence
+        """What is known of each token of a draft (B, T), probabilities of keeping: they, and with a DraftReader what it gives."""
+        drafted = draft[..., None]
+        return drafted if self.reader is None else torch.cat([drafted, self.reader(ids, valid, draft > self.draft_threshold)], -1)
 
     def before_pooling(self, ids, valid, price, drafted=None, read=None):
         """The token states (B, T, D) that TokenImportanceAttention pools. Arguments as of `forward`, but for `drafted`, the features of `reread`."""
@@ -292,16 +289,16 @@ class EnhancedTokenCompressionPolicy(nn.Module):
         draft (B, T): the probabilities of keeping that were decided before, if this is not the first pass. read (B, T, F): what
         `read` gives for these texts, if that is known already.
         """
-        drafted, evidence = (None, None) if draft is None else self.reread(ids, valid, draft)
+        drafted = None if draft is None else self.reread(ids, valid, draft)
         x = self.before_pooling(ids, valid, price, drafted, read)
         x = self.norm(x if self.importance is None else self.gate(x, self.importance(x, valid)))
-        return x if evidence is None else x + self.evidence(evidence)
+        return x if drafted is None or self.reader is None else x + self.evidence(drafted[..., -EVIDENCE:])
 
     def importances(self, ids, valid, price, draft=None, read=None):
         """What TokenImportanceAttention looks at, mean over its heads: (B, T), each text sums to 1. None if it was left out."""
         if self.importance is None:
             return None
-        drafted = None if draft is None else self.reread(ids, valid, draft)[0]
+        drafted = None if draft is None else self.reread(ids, valid, draft)
         return self.importance.importances(self.before_pooling(ids, valid, price, drafted, read), valid).mean(1)
 
     @torch.no_grad()
@@ -321,10 +318,9 @@ class EnhancedTokenCompressionPolicy(nn.Module):
         log_frequency = torch.log(torch.as_tensor(counts[:V], dtype=torch.float32) + 1)
         self.log_frequency[:] = (log_frequency - log_frequency.mean()) / log_frequency.std().clamp(min=1e-6)
         if self.pretrained is not None:
-            weights = model.base_model.state_dict()
-            self.pretrained.model.load_state_dict({name: weights[name] for name in self.pretrained.model.state_dict()})
+            self.pretrained.start_from(model)
         if self.reader is not None:
-            self.reader.start_from(model, counts[:V])
+            self.reader.start_from(model, counts)
 
 
 class TokenCompressionFeaturesExtractor(BaseFeaturesExtractor):
@@ -371,7 +367,8 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     nats of the tokens that were masked, without the noise of the decision itself.
 
     Where the network has several passes, from the second on it sees what the pass before decided, since the best decisions
-    depend on each other. The last pass decides; `drafts` of the earlier ones are trained on what it did (`rl/ppo.py`, deviation 8).
+    depend on each other. The last pass acts. The earlier ones draft, and are trained on what it did (`rl/ppo.py`, deviation 8); besides, both
+    losses reach them through the probabilities of the draft.
 
     With `per_token=False` log-probability and entropy are summed over the text and the value is the text's, in the units
     of J, as Stable-Baselines3's own PPO expects: the same network under text-level credit.
@@ -405,30 +402,27 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     def _heads(self, obs):
         """Distribution, value of masking each token λ − ĉ (B, L), and valid (B, L)."""
-        *_, (logits, gain), valid = self.decisions(obs)
+        passes, valid = self.decisions(obs)
+        logits, gain = passes[-1]
         return self.action_dist.proba_distribution(logits), gain, valid
 
     def decisions(self, obs):
-        """[(logits of keeping, value of masking λ − ĉ), …, valid]: (B, L) each, a pair for every pass."""
+        """For every pass the logits of keeping and the value of masking λ − ĉ, (B, L) each; and valid (B, L)."""
         ids, valid, price = self.features_extractor.unpack(obs)
-        return [*((logits, price - cost) for logits, cost in self._passes(ids, valid, price)), valid]
+        return [(logits, price - cost) for logits, cost in self._passes(ids, valid, price)], valid
 
     def _logits_and_cost(self, ids, valid, price, read=None):
         """Logits of keeping, equation (1), and estimated nats of a masked token, both (B, T), for texts (B, T) at λ (B, 1)."""
         return self._passes(ids, valid, price, read)[-1]
 
-    def _passes(self, ids, valid, price, read=None):
-        """`_logits_and_cost` of every pass."""
-        read = self.features_extractor.network.read(ids, valid) if read is None else read
-        found = [self._decide(ids, valid, price, None, read)]
-        while len(found) < self.features_extractor.network.passes:
-            found.append(self._decide(ids, valid, price, torch.sigmoid(found[-1][0]), read))
+    def _passes(self, ids, valid, price, read=None, count=None):
+        """`_logits_and_cost` of every pass, or of the first `count`."""
+        network, found = self.features_extractor.network, []
+        read = network.read(ids, valid) if read is None else read
+        for _ in range(network.passes if count is None else count):
+            draft = torch.sigmoid(found[-1][0]) if found else None
+            found.append(self._decide(ids, valid, price, draft, read))
         return found
-
-    def _last_draft(self, ids, valid, price, read):
-        """The keep probabilities (B, T) of the last pass but one; None if there is only one."""
-        found = self._passes(ids, valid, price, read)
-        return torch.sigmoid(found[-2][0]) if len(found) > 1 else None
 
     def _decide(self, ids, valid, price, draft, read):
         features = self.features_extractor.network(ids, valid, price, draft, read)
@@ -450,8 +444,8 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         return actions, self._value(values, valid), self._per_text(distribution.log_prob(actions), valid)
 
     def evaluate_actions(self, obs, actions):
-        *_, decision, valid = self.decisions(obs)
-        taken, log_prob, entropy = self.evaluate_decision(*decision, actions)
+        passes, valid = self.decisions(obs)
+        taken, log_prob, entropy = self.evaluate_decision(*passes[-1], actions)
         return self._value(taken, valid), self._per_text(log_prob, valid), self._per_text(entropy, valid)
 
     def evaluate_decision(self, logits, gain, actions):
@@ -478,7 +472,8 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         """
         batch, network = self._as_batch(ids, valid, price), self.features_extractor.network
         read = network.read(*batch[:2])
-        found = network.importances(*batch, self._last_draft(*batch, read), read)
+        drafts = self._passes(*batch, read, network.passes - 1)
+        found = network.importances(*batch, torch.sigmoid(drafts[-1][0]) if drafts else None, read)
         return None if found is None else found.cpu()
 
     def _as_batch(self, ids, valid, price):

@@ -245,12 +245,10 @@ def test_a_draft_is_read_as_the_reconstructor_reads_what_is_sent(family):
     logits = states[:, :-1] @ model.get_output_embeddings().weight[:V].T
     nats = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").detach()
     for common in (V, 20):
-        embedding = PretrainedLayers(model.config.to_dict(), 1, V, 0).embedding
-        reader = DraftReader(model.config.to_dict(), V, V, embedding, common=common)
-        embedding.weight.copy_(model.get_input_embeddings().weight)
+        reader = DraftReader(PretrainedLayers(model.config.to_dict(), 1, V, 0), model.config.to_dict(), V, common)
         reader.start_from(model, np.arange(V))
-        assert reader.common.tolist() == list(range(V - common, V)), "the most frequent ones"
-        read, evidence = reader(ids, valid, keep_mask)
+        assert sorted(reader.common.tolist()) == list(range(V - common, V)), "the most frequent ones"
+        read, evidence = reader(ids, valid, keep_mask).split([32, 4], -1)
         torch.testing.assert_close(read[..., 16:][masked], states[:, :-1][masked], rtol=1e-2, atol=5e-3)
         torch.testing.assert_close(read[..., :16][masked], states[:, 1:][masked], rtol=1e-2, atol=5e-3)
         assert not evidence[~masked].any() and (evidence[..., 0][masked] == 1).all()
@@ -280,12 +278,12 @@ def test_a_draft_that_is_read_again_changes_the_decision_and_nothing_frozen_lear
     network.start_from(causal_lm("gpt2", 2), np.ones(V))
     ids, valid, price = batch()
     obs = observation(ids, valid, price)
-    (first, _), (second, _), there = policy.decisions(obs)
+    ((first, _), (second, _)), there = policy.decisions(obs)
     assert torch.equal(there, valid)
     torch.testing.assert_close(first[valid], second[valid])  # a decision that is reconsidered begins as it was
     torch.nn.init.normal_(network.evidence.weight)
-    network.draft_threshold = float(first[valid].sigmoid().median())
-    (first, _), (second, _), _ = policy.decisions(obs)
+    network.draft_threshold = first[valid].sigmoid().sort().values[9:11].mean().item()  # well between two tokens
+    ((first, _), (second, _)), _ = policy.decisions(obs)
     drafted = valid & (first.sigmoid() <= network.draft_threshold)
     assert drafted.sum() == 10 and not torch.isclose(first[drafted], second[drafted], atol=1e-3).any()
     torch.testing.assert_close(first[valid & ~drafted], second[valid & ~drafted])
