@@ -133,7 +133,7 @@ class ReconstructorTrainer(Trainer):
         self.settings = settings
         self.model_accepts_loss_kwargs = True  # the loss below is divided by the masked tokens of the whole optimiser step
         self.run_dir = Path(self.args.output_dir)
-        self.mask_policy = load_mask_policy(settings.mask_policy, reconstructor=kwargs["model"]) if settings.mask_policy else None
+        self.mask_policy = load_mask_policy(settings.mask_policy, kwargs["model"], self.args.device) if settings.mask_policy else None
         self.tokens, self.logged = 0, (time.monotonic(), 0)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -257,11 +257,11 @@ class Report(TrainerCallback):
             tqdm.write(f"step {state.global_step:5d}  masked {values}")
 
 
-def load_mask_policy(path, reconstructor):
-    """The agent at `path`, on the CPU. Raises FileNotFoundError, or InputError if it belongs to another tokenizer."""
+def load_mask_policy(path, reconstructor, device):
+    """The agent at `path`. Raises FileNotFoundError, or InputError if it belongs to another tokenizer."""
     from rl.ppo import load_policy  # here, because Stable-Baselines3 takes seconds to import
 
-    policy = load_policy(path)
+    policy = load_policy(path, device)
     if (found := policy.features_extractor.tokenizer_fingerprint) != reconstructor.fingerprint:
         raise InputError(f"--mask_policy {path}: expected an agent for tokenizer {reconstructor.fingerprint}, found one for {found}; give an agent trained with this tokenizer")
     return policy
