@@ -21,7 +21,7 @@ from models.reconstructor.masking import budget, keep_counts
 
 
 class Agent:
-    """The trained policy at the λ whose natural keep ratio is nearest: tokens ranked by their keep probability."""
+    """The trained policy at the λ, for every text, at which it keeps about as much by itself: tokens ranked by their keep probability."""
 
     name, depends_on_rate = "agent", True
 
@@ -31,11 +31,11 @@ class Agent:
         self.lm_passes = (network.pretrained.share if network.pretrained else 0) + (network.passes - 1 if network.reader else 0)
 
     def scores(self, ids, valid, keep_ratio):
-        return self.policy.keep_probability(ids, valid, self.policy.price_for(keep_ratio)).numpy()
+        return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()
 
     def importances(self, ids, valid, keep_ratio):
         """What the policy's TokenImportanceAttention looks at, as multiples of an even distribution: (B, T), each text's mean is 1; None if it has none."""
-        found = self.policy.importances(ids, valid, self.policy.price_for(keep_ratio))
+        found = self.policy.importances(ids, valid, self.policy.price_at(ids, valid, keep_ratio))
         return None if found is None else found.numpy() * valid.sum(1, keepdims=True)
 
 

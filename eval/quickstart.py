@@ -1,4 +1,4 @@
-"""The whole pipeline on the embedded corpus and base model, on a CPU, without a network: about 12 minutes on two cores.
+"""The whole pipeline on the embedded corpus and base model, on a CPU, without a network: about 15 minutes on two cores.
 
     python eval/quickstart.py
 
@@ -52,7 +52,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--root", type=Path, default=Path("."), help="directory under which data, models, results and figures are written")
     parser.add_argument("--finetune_steps", type=bounded(int, 1, 10**9), default=150, help="optimiser steps of the reconstructor")
-    parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=3840, help="texts the agent is trained on")
+    parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=2560, help="texts the agent is trained on")
     parser.add_argument("--seed", type=SEED, default=42, help="seeds reconstructor, agent and evaluation; the data stay the same")
     parser.add_argument("--num_sequences", type=bounded(int, 1, 10**9), default=150, help="held-out texts to evaluate on")
     return parser.parse_args(argv)

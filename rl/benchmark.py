@@ -2,7 +2,7 @@
 
     python rl/benchmark.py --data_path data/processed/processed_data.json --reconstructor_path models/reconstructor/fine-tuned
 
-Deciding: a policy of the default size over the same texts as one causal pass, with logits at every token, of the embedded
+Deciding: a policy of the default size, at a λ and at a keep ratio, for which a λ is looked for, over the same texts as one causal pass, with logits at every token, of the embedded
 base and of a GPT-2 with 124 M parameters (random weights; they don't change the time). Training: token decisions per
 second, rollouts and updates, of the same TokenPPO on TokenCompressionVecEnv and on one TokenCompressionEnv under
 Stable-Baselines3's DummyVecEnv. In turns, so that a noisy machine is noisy for all. Writes nothing.
@@ -26,7 +26,7 @@ from eval.methods import causal_nats
 from models.reconstructor.reconstructor import Reconstructor, find_device, load_causal_lm
 from models.reconstructor.tokenizer import BASE_MODEL
 from rl import train
-from rl.env import TokenCompressionEnv, TokenCompressionVecEnv
+from rl.env import PRICES, TokenCompressionEnv, TokenCompressionVecEnv
 
 
 def parse_args(argv=None):
@@ -93,8 +93,14 @@ def main(argv=None):
     ids, valid = pad_batch([texts[int(i)] for i in chosen], 0)
     models = {"causal pass, base model": load_causal_lm(args.base_model), "causal pass, GPT-2 with 124 M": GPT2LMHeadModel(GPT2Config(n_positions=max(1024, length), vocab_size=reconstructor.vocab_size))}
 
+    many.policy.calibrate(ids, valid, *PRICES)
+
     def decide():
         many.policy.keep_probability(ids, valid, 1.5)
+        return int(valid.sum())
+
+    def decide_at_ratio():
+        many.policy.keep_probability_at(ids, valid, 0.7)
         return int(valid.sum())
 
     def causal_pass(model):
@@ -106,7 +112,7 @@ def main(argv=None):
 
         return run_it
 
-    deciding = in_turns({"agent": decide, **{name: causal_pass(model) for name, model in models.items()}}, args.turns, args.quiet)
+    deciding = in_turns({"agent": decide, "agent at a keep ratio": decide_at_ratio, **{name: causal_pass(model) for name, model in models.items()}}, args.turns, args.quiet)
     training = in_turns({"TokenCompressionVecEnv": train_many, "one environment under DummyVecEnv": train_one}, args.turns, args.quiet)
     report(f"deciding, {args.texts} texts of up to {length} tokens", "tokens/s", deciding, "agent")
     report(f"training, rollouts of {args.n_envs} texts of up to {length} tokens and their updates", "decisions/s", training, "TokenCompressionVecEnv")

@@ -236,7 +236,7 @@ def test_a_second_run_starts_a_log_of_its_own(toy, tmp_path):
 def test_the_benchmark_prints_its_ratios(toy, capsys):
     benchmark.main(f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --base_model {toy / 'base'} --max_length 16 --texts 4 --n_envs 4 --turns 2 --device cpu --quiet".split())
     said = capsys.readouterr().out
-    assert said.count("agent is") == 2 and said.count("TokenCompressionVecEnv is") == 1 and "decisions/s" in said
+    assert said.count("agent is") == 3 and said.count("TokenCompressionVecEnv is") == 1 and "decisions/s" in said
 
 
 def test_variants_are_compared_at_equal_time(toy, tmp_path, capsys):

@@ -23,6 +23,8 @@ from models.reconstructor.reconstructor import TOKENS_PER_PASS, TOKENS_PER_PASS_
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 CALIBRATION_PRICES = 12  # values of λ between the lowest and the highest, evenly in log λ
+NOT_CALIBRATED = "the policy was never calibrated; rl/train.py does that at each evaluation"
+BISECTIONS = 6  # of the range of λ; what is left of 0.15 to 12 is a factor of 1.07
 CALIBRATION_BATCH = 64  # texts at a time
 FIRST_COST = 3.0  # nats that an untrained critic expects of a masked token
 FIRST_SHARPNESS = 2.0  # of the untrained policy: at λ = 2 it keeps 69 % of the tokens, and explores both decisions at every λ
@@ -457,12 +459,18 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         return self._heads(obs)[0]
 
     @torch.no_grad()
-    def keep_probability(self, ids, valid, price):
+    def keep_probability(self, ids, valid, price, read=None):
         """Probability that each token is kept, (B, T) float32 on the CPU, for texts as long as the pretrained blocks have positions, without them of any length.
 
-        ids (B, T) int, valid (B, T) bool, as arrays or tensors; price: λ in nats per token, a number or (B,).
+        ids (B, T) int, valid (B, T) bool, as arrays or tensors; price: λ in nats per token, a number or (B,); read: what `read` gives for them, if known.
         """
-        return torch.sigmoid(self._logits_and_cost(*self._as_batch(ids, valid, price))[0]).cpu()
+        return torch.sigmoid(self._logits_and_cost(*self._as_batch(ids, valid, price), read)[0]).cpu()
+
+    @torch.no_grad()
+    def keep_probability_at(self, ids, valid, keep_ratio):
+        """As `keep_probability`, at the λ of `price_at`: what to rank tokens by to keep `keep_ratio` of a text, whatever kind it is of."""
+        read = self.features_extractor.network.read(*self._as_batch(ids, valid, keep_ratio)[:2])
+        return self.keep_probability(ids, valid, self.price_at(ids, valid, keep_ratio, read), read)
 
     @torch.no_grad()
     def importances(self, ids, valid, price):
@@ -493,10 +501,28 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         keep_ratios = kept / int(valid.sum())
         self.calibration.copy_(torch.tensor([*zip(prices, keep_ratios, strict=True)]))
 
+    @torch.no_grad()
+    def price_at(self, ids, valid, keep_ratio, read=None):
+        """For every text the λ (B,) at which the policy of itself keeps about `keep_ratio` of it, a number or (B,): what decides best at that rate.
+
+        By bisection between the λ of the calibration, on the mean probability of the first pass, which is fitted to that of the last.
+        """
+        if not self.calibration.any():
+            raise ValueError(NOT_CALIBRATED)
+        ids, valid, keep_ratio = self._as_batch(ids, valid, keep_ratio)
+        read = self.features_extractor.network.read(ids, valid) if read is None else read
+        low, high = (torch.full_like(keep_ratio, float(price)) for price in self.calibration[[0, -1], 0])
+        for _ in range(BISECTIONS):
+            price = (low * high).sqrt()
+            kept = torch.sigmoid(self._passes(ids, valid, price, read, 1)[0][0])
+            dear = (kept * valid).sum(1, keepdim=True) > keep_ratio * valid.sum(1, keepdim=True)
+            low, high = torch.where(dear, price, low), torch.where(dear, high, price)
+        return (low * high).sqrt()[:, 0]
+
     def price_for(self, keep_ratio):
         """The calibrated λ whose natural keep ratio is nearest to `keep_ratio`, interpolated in log λ."""
         if not self.calibration.any():
-            raise ValueError("the policy was never calibrated; rl/train.py does that at each evaluation")
+            raise ValueError(NOT_CALIBRATED)
         price, natural = self.calibration.cpu().double().numpy().T
         natural = np.minimum.accumulate(natural)  # a dearer token is kept less often; noise may break the order
         return float(np.exp(np.interp(-keep_ratio, -natural, np.log(price))))

@@ -335,6 +335,20 @@ def test_extractor_gives_one_vector_per_token():
     assert extractor(observation(*batch())).shape == (B, T, 8) and extractor.features_dim == 8
 
 
+def test_a_text_is_decided_at_the_price_at_which_it_keeps_what_is_asked(policy):
+    ids, valid, _ = batch()
+    with pytest.raises(ValueError, match="never calibrated"):
+        policy.price_at(ids, valid, 0.5)
+    policy.calibrate(ids, valid, 0.05, 60.0)
+    for asked in (0.3, 0.6, np.array([0.2, 0.5, 0.8])):
+        prices = policy.price_at(ids, valid, asked)
+        kept = (policy.keep_probability(ids, valid, prices) * valid).sum(1) / valid.sum(1)
+        torch.testing.assert_close(kept, torch.as_tensor(asked).expand(B).float(), atol=0.05, rtol=0)
+        found = policy.keep_probability_at(ids, valid, asked)
+        torch.testing.assert_close(found, policy.keep_probability(ids, valid, prices))
+    assert policy.price_at(ids, valid, 0.9999) == pytest.approx(0.05, rel=0.1), "beyond the range of λ: its end"
+
+
 def test_price_for_inverts_the_calibration(policy):
     with pytest.raises(ValueError, match="never calibrated"):
         policy.price_for(0.5)
