@@ -8,7 +8,7 @@ change with the keep ratio) and
 for ids (B, T) int64 and valid (B, T) bool, True at text. `masking.keep_highest` turns scores into masks with an
 exact number of kept tokens, the same for every method. Where the number of passes depends on the rate or the length,
 `lm_passes` is that of the last call. A policy that begins with some blocks of a language model counts them as their share of a
-pass, and every reading of a draft as one, though it has no output layer.
+pass, and every reading of a draft as one; output layers don't count.
 """
 
 import numpy as np
