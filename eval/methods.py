@@ -17,7 +17,9 @@ import torch
 from data.artifacts import InputError
 from data.sequences import pad_batch
 from models.reconstructor.loss import read_logits
-from models.reconstructor.masking import budget, keep_counts
+from models.reconstructor.masking import budget, keep_counts, keep_highest
+
+SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent in any case
 
 
 class Agent:
@@ -147,6 +149,23 @@ class MeanMaskedNats:
                 total += self.reconstructor.predict(ids, (block != hidden) | ~valid, valid).nats.cpu().numpy()
         self.lm_passes = rounds * blocks
         return total / rounds
+
+
+class VerifiedOnce:
+    """What a single reading by the reconstructor is worth without training: mask too much, see what each token would cost, send the dearest.
+
+    `proposer` is a method whose highest-scored `keep_ratio ** power` of a text is sent in any case. This is the agent's own
+    budget of one reading, which no per-token score uses; the larger the power, the more is masked in it.
+    """
+
+    name, depends_on_rate = "surprisal verified once", True
+
+    def __init__(self, reconstructor, proposer, power=3):
+        self.reconstructor, self.proposer, self.power, self.lm_passes = reconstructor, proposer, power, proposer.lm_passes + 1
+
+    def scores(self, ids, valid, keep_ratio):
+        sent = keep_highest(self.proposer.scores(ids, valid, keep_ratio), valid, keep_ratio**self.power)
+        return np.where(sent, SENT, self.reconstructor.predict(ids, sent, valid).nats.cpu().numpy())
 
 
 class VerifiedMasks:

@@ -17,7 +17,7 @@ from data.artifacts import InputError
 from data.sequences import load_sequences, pad_batch
 from data.toy import check_refusal, run_pipeline, write_base
 from eval import evaluate, evaluate_price, evaluate_reconstructor, quickstart, search
-from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks
+from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks, VerifiedOnce
 from eval.metrics import Bootstrap, binary_entropy, difference, figures, mean_over_runs, with_intervals
 from models.reconstructor import benchmark, pretrain, train_cpu, train_gpu, training
 from models.reconstructor.masking import keep_highest
@@ -146,12 +146,25 @@ def test_asking_the_reconstructor_beats_chance_and_verification_beats_asking(sta
     reconstructor = Reconstructor.load(folder / "tuned")
     corpus = evaluate.choose_texts(evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"]), 16, reconstructor)
     asked = MeanMaskedNats(reconstructor, 0)
-    methods = {"random": Random(0), "asked": asked, "verified": VerifiedMasks(reconstructor, asked)}
+    methods = {"random": Random(0), "asked": asked, "verified": VerifiedMasks(reconstructor, asked), "random, once": VerifiedOnce(reconstructor, Random(0))}
     sums = {name: mean_over_runs(evaluate.evaluate_method([method], [0.6], corpus, reconstructor)[0.6][0]).sum(0) for name, method in methods.items()}
     nats = {name: figures(s)["nats"] for name, s in sums.items()}
-    assert nats["verified"] < nats["asked"] < 0.8 * nats["random"], nats
+    assert nats["verified"] < nats["asked"] < 0.8 * nats["random"] and nats["random, once"] < 0.8 * nats["random"], nats
     assert len({s[1] for s in sums.values()}) == 1, "all mask equally many"
     assert asked.lm_passes == 24 and methods["verified"].lm_passes == 32
+
+
+def test_verified_once_sends_what_came_back_dearest(stages):
+    """By hand: 10 tokens at 0.6, of which those that the proposer ranks highest are sent before the reading, 0.36 of them."""
+    reconstructor = Reconstructor.load(stages[0] / "tuned")
+    ids, proposed = np.arange(2, 12)[None], np.array([[5, 1, 9, 2, 8, 3, 7, 0, 6, 4]])
+    proposer = type("Proposer", (), {"lm_passes": 1, "scores": lambda *_: proposed})()
+    method, valid = VerifiedOnce(reconstructor, proposer, power=2), np.ones((1, 10), bool)
+    sent = proposed >= 6
+    nats = reconstructor.predict(ids, sent).nats.numpy()
+    dearest = np.argsort(-np.where(sent, 0, nats)[0])[:2]
+    found = keep_highest(method.scores(ids, valid, 0.6), valid, 0.6)
+    assert sorted(np.flatnonzero(found[0])) == sorted([*np.flatnonzero(sent[0]), *dearest]) and method.lm_passes == 2
 
 
 # --- the contract between the stages

@@ -1,4 +1,4 @@
-"""Compare variants of the agent's training at equal training time: same data, same seeds, one after the other.
+"""Compare variants of the agent's training at equal training time: same data, same seeds, one run after the other or `--jobs` at a time.
 
     python rl/compare.py --reconstructor_path models/reconstructor/fine-tuned --minutes 5 --seeds 0 1 2 \\
         --variants as-is "own=--credit_window 0" "wide=--width 192" --output_dir models/agent/output/compared
@@ -13,15 +13,18 @@ Writes `comparison.json`.
 
 import argparse
 import json
+import multiprocessing
 import re
 import shlex
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run, write_json
@@ -48,6 +51,7 @@ def parse_args(argv=None):
     add("--minutes", type=bounded(float, 0, 10**6, open_ends=True), default=5.0, help="training time of every run; all of it takes variants x seeds x minutes, and the held-out evaluations")
     add("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="every variant is trained once with each")
     add("--pilot_rollouts", type=bounded(int, 1, 10**6), default=4, help="rollouts that a variant's speed is timed on")
+    add("--jobs", type=bounded(int, 1, 1024), default=1, help="runs at a time, each in a process of its own; with more than one, each has one CPU thread, so give no more jobs than cores")
     add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
     args.seeds, names = list(dict.fromkeys(args.seeds)), [variant.partition("=")[0] for variant in args.variants]
@@ -102,6 +106,21 @@ def trained(settings, folder, seed, texts):
     return record
 
 
+def texts_of(folders):
+    """How many texts the runs in these folders decided, or None if none is there."""
+    there = next((folder for folder in folders if (folder / "training.json").exists()), None)
+    return read_json(there / "training.json", train.SCHEMA, "rl/train.py")["args"]["num_timesteps"] if there else None
+
+
+def side_by_side(args, what, function, calls):
+    """function(*call) for every call, in order, `--jobs` at a time."""
+    bar = {"total": len(calls), "desc": what, "unit": "run", "disable": args.quiet}
+    if args.jobs == 1:
+        return [function(*call) for call in tqdm(calls, **bar)]
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return list(tqdm(pool.map(function, *zip(*calls, strict=True)), **bar)) if calls else []
+
+
 def J_at(rows, seconds):
     """Held-out J at a time, between evaluations in proportion; before the first and after the last: theirs."""
     return float(np.interp(seconds, [r["seconds"] for r in rows], [r["J"] for r in rows]))
@@ -143,14 +162,12 @@ def main(argv=None):
     args, variants = parse_args(argv)
     make_output_dir(args.output_dir)
     runs = {name: [args.output_dir / f"{name}-{seed}" for seed in args.seeds] for name in variants}
-    texts = {}
-    for name, folders in tqdm(runs.items(), desc="pilots", unit="variant", disable=args.quiet):
-        there = next((folder for folder in folders if (folder / "training.json").exists()), None)
-        texts[name] = read_json(there / "training.json", train.SCHEMA, "rl/train.py")["args"]["num_timesteps"] if there else texts_in(args.minutes, variants[name], args.pilot_rollouts)
-    records = {name: [] for name in runs}
-    for i, seed in enumerate(tqdm(args.seeds, unit="seed", disable=args.quiet)):  # variants inside, so that a drifting machine drifts for all
-        for name, folders in runs.items():
-            records[name].append(trained(variants[name], folders[i], seed, texts[name]))
+    texts = {name: texts_of(folders) for name, folders in runs.items()}
+    new = [name for name, known in texts.items() if known is None]
+    texts |= zip(new, side_by_side(args, "pilots", texts_in, [(args.minutes, variants[name], args.pilot_rollouts) for name in new]), strict=True)
+    todo = [(name, i) for i in range(len(args.seeds)) for name in runs]  # variants inside, so that a drifting machine drifts for all
+    records = side_by_side(args, "runs", trained, [(variants[name], runs[name][i], args.seeds[i], texts[name]) for name, i in todo])
+    records = {name: [record for record, (of, _) in zip(records, todo, strict=True) if of == name] for name in runs}
     found = []
     for name, variant in zip(runs, args.variants, strict=True):
         evaluations = [record["evaluations"] for record in records[name]]

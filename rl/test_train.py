@@ -255,8 +255,11 @@ def test_variants_are_compared_at_equal_time(toy, tmp_path, capsys):
             assert J == [compare.J_at(run["evaluations"], 1.2 * share) for share in (0.25, 0.5, 1)]
         assert np.mean(list(variant["J_at_prices"].values()), 0) == pytest.approx([run["evaluations"][-1]["J"] for run in runs], abs=1e-6) and len(variant["J_at_prices"]) == 3
     before = (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns
-    compare.main([str(w) for w in words])
+    compare.main([str(w) for w in [*words[: words.index("--minutes")], "--minutes", "0.02", "--seeds", "0", "1", "2", "--jobs", "2"]])
     assert (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns == before, "what is there is not run again"
+    more = json.loads((tmp_path / "comparison.json").read_text())["variants"]
+    assert [v["texts"] for v in more] == [v["texts"] for v in record["variants"]] and [v["J"][:2] for v in more] == [v["J"] for v in record["variants"]]
+    assert all(len(v["J"]) == 3 for v in more) and (tmp_path / "neighbours-2/final_model.zip").exists()
     assert compare.J_at([{"seconds": 10, "J": 0.1}, {"seconds": 20, "J": 0.3}], 15) == pytest.approx(0.2)
     with pytest.raises(InputError, match="own-0: expected a run with --clip_range 0.3, found 0.2"):
         compare.main([str(w) for w in words if w != "own"] + ["--variants", "own=--clip_range 0.3"])

@@ -15,11 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from data.artifacts import InputError
 from models.agent.policy import (
-    DraftReader,
     EnhancedTokenCompressionPolicy,
     LocalContext,
     PositionalEncoding,
-    PretrainedLayers,
     TokenCompressionFeaturesExtractor,
     TokenCompressionPolicy,
     TokenImportanceAttention,
