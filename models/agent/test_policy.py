@@ -22,6 +22,7 @@ from models.agent.policy import (
     TokenCompressionPolicy,
     TokenImportanceAttention,
 )
+from models.agent.pretrained import DraftReader, PretrainedLayers
 from rl.env import observation_space
 
 V, B, T = 50, 3, 12
