@@ -33,7 +33,8 @@ from rl.train import SCHEMA as AGENT_SCHEMA
 from rl.train import token_counts
 
 SCHEMA = "rltc.evaluation/3"
-OPPONENTS = ("causal", "iterative", "frequency", "random", "verified-once", "mean-nats", "verified")
+CHEAP = ("causal", "iterative", "frequency", "random")  # methods that never ask the reconstructor
+OPPONENTS = (*CHEAP, "verified-once", "mean-nats", "verified")
 FREE = ("seed", "output_dir", "device", "quiet", "resume", "checkpoint_freq", "save_total_limit")  # flags in which training runs of one agent may differ
 UNITS = {
     "keep_ratio": "kept tokens per original token", "compression_ratio": "original tokens per kept token",
@@ -52,7 +53,7 @@ def parse_args(argv=None):
     add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for evaluation_results.json and examples.txt")
     add("--reconstructor_path", type=Path, default=None, help="fine-tuned reconstructor; default: the one that the agent was trained with")
     add("--base_model", default=None, help="causal LM of the causal-surprisal method; default: the one the reconstructor was fine-tuned from")
-    add("--methods", nargs="+", choices=OPPONENTS, default=list(OPPONENTS[:4]), help="what the agent is compared with; verified-once asks the reconstructor once per text, as the agent does, mean-nats and verified dozens of times")
+    add("--methods", nargs="+", choices=OPPONENTS, default=list(CHEAP), help="what the agent is compared with; verified-once asks the reconstructor once per text, as the agent does, mean-nats and verified dozens of times")
     add("--num_sequences", type=bounded(int, 1, 10**9), default=100, help="texts to evaluate on, drawn at random from the file; all if there are fewer")
     add("--keep_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4], help="kept tokens per original token, between 0 and 1")
     add("--max_length", type=bounded(int, 2, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the agent's training length")

@@ -4,7 +4,7 @@
 
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
 validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. Beside them:
-reconstructor-verified masks (the practical oracle: what comes back dearer than λ is sent, from the best other method's masks or from
+masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other method's masks or from
 nothing sent, whichever ends higher), the same from the first agent's masks, local search, and on texts of `--window` tokens the best of all
 masks. Intervals are 95 %, bootstrapped over documents; differences are paired. Several agents after `--model_path`, trained
 alike with other seeds, count as one method, whose intervals allow for the differences between them; masks that start from an
@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS, load_sequences
-from eval.evaluate import OPPONENTS, Corpus, Scores, build_opponents, draw_texts, open_models, text_length
+from eval.evaluate import CHEAP, Corpus, Scores, build_opponents, draw_texts, open_models, text_length
+from eval.methods import VerifiedOnce
 from eval.metrics import Bootstrap, estimates
 from eval.search import J_of_masks, local_search, optima, verified_mask
 from models.reconstructor.masking import KEEP_THRESHOLD, keep_highest
@@ -32,7 +33,7 @@ UNITS = {"J": "nats per original token", "price": "nats per token saved", "keep_
 REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
 RATIOS = np.linspace(0, 1, 41)  # keep ratios among which a rule is looked for
 COARSE = 4  # every so many of them first
-AGENT, VERIFIED, AGENT_VERIFIED, OPTIMUM = "agent", "reconstructor-verified masks", "the agent's masks, verified", "best of all masks"
+AGENT, VERIFIED, AGENT_VERIFIED, OPTIMUM = "agent", "masks verified at λ", "the agent's masks, verified at λ", "best of all masks"
 
 
 def parse_args(argv=None):
@@ -43,7 +44,7 @@ def parse_args(argv=None):
     add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for price_results.json")
     add("--reconstructor_path", type=Path, default=None, help="fine-tuned reconstructor; default: the one that the agent was trained with")
     add("--base_model", default=None, help="causal LM of the surprisal methods; default: the one the reconstructor was fine-tuned from")
-    add("--methods", nargs="+", choices=OPPONENTS[:-1], default=list(OPPONENTS[:-1]), help="what the agent is compared with, beside the searched masks")
+    add("--methods", nargs="+", choices=[*CHEAP, "verified-once", "mean-nats"], default=[*CHEAP, "mean-nats"], help="what the agent is compared with, beside the searched masks")
     add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[1.5, 3.0], help="values of λ, nats per token saved")
     add("--num_sequences", type=bounded(int, 1, 10**9), default=100, help="texts to evaluate on, drawn at random from the file")
     add("--tune_sequences", type=bounded(int, 1, 10**9), default=64, help="validation texts on which the rules of the other methods are chosen")
@@ -152,8 +153,11 @@ def summary(name, rule, rows, corpus, bootstrap, agents=None):
 
 
 def share_of_distance(J, goal):
-    """How far the agent gets from the best other method to `goal`, from {method: J}: 1 is all of the way; None if there is no way to go."""
-    best = max(value for name, value in J.items() if name not in (AGENT, VERIFIED, AGENT_VERIFIED, OPTIMUM))
+    """How far the agent gets from the best method that scores tokens to `goal`, from {method: J}: 1 is all of the way; None if there is no way to go.
+
+    Methods that ask the reconstructor about a mask are not where the way begins.
+    """
+    best = max(value for name, value in J.items() if name not in (AGENT, VerifiedOnce.name, VERIFIED, AGENT_VERIFIED, OPTIMUM))
     return (J[AGENT] - best) / (J[goal] - best) if J[goal] > best + 1e-6 else None
 
 

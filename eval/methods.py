@@ -54,7 +54,7 @@ class Random:
 
 
 class TokenFrequency:
-    """Rare tokens first: -log of the token's count in the training split, plus one."""
+    """Rare tokens first: -log of the token's count in training texts (the first 20,000), plus one."""
 
     name, lm_passes, depends_on_rate = "token frequency", 0, False
 
@@ -128,9 +128,10 @@ class IterativeSurprisal:
 
 
 class MeanMaskedNats:
-    """What the reconstructor itself says: a token's mean nats under about `passes` random masks of the rate asked for.
+    """What the reconstructor itself says: a token's mean nats under random masks of the rate asked for, `passes` of them.
 
-    The masks of one round divide the text into blocks, so that every token is masked equally often.
+    Every mask hides the tokens that were hidden least often so far, in random order, so that all are hidden equally often; more
+    masks where that many would not reach every token.
     """
 
     name, depends_on_rate = "mean nats under random masks", True
@@ -139,16 +140,14 @@ class MeanMaskedNats:
         self.reconstructor, self.seed, self.passes, self.lm_passes = reconstructor, seed, passes, None
 
     def scores(self, ids, valid, keep_ratio):
-        rng = np.random.default_rng(self.seed)
-        blocks = max(2, int(np.ceil(1 / (1 - keep_ratio) - 1e-9)))
-        rounds = max(1, round(self.passes / blocks))
-        total = np.zeros(ids.shape)
-        for _ in range(rounds):
-            block = rng.random(ids.shape).argsort(1).argsort(1) % blocks
-            for hidden in range(blocks):
-                total += self.reconstructor.predict(ids, (block != hidden) | ~valid, valid).nats.cpu().numpy()
-        self.lm_passes = rounds * blocks
-        return total / rounds
+        rng, times, total = np.random.default_rng(self.seed), np.zeros(ids.shape), np.zeros(ids.shape)
+        lengths = valid.sum(1)
+        self.lm_passes = max(self.passes, int(np.ceil(lengths / np.maximum(lengths - keep_counts(valid, keep_ratio), 1)).max()))
+        for _ in range(self.lm_passes):
+            keep_mask = keep_highest(times + rng.random(ids.shape), valid, keep_ratio)
+            times += ~keep_mask
+            total += self.reconstructor.predict(ids, keep_mask, valid).nats.cpu().numpy()
+        return total / np.maximum(times, 1)
 
 
 class VerifiedOnce:

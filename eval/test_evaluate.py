@@ -154,6 +154,27 @@ def test_asking_the_reconstructor_beats_chance_and_verification_beats_asking(sta
     assert asked.lm_passes == 24 and methods["verified"].lm_passes == 32
 
 
+def test_mean_nats_are_those_of_random_masks_of_the_rate(stages):
+    """Every mask is exact to the token, every token is hidden equally often, and a text's scores are no other's business."""
+    reconstructor, asked = Reconstructor.load(stages[0] / "tuned"), []
+
+    class Spy:
+        def predict(self, ids, keep_mask, valid):
+            asked.append(valid & ~keep_mask)
+            return reconstructor.predict(ids, keep_mask, valid)
+
+    ids, valid = pad_batch([np.arange(2, 12), np.arange(3, 7)], 0)
+    for keep_ratio, each in ((0.7, 3), (0.6, 4), (0.9, 1)):
+        asked.clear()
+        method = MeanMaskedNats(Spy(), 0, passes=20)
+        found = method.scores(ids, valid, keep_ratio)
+        hidden = np.array(asked)
+        assert (hidden[:, 0].sum(1) == each).all() and np.ptp(hidden[:, 0].sum(0)) <= 1 and len(hidden) == method.lm_passes == 20
+        nats = sum(reconstructor.predict(ids, ~mask & valid | ~valid, valid).nats.numpy() for mask in asked)
+        np.testing.assert_allclose(found[0], nats[0] / hidden[:, 0].sum(0), rtol=1e-4)
+    assert MeanMaskedNats(reconstructor, 0, passes=2).scores(ids, valid, 0.9)[0].all(), "more masks, so that every token is hidden"
+
+
 def test_verified_once_sends_what_came_back_dearest(stages):
     """By hand: 10 tokens at 0.6, of which those that the proposer ranks highest are sent before the reading, 0.36 of them."""
     reconstructor = Reconstructor.load(stages[0] / "tuned")
@@ -380,14 +401,14 @@ def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
     assert dear["random"]["rule"] == "nothing kept" and dear["random"]["keep_ratio"] == 0, "no token is worth a price of 90"
     for at in record["prices"][1:3]:
         J = {r["method"]: r["J"] for r in at["results"]}
-        assert set(J) == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "mean nats under random masks", "reconstructor-verified masks", "the agent's masks, verified"}
-        assert J["the agent's masks, verified"] >= at["results"][0]["runs"][0] - 1e-3, "what is dear is sent"
+        assert set(J) == {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "mean nats under random masks", "masks verified at λ", "the agent's masks, verified at λ"}
+        assert J["the agent's masks, verified at λ"] >= at["results"][0]["runs"][0] - 1e-3, "what is dear is sent"
         assert J["agent"] == pytest.approx(np.mean(at["results"][0]["runs"])) and len(at["results"][0]["runs"]) == 2
         assert J["agent"] > J["random"] > -0.1 and at["local_search"]["J"] >= at["local_search"]["agent"] - 1e-6
         for r in at["results"]:
             assert r["interval"][0] <= r["J"] <= r["interval"][1]
             if "agent_leads_by" in r:
-                of_the_first = r["method"] == "the agent's masks, verified"
+                of_the_first = r["method"] == "the agent's masks, verified at λ"
                 theirs = at["results"][0]["runs"][0] if of_the_first else J["agent"]
                 assert r["agent_leads_by"]["value"] == pytest.approx(theirs - r["J"], abs=1e-6)
                 assert ("interval_over_documents" in r["agent_leads_by"]) != of_the_first

@@ -12,6 +12,7 @@ import pytest
 
 from data.artifacts import InputError
 from data.toy import check_refusal, run_pipeline
+from eval import methods
 from plots import visualize
 
 
@@ -49,6 +50,15 @@ def test_curves_show_the_figures_of_the_results(record):
 
 def test_methods_have_colours_of_their_own():
     assert len({colour for colour, _ in visualize.STYLE.values()}) == len(visualize.STYLE)
+    named = {found.name for found in vars(methods).values() if isinstance(found, type) and hasattr(found, "scores")}
+    assert named == set(visualize.STYLE), "every method of eval/methods.py"
+
+
+def test_results_without_examples_give_the_other_figures(folder, record, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(record | {"examples": []}))
+    visualize.main(["--results_path", str(tmp_path / "results.json"), "--log_dir", str(folder / "agent/tb_logs"), "--output_dir", str(tmp_path / "out")])
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == ["masked_top1", "rate_distortion", "training_curves"]
+    assert "has no examples" in capsys.readouterr().out
 
 
 def test_wrapped_texts_lose_no_token_and_fit_the_columns(record):
@@ -81,8 +91,6 @@ def test_bad_input_is_refused(folder, record, tmp_path):
     record["results"][0]["method"] = "stranger"
     with pytest.raises(InputError, match="found 'stranger'"):
         visualize.curves_by_method(record, "top1", "t", "share")
-    with pytest.raises(InputError, match="expected examples"):
-        visualize.texts_figure({"examples": []}, 3)
     (tmp_path / "results.json").write_text('{"schema": "other"}')
     check_refusal("plots/visualize.py", "--results_path", tmp_path / "results.json", "--log_dir", folder / "agent/tb_logs", "--output_dir", tmp_path / "out", expect=["expected schema", "found 'other'"])
     assert not (tmp_path / "out").exists()

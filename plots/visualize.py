@@ -3,7 +3,7 @@
     python plots/visualize.py --log_dir models/agent/output/tb_logs --results_path eval/test_output/evaluation_results.json --output_dir plots/output
 
 Reads only what rl/train.py logged for TensorBoard and what eval/evaluate.py wrote; computes no results of its own.
-Writes `training_curves.png`, `rate_distortion.png`, `masked_top1.png` and `texts.png`.
+Writes `training_curves.png`, `rate_distortion.png`, `masked_top1.png` and, if the results have examples, `texts.png`.
 """
 
 import sys
@@ -24,7 +24,7 @@ from eval.evaluate import SCHEMA
 # One colour and marker per method in every figure; colours from Okabe and Ito's colour-blind-safe palette.
 STYLE = {
     "agent": ("#D55E00", "o"), "causal surprisal": ("#0072B2", "s"), "token frequency": ("#009E73", "^"), "random": ("#7F7F7F", "x"),
-    "iterative surprisal": ("#56B4E9", "D"), "mean nats under random masks": ("#CC79A7", "v"), "reconstructor-verified masks": ("#000000", "*"),
+    "iterative surprisal": ("#56B4E9", "D"), "mean nats under random masks": ("#CC79A7", "v"), "surprisal verified once": ("#E69F00", "P"), "reconstructor-verified masks": ("#000000", "*"),
 }
 STATE_COLOUR = {"kept": None, "right": "#BFE5D3", "wrong": "#F6B8A6"}
 IMPORTANCE_COLOUR, UNDERLINE = "#0072B2", 0.12  # height in lines
@@ -122,8 +122,6 @@ def texts_figure(record, count):
     Results of an agent without it have no such lines.
     """
     shown = record["examples"][:count]
-    if not shown:
-        raise InputError("evaluation results: expected examples, found none; run again: python eval/evaluate.py --num_examples 10")
     rows = [(e, wrap_pieces(e["pieces"])) for e in shown]
     height = sum(laid[-1][0] + 1 + 1.9 for _, laid in rows) + 1
     figure = plt.figure(figsize=(11, 0.25 * height + 0.5))
@@ -171,8 +169,11 @@ def main(argv=None):
         "training_curves": training_curves(args.log_dir),
         "rate_distortion": curves_by_method(record, "distortion", "Rate–distortion on held-out documents (lower is better)", "distortion (nats per original token)"),
         "masked_top1": curves_by_method(record, "top1", "Restored tokens on held-out documents (higher is better)", "top-1 (share of masked tokens restored)"),
-        "texts": texts_figure(record, args.num_texts),
     }
+    if record["examples"]:
+        drawn["texts"] = texts_figure(record, args.num_texts)
+    else:
+        print(f"{args.results_path} has no examples, so texts.png is left out; for one, run: python eval/evaluate.py --num_examples 10")
     make_output_dir(args.output_dir)
     for name, figure in drawn.items():
         with written_aside(args.output_dir / f"{name}.png") as temporary:

@@ -3,7 +3,8 @@
     python rl/benchmark.py --data_path data/processed/processed_data.json --reconstructor_path models/reconstructor/fine-tuned
 
 Deciding: a policy of the default size, at a λ and at a keep ratio, for which a λ is looked for, over the same texts as one causal pass, with logits at every token, of the embedded
-base and of a GPT-2 with 124 M parameters (random weights; they don't change the time). Training: token decisions per
+base and of a GPT-2 with 124 M parameters (random weights; they don't change the time). The policy is an untrained one, whose draft hides
+every token, the dearest that it can do. Training: token decisions per
 second, rollouts and updates, of the same TokenPPO on TokenCompressionVecEnv and on one TokenCompressionEnv under
 Stable-Baselines3's DummyVecEnv. In turns, so that a noisy machine is noisy for all. Writes nothing.
 """
@@ -37,7 +38,7 @@ def parse_args(argv=None):
     add("--base_model", default=BASE_MODEL, help="causal LM to compare deciding with, beside a GPT-2 with 124 M parameters")
     add("--max_length", type=bounded(int, 2, 10**6), default=128, help="tokens per text, longer ones are cut into several")
     add("--texts", type=bounded(int, 1, 10**6), default=16, help="texts per turn of deciding")
-    add("--n_envs", type=bounded(int, 1, 10**6), default=64, help="texts judged in one reconstructor call; a rollout has as many on either side")
+    add("--n_envs", type=bounded(int, 2, 20_000), default=64, help="texts judged in one reconstructor call; a rollout has as many on either side")
     add("--turns", type=bounded(int, 1, 10**6), default=5, help="turns of each")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--seed", type=SEED, default=42, help="seeds texts and weights")

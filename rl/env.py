@@ -205,7 +205,7 @@ class TokenCompressionVecEnv(VecEnv):
         self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices, shuffle)
         if num_envs % group_size:
             raise ValueError(f"num_envs {num_envs}: expected a multiple of group_size {group_size}")
-        self.group_size, self.flips = group_size, flips
+        self.group_size, self.flips, self.flip_rng = group_size, flips, np.random.default_rng()
         self.render_mode = None
         super().__init__(
             num_envs, observation_space(reconstructor.vocab_size, max_length, max(prices)), spaces.Box(0.0, 1.0, (max_length,), np.float32)
@@ -222,6 +222,7 @@ class TokenCompressionVecEnv(VecEnv):
             self.stream.restart()
         elif self._seeds[0] is not None:
             self.stream.seed(self._seeds[0])
+            self.flip_rng = np.random.default_rng([self._seeds[0], 1])  # of its own, so that texts and prices are the same without flips
         self._reset_seeds()
         return self._draw()
 
@@ -231,18 +232,19 @@ class TokenCompressionVecEnv(VecEnv):
     def step_wait(self):
         rewards, infos = self.judge.pay(self._observation, self._actions)
         if self.flips:
-            gains = self.judge.pay_flipped(self._observation, self._actions, rewards, self.flips, self.stream.rng)
+            gains = self.judge.pay_flipped(self._observation, self._actions, rewards, self.flips, self.flip_rng)
             for info, gain in zip(infos, gains, strict=True):
                 info["flip_gains"] = gain
         return self._draw(), rewards, np.ones(self.num_envs, bool), infos
 
     def state(self):
-        """Everything that future texts and prices depend on: what `restore` takes."""
-        return {"stream": self.stream.state(), "observation": self._observation}
+        """Everything that future texts, prices and flips depend on: what `restore` takes."""
+        return {"stream": self.stream.state(), "flips": self.flip_rng.bit_generator.state, "observation": self._observation}
 
     def restore(self, state):
         """Go back to where `state()` was called."""
         self.stream.restore(state["stream"])
+        self.flip_rng.bit_generator.state = state["flips"]
         self._observation = state["observation"]
 
     def close(self):

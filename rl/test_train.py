@@ -277,7 +277,7 @@ def test_impossible_variants_are_refused_before_any_is_trained(variants, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "words", [["--num_timesteps", "10", "--n_steps", "64"], ["--min_price", "3", "--max_price", "2"], ["--width", "10", "--heads", "4"], ["--n_steps", "30", "--n_envs", "16"], ["--clip_range", "nan"], ["--seed", "-1"], ["--batch_size", "1"], ["--n_envs", "64", "--group_size", "5"], ["--flips", "2", "--credit_window", "1"], ["--credit", "text", "--warm_start", "64"]]
+    "words", [["--num_timesteps", "10", "--n_steps", "64"], ["--min_price", "3", "--max_price", "2"], ["--width", "10", "--heads", "4"], ["--n_steps", "30", "--n_envs", "16"], ["--clip_range", "nan"], ["--seed", "-1"], ["--batch_size", "1"], ["--n_envs", "64", "--group_size", "5"], ["--flips", "2", "--credit_window", "1"], ["--credit", "text", "--warm_start", "64"], ["--credit", "text", "--passes", "2"]]
 )
 def test_impossible_flags_are_refused(words, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -58,7 +58,7 @@ def parse_args(argv=None):
     add("--credit", choices=("token", "text"), default="token", help="text: Stable-Baselines3's own PPO, all decisions of a text share one advantage")
     add("--group_size", type=bounded(int, 1, 10**6), default=1, help="masks drawn for every text; with more than one, the others are a decision's baseline instead of the critic")
     add("--flips", type=bounded(int, 0, 10**6), default=0, help="decisions per text that are judged against their opposites, one reconstructor call each, and alone train the policy; 0: off")
-    add("--init_from", type=Path, default=None, help="agent whose policy training begins with, for example after the reconstructor was adapted to it; drafts and token embeddings are today's reconstructor's, and the optimiser begins anew")
+    add("--init_from", type=Path, default=None, help="agent whose policy training begins with, for example after the reconstructor was adapted to it; with several passes, drafts and token embeddings are today's reconstructor's; the optimiser begins anew")
     add("--warm_start", type=bounded(int, 0, 10**12), default=0, help="texts masked at random on which the critic is fitted before PPO begins")
     add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token (with --credit text: of the sum over a text)")
     add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
@@ -107,6 +107,8 @@ def parse_args(argv=None):
         parser.error("expected one way to give credit, found two of --credit_window, --group_size, --flips and --credit text")
     if args.init_from and args.init_from.resolve().is_relative_to(args.output_dir.resolve()):
         parser.error(f"--init_from {args.init_from}: expected an agent outside of --output_dir, where it would be overwritten; choose another --output_dir")
+    if args.credit == "text" and args.passes > 1:
+        parser.error(f"--passes {args.passes}: expected 1 with --credit text, which can't train drafts")
     if args.credit == "text" and args.warm_start:
         parser.error("--warm_start: expected --credit token, found text; the critic of whole texts has no tokens to be fitted to")
     return args
@@ -222,7 +224,7 @@ def train_agent(args):
         warm_start(agent, args.warm_start, args.seed)
 
     def record(evaluation):
-        """Write training.json anew, so that it always describes the model that lies beside it."""
+        """Write training.json anew, so that it always describes the run whose models lie beside it."""
         write_json(
             args.output_dir / "training.json", SCHEMA, args, UNITS, seconds=seconds(), texts=agent.num_timesteps,
             parameters=sum(p.numel() for p in agent.policy.parameters() if p.requires_grad), best_J=evaluation.best_J,
