@@ -193,6 +193,25 @@ def test_flips_are_judged_exactly(reconstructor, texts):
     assert [float(torch.as_tensor(x).detach()) for x in before] == [float(torch.as_tensor(x).detach()) for x in agent.minibatch_losses(batch, 0.2, None)]
 
 
+def test_flips_leave_texts_and_prices_alone_and_repeat_by_seed(reconstructor, texts):
+    drawn, gains = [], []
+    for flips in (0, 2, 2):
+        env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 4, (1.0, 2.0), flips=flips)
+        env.seed(3)
+        first = env.reset()
+        env.step(np.ones((4, LENGTH), np.float32))
+        state = env.state()
+        later, _, _, infos = env.step(np.ones((4, LENGTH), np.float32))
+        drawn.append((first, later))
+        if flips:
+            gains.append([info["flip_gains"] for info in infos])
+            env.restore(state)
+            np.testing.assert_array_equal(gains[-1], [info["flip_gains"] for info in env.step(np.ones((4, LENGTH), np.float32))[3]])
+    for first, later in drawn[1:]:
+        assert all(np.array_equal(first[key], drawn[0][0][key]) and np.array_equal(later[key], drawn[0][1][key]) for key in first)
+    np.testing.assert_array_equal(*gains)
+
+
 def test_a_warm_start_teaches_the_critic_what_tokens_cost(reconstructor, texts):
     env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 32, (1.0, 2.0))
     agent = agent_on(env)
