@@ -166,11 +166,10 @@ def main(argv=None):
     new = [name for name, known in texts.items() if known is None]
     texts |= zip(new, side_by_side(args, "pilots", texts_in, [(args.minutes, variants[name], args.pilot_rollouts) for name in new]), strict=True)
     todo = [(name, i) for i in range(len(args.seeds)) for name in runs]  # variants inside, so that a drifting machine drifts for all
-    records = side_by_side(args, "runs", trained, [(variants[name], runs[name][i], args.seeds[i], texts[name]) for name, i in todo])
-    records = {name: [record for record, (of, _) in zip(records, todo, strict=True) if of == name] for name in runs}
+    records = dict(zip(todo, side_by_side(args, "runs", trained, [(variants[name], runs[name][i], args.seeds[i], texts[name]) for name, i in todo]), strict=True))
     found = []
     for name, variant in zip(runs, args.variants, strict=True):
-        evaluations = [record["evaluations"] for record in records[name]]
+        evaluations = [records[name, i]["evaluations"] for i in range(len(args.seeds))]
         J = [[J_at(rows, 60 * args.minutes * share) for share in SHARES] for rows in evaluations]
         found.append({"name": name, "variant": variant, "J": J, "J_at_prices": J_at_prices(evaluations), "texts": texts[name], "minutes": [rows[-1]["seconds"] / 60 for rows in evaluations]})
     write_json(args.output_dir / "comparison.json", SCHEMA, args, UNITS, variants=found, shares_of_time=SHARES)

@@ -21,7 +21,6 @@ from models.reconstructor.masking import KEEP_THRESHOLD
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 CALIBRATION_PRICES = 12  # values of λ between the lowest and the highest, evenly in log λ
-NOT_CALIBRATED = "the policy was never calibrated; rl/train.py does that at each evaluation"
 BISECTIONS = 6  # of the range of λ; what is left of 0.15 to 12 is a factor of 1.07
 CALIBRATION_BATCH = 64  # texts at a time
 FIRST_COST = 3.0  # nats that an untrained critic expects of a masked token
@@ -398,17 +397,22 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         keep_ratios = kept / int(valid.sum())
         self.calibration.copy_(torch.tensor([*zip(prices, keep_ratios, strict=True)]))
 
+    def _calibrated(self):
+        """The λ of `calibrate` and the natural keep ratios at them, float64 arrays. Raises ValueError if there were none."""
+        if not self.calibration.any():
+            raise ValueError("the policy was never calibrated; rl/train.py does that at each evaluation")
+        return self.calibration.cpu().double().numpy().T
+
     @torch.no_grad()
     def price_at(self, ids, valid, keep_ratio, read=None):
         """For every text the λ (B,) at which the policy of itself keeps about `keep_ratio` of it, a number or (B,): what decides best at that rate.
 
         By bisection between the λ of the calibration, on the mean probability of the first pass, which is fitted to that of the last.
         """
-        if not self.calibration.any():
-            raise ValueError(NOT_CALIBRATED)
+        prices, _ = self._calibrated()
         ids, valid, keep_ratio = self._as_batch(ids, valid, keep_ratio)
         read = self.features_extractor.network.read(ids, valid) if read is None else read
-        low, high = (torch.full_like(keep_ratio, float(price)) for price in self.calibration[[0, -1], 0])
+        low, high = (torch.full_like(keep_ratio, price) for price in prices[[0, -1]])
         for _ in range(BISECTIONS):
             price = (low * high).sqrt()
             kept = torch.sigmoid(self._passes(ids, valid, price, read, 1)[0][0])
@@ -418,9 +422,7 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     def price_for(self, keep_ratio):
         """The calibrated λ whose natural keep ratio is nearest to `keep_ratio`, interpolated in log λ."""
-        if not self.calibration.any():
-            raise ValueError(NOT_CALIBRATED)
-        price, natural = self.calibration.cpu().double().numpy().T
+        price, natural = self._calibrated()
         natural = np.minimum.accumulate(natural)  # a dearer token is kept less often; noise may break the order
         return float(np.exp(np.interp(-keep_ratio, -natural, np.log(price))))
 
