@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.artifacts import InputError
 from data.toy import REPOSITORY, check_refusal
 from models.reconstructor.reconstructor import find_device
-from rl import benchmark, compare, train
+from rl import benchmark, train
 from rl.callbacks import mean_figures
 from rl.env import TokenCompressionVecEnv
 from rl.ppo import TokenPPO, load_policy
@@ -237,43 +237,6 @@ def test_the_benchmark_prints_its_ratios(toy, capsys):
     benchmark.main(f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --base_model {toy / 'base'} --max_length 16 --texts 4 --n_envs 4 --turns 2 --device cpu --quiet".split())
     said = capsys.readouterr().out
     assert said.count("agent is") == 3 and said.count("TokenCompressionVecEnv is") == 1 and "decisions/s" in said
-
-
-def test_variants_are_compared_at_equal_time(toy, tmp_path, capsys):
-    small = "--width 16 --layers 1 --heads 2 --embedding_dim 8 --n_steps 32 --n_envs 16 --batch_size 16 --eval_sequences 4 --eval_freq 32 --device cpu"
-    words = ["--data_path", toy / "data/processed_data.json", "--reconstructor_path", toy / "tuned", "--output_dir", tmp_path, "--flags", small, "--quiet"]
-    words += ["--variants", "own", "neighbours=--credit_window 2", "--minutes", "0.02", "--seeds", "0", "1", "--pilot_rollouts", "1"]
-    compare.main([str(w) for w in words])
-    said = capsys.readouterr().out
-    record = json.loads((tmp_path / "comparison.json").read_text())
-    assert [v["name"] for v in record["variants"]] == ["own", "neighbours"] and "2 seeds" in said
-    assert json.loads((tmp_path / "neighbours-1/training.json").read_text())["args"]["credit_window"] == 2
-    for variant in record["variants"]:
-        runs = [json.loads((tmp_path / f"{variant['name']}-{seed}/training.json").read_text()) for seed in (0, 1)]
-        assert [run["texts"] for run in runs] == [variant["texts"]] * 2 and variant["texts"] % 32 == 0
-        for J, run in zip(variant["J"], runs, strict=True):
-            assert J == [compare.J_at(run["evaluations"], 1.2 * share) for share in (0.25, 0.5, 1)]
-        assert np.mean(list(variant["J_at_prices"].values()), 0) == pytest.approx([run["evaluations"][-1]["J"] for run in runs], abs=1e-6) and len(variant["J_at_prices"]) == 3
-    before = (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns
-    compare.main([str(w) for w in [*words[: words.index("--minutes")], "--minutes", "0.02", "--seeds", "0", "1", "2", "--jobs", "2"]])
-    assert (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns == before, "what is there is not run again"
-    more = json.loads((tmp_path / "comparison.json").read_text())["variants"]
-    assert [v["texts"] for v in more] == [v["texts"] for v in record["variants"]] and [v["J"][:2] for v in more] == [v["J"] for v in record["variants"]]
-    assert all(len(v["J"]) == 3 for v in more) and (tmp_path / "neighbours-2/final_model.zip").exists()
-    assert compare.J_at([{"seconds": 10, "J": 0.1}, {"seconds": 20, "J": 0.3}], 15) == pytest.approx(0.2)
-    with pytest.raises(InputError, match="own-0: expected a run with --clip_range 0.3, found 0.2"):
-        compare.main([str(w) for w in words if w != "own"] + ["--variants", "own=--clip_range 0.3"])
-    for variant in record["variants"]:
-        assert " ".join(["", *(f"{np.mean(J):.4f} ±{np.std(J, ddof=1):.4f}" for J in variant["J_at_prices"].values())]) in " ".join(said.split()), "the table of prices"
-    found = {"name": "own", "J": [[0.1, 0.2, 0.3]], "J_at_prices": {"1.5": [0.3]}, "texts": 64, "minutes": [1.0]}
-    assert "*" not in compare.format_table([found], 1.0) and "not comparable" in compare.format_table([found], 2.0)
-
-
-@pytest.mark.parametrize("variants", [["a", "a"], ["a/b"], ["=--lr 1"], ['a=--width "'], ["a=--no_such_flag 1"], ["a=--width 10 --heads 4"], ["a", "b=--eval_prices 3"], ["a", "b=--data_path other.json"], ["a=--seed 3"], ["a=--resume"], ["a=--num_timesteps 640"]])
-def test_impossible_variants_are_refused_before_any_is_trained(variants, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        compare.main(["--output_dir", str(tmp_path / "out"), "--variants", *variants])
-    assert "error: " in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
