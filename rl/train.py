@@ -57,7 +57,6 @@ def parse_args(argv=None):
     add("--credit_window", type=bounded(int, 0, 10**6), default=None, help=f"tokens on either side whose unexpected cost also counts for or against a decision; 0: its own token alone; default: {CREDIT_WINDOW}, or 0 with another way to give credit")
     add("--credit", choices=("token", "text"), default="token", help="text: Stable-Baselines3's own PPO, all decisions of a text share one advantage")
     add("--group_size", type=bounded(int, 1, 10**6), default=1, help="masks drawn for every text; with more than one, the others are a decision's baseline instead of the critic")
-    add("--flips", type=bounded(int, 0, 10**6), default=0, help="decisions per text that are judged against their opposites, one reconstructor call each, and alone train the policy; 0: off")
     add("--init_from", type=Path, default=None, help="agent whose policy training begins with, for example after the reconstructor was adapted to it; with several passes, drafts and token embeddings are today's reconstructor's; the optimiser begins anew")
     add("--warm_start", type=bounded(int, 0, 10**12), default=0, help="texts masked at random on which the critic is fitted before PPO begins")
     add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token (with --credit text: of the sum over a text)")
@@ -98,13 +97,13 @@ def parse_args(argv=None):
         parser.error(f"--n_steps {args.n_steps}: expected a multiple of --n_envs {args.n_envs}")
     if args.n_envs % args.group_size:
         parser.error(f"--n_envs {args.n_envs}: expected a multiple of --group_size {args.group_size}")
-    others = (args.group_size > 1) + (args.flips > 0) + (args.credit == "text")
+    others = (args.group_size > 1) + (args.credit == "text")
     if args.passes is None:
         args.passes = 1 if args.credit == "text" else PASSES
     if args.credit_window is None:
         args.credit_window = 0 if others else CREDIT_WINDOW
     if (args.credit_window > 0) + others > 1:
-        parser.error("expected one way to give credit, found two of --credit_window, --group_size, --flips and --credit text")
+        parser.error("expected one way to give credit, found two of --credit_window, --group_size and --credit text")
     if args.init_from and args.init_from.resolve().is_relative_to(args.output_dir.resolve()):
         parser.error(f"--init_from {args.init_from}: expected an agent outside of --output_dir, where it would be overwritten; choose another --output_dir")
     if args.credit == "text" and args.passes > 1:
@@ -189,7 +188,7 @@ def training_environment(args, device):
     """What a run trains on: the environment, the reconstructor in it, and training and held-out texts."""
     reconstructor = Reconstructor.load(args.reconstructor_path, device)
     train, held_out, length = open_splits(args, reconstructor)
-    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, (args.min_price, args.max_price), group_size=args.group_size, flips=args.flips)
+    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, (args.min_price, args.max_price), group_size=args.group_size)
     return env, reconstructor, train, held_out
 
 
