@@ -181,22 +181,17 @@ class TokenCompressionEnv(gymnasium.Env):
 class TokenCompressionVecEnv(VecEnv):
     """Many texts at once, judged by one batched reconstructor call. Pays what TokenCompressionEnv pays.
 
-    `group_size` environments next to each other get the same text at the same price.
     """
 
-    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=PRICES, shuffle=True, group_size=1):
+    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=PRICES, shuffle=True):
         self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices, shuffle)
-        if num_envs % group_size:
-            raise ValueError(f"num_envs {num_envs}: expected a multiple of group_size {group_size}")
-        self.group_size = group_size
         self.render_mode = None
         super().__init__(
             num_envs, observation_space(reconstructor.vocab_size, max_length, max(prices)), spaces.Box(0.0, 1.0, (max_length,), np.float32)
         )
 
     def _draw(self):
-        drawn = [self.stream.next() for _ in range(self.num_envs // self.group_size)]
-        self._observation = self.judge.observe(*zip(*(each for each in drawn for _ in range(self.group_size))))
+        self._observation = self.judge.observe(*zip(*(self.stream.next() for _ in range(self.num_envs))))
         return dict(self._observation)
 
     def reset(self):

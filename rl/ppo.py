@@ -17,8 +17,7 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
    are mostly masked cost more, and are kept). Models are selected by J itself. With a credit window w, what the masked ones
    among the w tokens on either side earned beyond the critic's estimate is added to the advantage: that they came out dearer because
    token i was masked is then held against masking it. The critic's estimate takes the noise of their own decisions out.
-6. Three more ways to give credit are there to be compared. With a group size of g, g masks are drawn for every text, and a
-   token's baseline is the mean reward of the same token under the other masks instead of the critic's value.
+6. Three more ways to give credit are there to be compared.
    Texts as a whole: Stable-Baselines3's own PPO, with `TokenCompressionPolicy(per_token=False)`.
 7. With `TokenCompressionPolicy` the critic's loss is that of the decision taken, not of the state: see there. Squared
    errors are dominated by the dearest tokens, while decisions hang on whether a cheap one costs a little more or less than
@@ -66,12 +65,11 @@ def sum_of_neighbours(x, window):
 class TokenRolloutBuffer(DictRolloutBuffer):
     """A rollout buffer whose rewards, values, log-probabilities, advantages and returns are (steps, envs, L).
 
-    `credit_window`: tokens on either side whose surprise a decision is credited with, see deviation 5. `group_size`:
-    environments next to each other that decide the same text, deviation 6.
+    `credit_window`: tokens on either side whose surprise a decision is credited with, see deviation 5.
     """
 
-    def __init__(self, *args, credit_window=0, group_size=1, **kwargs):
-        self.credit_window, self.group_size = credit_window, group_size
+    def __init__(self, *args, credit_window=0, **kwargs):
+        self.credit_window = credit_window
         super().__init__(*args, **kwargs)
 
     def reset(self):
@@ -96,12 +94,6 @@ class TokenRolloutBuffer(DictRolloutBuffer):
         assert dones.all(), "episodes have one step"
         self.returns = self.rewards.copy()
         self.advantages = self.returns - self.values
-        if self.group_size > 1:
-            groups = self.rewards.reshape(self.buffer_size, -1, self.group_size, self.action_dim)
-            tokens = self.observations["tokens"].reshape(groups.shape)
-            assert (tokens == tokens[:, :, :1]).all(), "the environment's groups are other ones"
-            others = (groups.sum(2, keepdims=True) - groups) / (self.group_size - 1)
-            self.advantages = (groups - others).reshape(self.rewards.shape)
         if self.credit_window:
             # Masking was drawn with probability q, and the value is q times the critic's gain of masking.
             masked = (self.actions <= KEEP_THRESHOLD) & (self.observations["valid"] > 0)

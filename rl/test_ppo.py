@@ -154,21 +154,6 @@ def test_neighbours_are_credited_with_their_surprise(reconstructor, texts):
             assert b.advantages[0, row, i] == pytest.approx(expected, abs=1e-4), (row, i)
 
 
-def test_a_groups_baseline_is_the_mean_of_the_other_masks(reconstructor, texts):
-    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 6, (1.0, 2.0), group_size=3)
-    agent = agent_on(env, batch_size=6, rollout_buffer_kwargs={"group_size": 3})
-    agent._setup_learn(6)
-    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
-    b = agent.rollout_buffer
-    tokens, price = b.observations["tokens"][0], b.observations["price"][0]
-    for first in (0, 3):
-        assert (tokens[first : first + 3] == tokens[first]).all() and (price[first : first + 3] == price[first]).all()
-        for i in range(3):
-            others = [first + j for j in range(3) if j != i]
-            np.testing.assert_allclose(b.advantages[0, first + i], b.rewards[0, first + i] - b.rewards[0, others].mean(0), atol=1e-5)
-    assert (tokens[0] != tokens[3]).any()
-
-
 def test_a_warm_start_teaches_the_critic_what_tokens_cost(reconstructor, texts):
     env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 32, (1.0, 2.0))
     agent = agent_on(env)
