@@ -253,31 +253,6 @@ class TextPPO(TimedPPO):
 AGENTS = {"token": TokenPPO, "text": TextPPO}  # by --credit
 
 
-def warm_start(agent, texts, seed, lowest=0.05, highest=0.6):
-    """Fit the critic, and with it the actor's first logits, to what tokens cost under random masks of at least `texts` texts.
-
-    Mask ratios are drawn evenly between `lowest` and `highest`. Supervised: the policy's own decisions play no part.
-    """
-    rng, env, policy = np.random.default_rng(seed), agent.env, agent.policy
-    observation, seen = env.reset(), 0
-    while seen < texts:
-        ratios = rng.uniform(lowest, highest, (env.num_envs, 1))
-        actions = (rng.random((env.num_envs, env.action_space.shape[0])) >= ratios).astype(np.float32)
-        following, _, _, infos = env.step(actions)
-        rewards = np.stack([info["token_rewards"] for info in infos]) * observation["valid"].sum(1, keepdims=True)
-        for rows in np.array_split(rng.permutation(env.num_envs), max(1, env.num_envs // agent.batch_size)):
-            batch = {key: torch.as_tensor(value[rows], device=agent.device) for key, value in observation.items()}
-            judged = torch.as_tensor((observation["valid"][rows] > 0) & (actions[rows] <= KEEP_THRESHOLD), device=agent.device)
-            passes, _ = policy.decisions(batch)
-            returns, price = torch.as_tensor(rewards[rows], device=agent.device)[valid], batch["price"].expand_as(judged)[valid]
-            loss = sum(agent.critic_error(gain[valid], returns, torch.ones_like(price, dtype=torch.bool), price) for _, gain in passes)
-            policy.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), agent.max_grad_norm)
-            policy.optimizer.step()
-        observation, seen = following, seen + env.num_envs
-
-
 def save_agent(agent, path):
     """Save an agent, replacing the file of that name in one step."""
     with written_aside(path) as temporary:

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 
 from models.agent.policy import TokenCompressionPolicy
 from rl.env import TokenCompressionVecEnv
-from rl.ppo import TokenPPO, TokenRolloutBuffer, sum_of_neighbours, warm_start
+from rl.ppo import TokenPPO, TokenRolloutBuffer, sum_of_neighbours
 
 LENGTH = 16
 
@@ -152,24 +152,6 @@ def test_neighbours_are_credited_with_their_surprise(reconstructor, texts):
                 if 0 <= j < length and b.actions[0, row, j] <= 0.5:
                     expected += b.returns[0, row, j] - gain[row, j]
             assert b.advantages[0, row, i] == pytest.approx(expected, abs=1e-4), (row, i)
-
-
-def test_a_warm_start_teaches_the_critic_what_tokens_cost(reconstructor, texts):
-    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 32, (1.0, 2.0))
-    agent = agent_on(env)
-    observation = {key: torch.as_tensor(value) for key, value in env.reset().items()}
-    echoes = torch.arange(LENGTH).expand(32, LENGTH) % 2 == 1
-
-    def expected_costs():
-        with torch.no_grad():
-            gain = agent.policy.evaluate_actions(observation, torch.zeros(32, LENGTH))[0]
-        cost = observation["price"] - gain
-        return cost[echoes].mean().item(), cost[~echoes].mean().item()
-
-    cold = expected_costs()
-    warm_start(agent, 32 * 60, seed=0)
-    warm = expected_costs()
-    assert warm[1] - warm[0] > 0.5 > abs(cold[1] - cold[0]), (cold, warm)
 
 
 def test_the_value_of_a_text_is_in_the_units_of_its_reward(reconstructor, texts):

@@ -123,7 +123,7 @@ def test_training_stops_when_patience_ends(toy, tmp_path):
     assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64] and (tmp_path / "final_model.zip").exists()
 
 
-@pytest.mark.parametrize("words", ["--credit text", "--warm_start 64", "--passes 1", "--passes 3", "--without local importance", "--pretrained_layers 0", "--credit text --pretrained_layers 2", "--min_price 2 --max_price 2", "--init_from EARLIER"])
+@pytest.mark.parametrize("words", ["--credit text", "--passes 1", "--passes 3", "--without local importance", "--pretrained_layers 0", "--credit text --pretrained_layers 2", "--min_price 2 --max_price 2", "--init_from EARLIER"])
 def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words):
     """And going on gives the weights of a run that was not cut."""
     words = words.replace("EARLIER", str(earlier))
@@ -142,7 +142,7 @@ def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words)
 def test_pretrained_layers_learn_slowly_or_not_at_all(toy, tmp_path, credit):
     trained = {}
     for rate in (0, 0.01, 1):
-        train_agent(toy, tmp_path / str(rate), "--num_timesteps", 32, "--credit", credit, *(["--warm_start", 16] if credit == "token" else []), "--pretrained_layers", 1, "--pretrained_rate", rate)
+        train_agent(toy, tmp_path / str(rate), "--num_timesteps", 32, "--credit", credit, "--pretrained_layers", 1, "--pretrained_rate", rate)
         trained[rate] = load_policy(tmp_path / str(rate) / "final_model.zip").state_dict()
     blocks = [name for name in trained[0] if ".pretrained.model.h." in name]
     start = torch.cat([trained[0][name].flatten() for name in blocks])
@@ -240,7 +240,7 @@ def test_the_benchmark_prints_its_ratios(toy, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--num_timesteps", "10", "--n_steps", "64"], ["--min_price", "3", "--max_price", "2"], ["--width", "10", "--heads", "4"], ["--n_steps", "30", "--n_envs", "16"], ["--clip_range", "nan"], ["--seed", "-1"], ["--batch_size", "1"], ["--credit", "text", "--warm_start", "64"], ["--credit", "text", "--passes", "2"]]
+    "words", [["--num_timesteps", "10", "--n_steps", "64"], ["--min_price", "3", "--max_price", "2"], ["--width", "10", "--heads", "4"], ["--n_steps", "30", "--n_envs", "16"], ["--clip_range", "nan"], ["--seed", "-1"], ["--batch_size", "1"], ["--credit", "text", "--passes", "2"]]
 )
 def test_impossible_flags_are_refused(words, capsys):
     with pytest.raises(SystemExit, match="2"):

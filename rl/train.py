@@ -26,7 +26,7 @@ from models.reconstructor.training import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
 from rl.checkpoints import Checkpoints, ContinuedLog, load_newest
 from rl.env import PRICES, TokenCompressionVecEnv
-from rl.ppo import AGENTS, CRITIC_LOSSES, FallingRate, load_policy, save_agent, warm_start
+from rl.ppo import AGENTS, CRITIC_LOSSES, FallingRate, load_policy, save_agent
 
 SCHEMA = "rltc.agent/1"
 UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)", "parameters": "trained ones; frozen embeddings and the reader of drafts not counted"}
@@ -57,7 +57,6 @@ def parse_args(argv=None):
     add("--credit_window", type=bounded(int, 0, 10**6), default=None, help=f"tokens on either side whose unexpected cost also counts for or against a decision; 0: its own token alone; default: {CREDIT_WINDOW}, or 0 with another way to give credit")
     add("--credit", choices=("token", "text"), default="token", help="text: Stable-Baselines3's own PPO, all decisions of a text share one advantage")
     add("--init_from", type=Path, default=None, help="agent whose policy training begins with, for example after the reconstructor was adapted to it; with several passes, drafts and token embeddings are today's reconstructor's; the optimiser begins anew")
-    add("--warm_start", type=bounded(int, 0, 10**12), default=0, help="texts masked at random on which the critic is fitted before PPO begins")
     add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token (with --credit text: of the sum over a text)")
     add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
     add("--max_grad_norm", type=bounded(float, 0, 10**6, open_ends=True), default=0.5, help="gradients are clipped to this norm")
@@ -105,8 +104,6 @@ def parse_args(argv=None):
         parser.error(f"--init_from {args.init_from}: expected an agent outside of --output_dir, where it would be overwritten; choose another --output_dir")
     if args.credit == "text" and args.passes > 1:
         parser.error(f"--passes {args.passes}: expected 1 with --credit text, which can't train drafts")
-    if args.credit == "text" and args.warm_start:
-        parser.error("--warm_start: expected --credit token, found text; the critic of whole texts has no tokens to be fitted to")
     return args
 
 
@@ -215,9 +212,6 @@ def train_agent(args):
 
     def seconds():
         return time.monotonic() - start
-
-    if args.warm_start and not args.resume:
-        warm_start(agent, args.warm_start, args.seed)
 
     def record(evaluation):
         """Write training.json anew, so that it always describes the run whose models lie beside it."""
