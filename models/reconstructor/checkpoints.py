@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,32 +18,15 @@ REMEDY = "leave --resume away to start anew"
 
 def write_checkpoint(directory, step, fill, limit):
     """Let `fill(folder)` write `directory`/checkpoint-`step`, whole or not at all, and keep the newest `limit`."""
-    final = Path(directory) / f"checkpoint-{step}"
-    with folder_aside(directory) as aside:
-        fill(aside)
-        write_text(aside / MANIFEST, json.dumps(checksums(aside), indent=1) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
-    for old in by_age(directory)[:-limit]:
-        shutil.rmtree(old)
-
-
-def written_whole(directory, fill, last):
-    """Let `fill(folder)` write files, then give each its place in `directory` in one step; the one named `last` comes last."""
-    with folder_aside(directory) as aside:
-        fill(aside)
-        for path in sorted(aside.iterdir(), key=lambda path: path.name == last):
-            os.replace(path, Path(directory) / path.name)
-
-
-@contextmanager
-def folder_aside(directory):
-    """A new folder in `directory` for files that are not finished."""
-    aside = Path(directory) / UNFINISHED
+    aside, final = Path(directory) / UNFINISHED, Path(directory) / f"checkpoint-{step}"
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     aside.mkdir()
-    yield aside
-    shutil.rmtree(aside, ignore_errors=True)
+    fill(aside)
+    write_text(aside / MANIFEST, json.dumps(checksums(aside), indent=1) + "\n")
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(aside, final)
+    for old in by_age(directory)[:-limit]:
+        shutil.rmtree(old)
 
 
 def by_age(directory):
@@ -91,10 +73,18 @@ def newest_checkpoint(directory):
     raise FileNotFoundError(f"--resume: expected a checkpoint-* directory in {directory}, found none; {REMEDY}")
 
 
+def check_flags(path, before, args, names):
+    """A run goes on with the flags `names` that it began with, as {name: value} in `before`. Raises InputError."""
+    for name in names:
+        began, now = before.get(name, "nothing of the kind"), getattr(args, name)
+        if str(began) != str(now):
+            raise InputError(f"--resume: {path} was made with --{name} {began}, found --{name} {now}; give the same, or {REMEDY}")
+
+
 def read_state(path):
     """What torch.save wrote to `path`: tensors, numbers, texts, lists, dicts. Runs nothing; InputError for anything else."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise InputError(f"--resume: expected the state of a training in {path}, found another content ({reason}); {REMEDY}") from None
+        raise InputError(f"--resume: expected a training's state in {path}, found another content ({reason}); {REMEDY}") from None

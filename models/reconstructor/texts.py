@@ -8,6 +8,7 @@ import torch
 from data.artifacts import InputError
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
 from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
+from models.reconstructor.scoring import SUMS, score
 
 HELD_OUT_SEED = 0  # draws the validation texts, the same for every --seed
 
@@ -66,25 +67,19 @@ def load_mask_policy(path, fingerprint, device):
     return policy
 
 
-@torch.inference_mode()
 def masked_accuracy(reconstructor, texts, mask_ratio, batch_size=16, seed=0):
     """Nats and top-1 over all masked tokens of `texts` (list of arrays), masked at random with a fixed seed.
 
     Returns {"nats", "top1", "masked"}: nats per masked token, share restored, number of masked tokens.
     """
-    rng = np.random.default_rng(seed)
-    nats = correct = count = 0
+    rng, sums = np.random.default_rng(seed), np.zeros(len(SUMS))
     for first in range(0, len(texts), batch_size):
         ids, valid = pad_batch(texts[first : first + batch_size], reconstructor.bos_id)
-        keep_mask = random_keep_mask(valid, mask_ratio, rng)
-        prediction = reconstructor.predict(ids, keep_mask, valid)
-        masked = torch.as_tensor(valid & ~keep_mask)
-        nats += float(prediction.nats.sum())
-        correct += int((prediction.top1.cpu()[masked] == torch.as_tensor(ids)[masked]).sum())
-        count += int(masked.sum())
-    if not count:
+        sums += score(reconstructor, ids, random_keep_mask(valid, mask_ratio, rng), valid).sums.sum(0)
+    total = dict(zip(SUMS, sums.tolist(), strict=True))
+    if not total["masked"]:
         raise InputError(
             f"validation: expected a masked token in {len(texts)} texts at mask ratio {mask_ratio}, found none; "
             "use longer texts or a larger --max_length"
         )
-    return {"nats": nats / count, "top1": correct / count, "masked": count}
+    return {"nats": total["nats"] / total["masked"], "top1": total["right"] / total["masked"], "masked": int(total["masked"])}

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, write_json, write_text
 from data.sequences import pad_batch
-from models.reconstructor.checkpoints import REMEDY, newest_checkpoint, read_state, write_checkpoint, written_whole
+from models.reconstructor.checkpoints import check_flags, newest_checkpoint, read_state, write_checkpoint
 from models.reconstructor.reconstructor import ATTENTION, MADE_BY, Reconstructor, find_device
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
 from models.reconstructor.texts import draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
-from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN
+from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, locate
 
 SCHEMA = "rltc.finetuning/1"
 UNITS = {
@@ -41,14 +41,14 @@ def parse_args(argv, devices, doc):
     parser = Parser(doc)
     add = parser.add_argument
     count, share = bounded(int, 1, 10**9), bounded(float, 0, 1)
-    add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training texts; val_data.json beside them")
-    add("--output_dir", type=Path, default=Path("models/reconstructor/fine-tuned"), help="for the model, checkpoint-* and tb_logs")
+    add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training texts")
+    add("--output_dir", type=Path, default=Path("models/reconstructor/fine-tuned"), help="directory to write")
     add("--base_model", default=BASE_MODEL, help="directory or hub name of the causal LM to start from, e.g. gpt2")
     add("--epochs", type=bounded(float, 0, 10**6, open_ends=True), default=3.0, help="passes over the training texts")
     add("--max_steps", type=bounded(int, -1, 10**9), default=-1, help="optimiser steps; 0 or less: as --epochs says")
     add("--batch_size", type=count, default=8, help="texts per device and forward pass")
     add("--gradient_accumulation_steps", type=count, default=1, help="forward passes per optimiser step")
-    add("--max_length", type=bounded(int, 2, 10**6), help="tokens per text, longer ones are cut; default: the data's, or the model's")
+    add("--max_length", type=bounded(int, 2, 10**6), help="tokens per text, longer ones are cut; default: as in the data")
     add("--mask_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.3, help="centre of the mask ratios drawn per text")
     add("--mask_spread", type=share, default=0.25, help="half width of the mask ratios, so that one model serves every rate")
     add("--span_share", type=share, default=0.2, help="share of texts masked in spans instead of single tokens")
@@ -93,10 +93,13 @@ class Training:
     """A fine-tuning in progress: `args` is the command line, `step` the optimiser steps taken, `log` what was measured."""
 
     def __init__(self, args):
-        precision, checkpoint = mixed_precision(args), find_checkpoint(args) if args.resume else None
+        precision = mixed_precision(args)
         torch.manual_seed(args.seed)
         self.args, self.step, self.log, self.before, self.metrics = args, 0, [], None, None
-        if checkpoint:  # whatever has become of the base
+        if args.resume:
+            checkpoint = newest_checkpoint(args.output_dir)
+            began = read_json(checkpoint / "reconstructor.json", RECONSTRUCTOR_SCHEMA, MADE_BY)["args"]
+            check_flags(checkpoint, began, args, ("attention", "base_model"))
             self.reconstructor = Reconstructor.load(checkpoint)
         else:
             self.reconstructor = Reconstructor.from_base(args.base_model, args.attention)
@@ -110,11 +113,12 @@ class Training:
         self.per_epoch = math.ceil(len(self.texts) / self.step_size)
         self.steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * self.per_epoch))
         if args.gradient_checkpointing:
-            self.reconstructor.model.gradient_checkpointing_enable()
+            model = self.reconstructor.model  # the second name is that of older transformers
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         if args.torch_compile:
             self.reconstructor.model.base_model.compile(dynamic=True)
         self.model, self.optimizer = self.accelerator.prepare(self.reconstructor.train(), adamw(args, self.reconstructor))
-        if checkpoint:
+        if args.resume:
             self.restore(read_state(checkpoint / "optimizer.pt"))
         self.is_main = self.accelerator.is_main_process
         self.writer = SummaryWriter(str(args.output_dir / "tb_logs"), purge_step=self.step + 1) if self.is_main else None
@@ -132,37 +136,37 @@ class Training:
 
     def save(self):
         """Write a checkpoint: a standard model directory and what else the future depends on. InputError rather than NaN."""
-        device, scaler = self.args.device, self.accelerator.scaler
+        args, scaler = self.args, self.accelerator.scaler
         if not all(p.isfinite().all() for p in self.reconstructor.parameters()):
             raise InputError(f"the weights are not finite at step {self.step}; {LOWER}")
         state = {"step": self.step, "log": self.log, "before": self.before, "metrics": self.metrics}
         state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
         random = {"cpu": torch.get_rng_state(), "device": None}
-        if device != "cpu":
-            random["device"] = torch.get_device_module(device).get_rng_state()
+        if args.device != "cpu":
+            random["device"] = torch.get_device_module(args.device).get_rng_state()
         state["random"] = gather_object([random])  # of every process
 
         def fill(folder):
-            self.reconstructor.save(folder, args=self.args, step=self.step, metrics=self.metrics)
+            self.reconstructor.save(folder, args=args, step=self.step, metrics=self.metrics)
             torch.save(state, folder / "optimizer.pt")
 
         if self.is_main:
-            write_checkpoint(self.args.output_dir, self.step, fill, self.args.save_total_limit)
+            write_checkpoint(args.output_dir, self.step, fill, args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def batches(self):
         """(ids, keep_mask, valid), each (B, T), for every forward pass of this process in the coming optimiser step."""
+        args, processes = self.args, self.accelerator.num_processes
         epoch, place = divmod(self.step, self.per_epoch)
         if place == 0:
             torch.empty((), dtype=torch.int64).random_()  # what a DataLoader draws: dropout as in runs that were made with one
-        processes, order = self.accelerator.num_processes, order_of_texts(self.args.seed + epoch, len(self.texts))
-        chosen = order[place * self.step_size : (place + 1) * self.step_size]
+        chosen = order_of_texts(args.seed + epoch, len(self.texts))[place * self.step_size : (place + 1) * self.step_size]
         # As many for every process, at the end of an epoch too.
         chosen = np.resize(chosen, math.ceil(len(chosen) / processes) * processes)
-        passes = math.ceil(len(chosen) / (self.args.batch_size * processes))
+        passes = math.ceil(len(chosen) / (args.batch_size * processes))
         for numbers in np.array_split(chosen, passes * processes)[self.accelerator.process_index :: processes]:
             ids, valid = pad_batch([self.texts[int(i)] for i in numbers], self.reconstructor.bos_id)
-            keep_mask = draw_masks(self.args, self.step, numbers, ids, valid, self.policy)
+            keep_mask = draw_masks(args, self.step, numbers, ids, valid, self.policy)
             yield tuple(torch.as_tensor(x, device=self.accelerator.device) for x in (ids, keep_mask, valid))
 
     def learning_rate(self):
@@ -238,17 +242,15 @@ class Training:
 
     def publish(self):
         """Put the model, its card and `training.json` into the output directory."""
+        args = self.args
         curve = {str(ratio): masked_accuracy(self.reconstructor.eval(), self.validation, ratio) for ratio in CURVE}
-
-        def fill(folder):
-            self.reconstructor.save(folder, args=self.args, step=self.step, metrics=self.metrics)
-            write_text(folder / "README.md", model_card(self, curve))
-
-        written_whole(self.args.output_dir, fill, last="reconstructor.json")
+        self.reconstructor.save(args.output_dir, args=args, step=self.step, metrics=self.metrics)
+        write_text(args.output_dir / "README.md", model_card(self, curve))
+        weights = [path for path in (locate(args.base_model), args.mask_policy, args.output_dir) if path and Path(path).exists()]
         content = {"steps": self.step, "before": self.before, "metrics": self.metrics, "curve": curve, "log": self.log}
-        write_json(self.args.output_dir / "training.json", SCHEMA, self.args, UNITS, **content)
+        write_json(args.output_dir / "training.json", SCHEMA, args, UNITS, weights, **content)
         self.writer.close()
-        print(f"fine-tuned for {self.step} steps; written to {self.args.output_dir}")
+        print(f"fine-tuned for {self.step} steps; written to {args.output_dir}")
 
 
 def fine_tune(args):
@@ -268,18 +270,6 @@ def adamw(args, reconstructor):
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.95), fused=True)
-
-
-def find_checkpoint(args):
-    """The newest whole checkpoint. Raises InputError if it was trained from another base or with other attention."""
-    path = newest_checkpoint(args.output_dir)
-    before = read_json(path / "reconstructor.json", RECONSTRUCTOR_SCHEMA, MADE_BY)["args"]
-    for name in ("attention", "base_model"):
-        now = getattr(args, name)
-        if before[name] != now:
-            found = f"{path} was trained with --{name} {before[name]}, found --{name} {now}"
-            raise InputError(f"--resume: {found}; give the same, or {REMEDY}")
-    return path
 
 
 def model_card(training, curve):
