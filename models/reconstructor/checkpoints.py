@@ -81,10 +81,11 @@ def check_flags(path, before, args, names):
             raise InputError(f"--resume: {path} was made with --{name} {began}, found --{name} {now}; give the same, or {REMEDY}")
 
 
-def read_state(path):
-    """What torch.save wrote to `path`: tensors, numbers, texts, lists, dicts. Runs nothing; InputError for anything else."""
+def read_state(path, names):
+    """The dict with the keys `names` that torch.save wrote to `path`. Runs nothing that is in the file. Raises InputError."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: state[name] for name in names}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise InputError(f"--resume: expected a training's state in {path}, found another content ({reason}); {REMEDY}") from None

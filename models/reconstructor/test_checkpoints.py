@@ -98,8 +98,11 @@ def test_a_planted_pickle_is_refused_and_runs_nothing(toy, tmp_path):
     words = "--max_steps 2 --batch_size 2 --save_steps 1 --eval_steps 100".split()
     fine_tune(toy, tmp_path / "out", *words)
     checkpoint, written = tmp_path / "out/checkpoint-2", tmp_path / "written"
-    for plant in (lambda path: torch.save(Planted(written), path), lambda path: path.write_bytes(pickle.dumps(Planted(written)))):
-        plant(checkpoint / "optimizer.pt")
+    for content in (Planted(written), {"step": 1}, pickle.dumps(Planted(written))):
+        if isinstance(content, bytes):
+            (checkpoint / "optimizer.pt").write_bytes(content)
+        else:
+            torch.save(content, checkpoint / "optimizer.pt")
         (checkpoint / MANIFEST).write_text(json.dumps(checksums(checkpoint)))  # as if it had been written so
         with pytest.raises(InputError, match="expected a training's state in .*optimizer.pt, found another content"):
             fine_tune(toy, tmp_path / "out", *words, "--resume")

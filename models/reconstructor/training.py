@@ -32,6 +32,7 @@ UNITS = {
     "learning_rate": "AdamW's", "tokens_per_second": "tokens of text per second, over all processes",
 }
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
+STATE = ("step", "log", "before", "metrics", "optimizer", "scaler", "random")  # what a checkpoint has beside the model
 LOWER = "lower --learning_rate and go on with --resume"
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the model card
 
@@ -63,7 +64,7 @@ def parse_args(argv, devices, doc):
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, more time")
     add("--torch_compile", action="store_true", help="minutes of compiling, then faster steps; a CPU needs a C++ compiler")
     add("--use_amp", action="store_true", help="automatic mixed precision on CUDA, or a CPU with bfloat16 instructions")
-    add("--amp_dtype", choices=("bfloat16", "float16"), default="bfloat16", help="CUDA without bfloat16 takes float16")
+    add("--amp_dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of --use_amp on CUDA, where it has both")
     add("--device", choices=devices, default=devices[0], help="where to train")
     add("--eval_steps", type=count, default=200, help="optimiser steps between validations")
     add("--eval_sequences", type=count, default=128, help=f"validation texts, scored at mask ratios {EVAL_MASK_RATIOS}")
@@ -119,7 +120,7 @@ class Training:
             self.reconstructor.model.base_model.compile(dynamic=True)
         self.model, self.optimizer = self.accelerator.prepare(self.reconstructor.train(), adamw(args, self.reconstructor))
         if args.resume:
-            self.restore(read_state(checkpoint / "optimizer.pt"))
+            self.restore(read_state(checkpoint / "optimizer.pt", STATE))
         self.is_main = self.accelerator.is_main_process
         self.writer = SummaryWriter(str(args.output_dir / "tb_logs"), purge_step=self.step + 1) if self.is_main else None
 
@@ -139,12 +140,13 @@ class Training:
         args, scaler = self.args, self.accelerator.scaler
         if not all(p.isfinite().all() for p in self.reconstructor.parameters()):
             raise InputError(f"the weights are not finite at step {self.step}; {LOWER}")
-        state = {"step": self.step, "log": self.log, "before": self.before, "metrics": self.metrics}
-        state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
         random = {"cpu": torch.get_rng_state(), "device": None}
         if args.device != "cpu":
             random["device"] = torch.get_device_module(args.device).get_rng_state()
+        state = {"step": self.step, "log": self.log, "before": self.before, "metrics": self.metrics}
+        state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
         state["random"] = gather_object([random])  # of every process
+        assert tuple(state) == STATE
 
         def fill(folder):
             self.reconstructor.save(folder, args=args, step=self.step, metrics=self.metrics)
