@@ -1,4 +1,4 @@
-"""A run in progress: what `output_dir/.partial` holds until the results are complete, so that an interrupted run can go on.
+"""A run in progress: what `output_dir/.rltc_partial` holds until the results are complete, so that an interrupted run can go on.
 
 The split files are written there, beside one SQLite file with the texts seen so far (a digest each, so that memory does not
 grow with the corpus) and the state of the last save. Every row carries the number of the batch that it came with. A save is one
@@ -7,13 +7,13 @@ forgets the rows of later batches, and reads on from the position saved.
 """
 
 import json
-import shutil
 import sqlite3
 from pathlib import Path
 
 from data.artifacts import InputError
+from data.scratch import make_scratch, remove_scratch
 
-FOLDER = ".partial"
+FOLDER = ".rltc_partial"
 PAGE_CACHE = 32_768  # KiB of SQLite's pages held in memory
 TABLES = {
     "saved": "what TEXT PRIMARY KEY, value TEXT",
@@ -24,7 +24,7 @@ TABLES = {
 
 
 class Resumable(InputError):
-    """What stopped the run lies outside of it: `.partial` stays, for --resume."""
+    """What stopped the run lies outside of it: the folder stays, for --resume."""
 
 
 class Partial:
@@ -34,8 +34,7 @@ class Partial:
     """
 
     def __init__(self, folder):
-        self.folder = Path(folder)
-        self.folder.mkdir(exist_ok=True)
+        self.folder = make_scratch(folder)
         self.database = sqlite3.connect(self.folder / "state.sqlite", timeout=0)
         try:
             # A write-ahead log makes big transactions cheap; the exclusive lock is held until `close`.
@@ -85,7 +84,7 @@ class Partial:
 
     def discard(self):
         self.close()
-        shutil.rmtree(self.folder)
+        remove_scratch(self.folder)
 
 
 def open_partial(output_dir, settings, resume):

@@ -17,7 +17,6 @@ tokenized the next is read and the last is written. An interrupted run goes on w
 
 import hashlib
 import os
-import shutil
 import sqlite3
 import sys
 import time
@@ -34,7 +33,8 @@ from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, r
 from data.duplicates import NearDuplicates
 from data.partial import Resumable, open_partial
 from data.reddit import RedditDocuments
-from data.sequences import SCHEMA, SPLITS, SequenceWriter
+from data.scratch import remove_scratch
+from data.sequences import CACHE, SCHEMA, SPLITS, SequenceWriter
 from data.sources import SotuDocuments, TextDocuments
 from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer, text_vocab_size
 
@@ -255,9 +255,9 @@ def prepare(source, tokenizer, identity, partial, args):
     finally:
         for writer in writers.values():
             writer.close()
+    remove_scratch(args.output_dir / CACHE)
     # Until the new dataset_info.json is there, no reader takes the old one for a description of the new files.
     (args.output_dir / "dataset_info.json").unlink(missing_ok=True)
-    shutil.rmtree(args.output_dir / ".cache", ignore_errors=True)
     for split, writer in writers.items():
         os.replace(writer.path, args.output_dir / SPLITS[split])
     splits = {split: {"file": SPLITS[split], **writer.statistics()} for split, writer in writers.items()}

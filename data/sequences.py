@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data.artifacts import InputError, read_json
+from data.scratch import make_scratch
 
 SCHEMA = "rltc.dataset/1"
 MADE_BY = "data/prepare.py"
+CACHE = ".rltc_cache"  # beside the sequence files: what `datasets` made of them
 SPLITS = {"train": "processed_data.json", "val": "val_data.json", "test": "test_data.json"}
 FEATURES = datasets.Features(
     {"doc": datasets.Value("string"), "index": datasets.Value("int32"), "tokens": datasets.List(datasets.Value("int32"))}
@@ -131,7 +133,7 @@ def load_sequences(path, tokenizer_fingerprint, max_length=None):
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; {remedy}")
     try:
-        dataset = datasets.Dataset.from_json(str(path), features=FEATURES, cache_dir=str(path.parent / ".cache"))
+        dataset = datasets.Dataset.from_json(str(path), features=FEATURES, cache_dir=str(make_scratch(path.parent / CACHE)))
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(f'{path}: expected lines like {{"doc": "a", "index": 0, "tokens": [1, 2]}}, found: {reason}; {remedy}') from None

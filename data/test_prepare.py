@@ -22,8 +22,9 @@ import pytest
 from data import benchmark, prepare
 from data.artifacts import InputError, read_json, write_json
 from data.duplicates import shingles
-from data.partial import Partial
-from data.sequences import SCHEMA, SPLITS, load_sequences, pad_batch
+from data.partial import FOLDER, Partial
+from data.scratch import make_scratch, remove_scratch
+from data.sequences import CACHE, SCHEMA, SPLITS, load_sequences, pad_batch
 from data.toy import REPOSITORY, check_refusal, write_base
 from data.toy_hub import COMMIT, toy_hub, write_shards
 from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, fingerprint, load_tokenizer
@@ -217,19 +218,19 @@ def test_a_killed_run_goes_on_and_writes_the_same_files(tmp_path, capsys):
     words = ["--input", write_rows(tmp_path / "rows.jsonl.gz", 900), "--max_length", 40, "--near_duplicates", 0.9]
     whole = prepared(tmp_path / "whole", *words)
     out = tmp_path / "killed" / "out"
-    writing, size = out / ".partial" / "processed_data.json", (whole / "processed_data.json").stat().st_size
+    writing, size = out / ".rltc_partial" / "processed_data.json", (whole / "processed_data.json").stat().st_size
     process = restless(ONE_RUN, "--source", "text", "--output_dir", out, *words)
     while process.poll() is None and not (writing.exists() and writing.stat().st_size > size / 4):
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    assert process.returncode == -9 and [p.name for p in out.iterdir()] == [".partial"], "it was over before it was killed"
+    assert process.returncode == -9 and [p.name for p in out.iterdir()] == [".rltc_partial"], "it was over before it was killed"
     capsys.readouterr()
     assert split_bytes(prepared(tmp_path / "killed", *words, "--resume")) == split_bytes(whole)
     infos = [read_json(folder / "dataset_info.json", SCHEMA, "") for folder in (whole, out)]
     assert infos[0]["counts"] == infos[1]["counts"] and infos[0]["splits"] == infos[1]["splits"] and infos[0]["counts"]["duplicates"] > 100
     assert f"{sum(s['tokens'] for s in infos[0]['splits'].values()):,} tokens in" not in capsys.readouterr().out, "it began anew"
-    assert not (out / ".partial").exists()
+    assert not (out / ".rltc_partial").exists()
 
 
 @pytest.fixture
@@ -262,7 +263,7 @@ def test_a_run_goes_on_with_the_same_arguments_and_files_only(interrupted):
     (folder / "texts" / "00.txt").write_text("changed")
     with pytest.raises(InputError, match="have changed since"):
         prepared(folder, *words, "--resume")
-    assert (folder / "out" / ".partial" / "state.sqlite").exists(), "the interrupted run was lost"
+    assert (folder / "out" / ".rltc_partial" / "state.sqlite").exists(), "the interrupted run was lost"
 
 
 def test_a_new_run_discards_an_interrupted_one_and_says_so(interrupted, capsys):
@@ -277,15 +278,54 @@ def test_there_must_be_something_to_resume(small, tmp_path):
         prepared(tmp_path, "--input", tmp_path / "texts", "--resume")
 
 
+def test_folders_of_the_user_survive(tmp_path, tokenizer):
+    folder = write_texts(tmp_path / "texts")
+    theirs = [tmp_path / "out" / name / "precious.txt" for name in (".cache", ".partial")]
+    for path in theirs:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    for _ in range(2):
+        out = prepared(tmp_path, "--input", folder, "--max_length", 50)
+        load_sequences(out / "processed_data.json", fingerprint(tokenizer))
+    assert (out / CACHE).is_dir() and [path.read_text() for path in theirs] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize("name", [CACHE, FOLDER])
+def test_a_folder_without_the_mark_is_refused_and_survives(tmp_path, name):
+    path = tmp_path / "out" / name / "precious.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(InputError, match="move it away"):
+        prepared(tmp_path, "--input", write_texts(tmp_path / "texts"), "--max_length", 50)
+    assert path.read_text() == "mine"
+
+
+def test_only_what_carries_the_mark_is_removed(tmp_path):
+    marked = make_scratch(tmp_path / "marked")
+    (marked / "a").mkdir()
+    (marked / "a" / "b").write_text("scratch")
+    (marked / "link").symlink_to(tmp_path / "theirs")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "precious.txt").write_text("mine")
+    (tmp_path / "other").symlink_to(marked)
+    for path in (tmp_path / "theirs", tmp_path / "theirs" / "precious.txt", tmp_path / "other"):
+        for function in (remove_scratch, make_scratch):
+            with pytest.raises(InputError, match="move it away"):
+                function(path)
+    remove_scratch(marked)
+    remove_scratch(marked)  # nothing there is nothing to do
+    assert not marked.exists() and (tmp_path / "theirs" / "precious.txt").read_text() == "mine"
+
+
 def test_a_folder_that_another_run_writes_to_is_refused(tmp_path):
     folder = write_texts(tmp_path / "texts")
     (tmp_path / "out").mkdir()
-    other = Partial(tmp_path / "out" / ".partial")
+    other = Partial(tmp_path / "out" / ".rltc_partial")
     with pytest.raises(InputError, match="is in use"):
         prepared(tmp_path, "--input", folder)
     other.save({"batch": 1})
     other.close()
-    assert Partial(tmp_path / "out" / ".partial").state == {"batch": 1}, "the other run was disturbed"
+    assert Partial(tmp_path / "out" / ".rltc_partial").state == {"batch": 1}, "the other run was disturbed"
 
 
 def local_tokens(tmp_path, folder):
@@ -329,7 +369,7 @@ def test_reddit_goes_on_after_the_hub_was_lost(tmp_path):
         _, errors = process.communicate()
     assert process.returncode == 2 and len(errors.splitlines()) == 1, errors
     assert "after 80 posts and 2 retries" in errors and "--resume" in errors, errors
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [".partial"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".rltc_partial"]
     with toy_hub(tmp_path / "hub") as hub:
         process = restless(ONE_RUN, *words, "--resume", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
         printed, errors = process.communicate()
