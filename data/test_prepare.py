@@ -25,8 +25,8 @@ from data.duplicates import shingles
 from data.partial import FOLDER, Partial
 from data.scratch import make_scratch, remove_scratch
 from data.sequences import CACHE, SCHEMA, SPLITS, load_sequences, pad_batch
-from data.toy import REPOSITORY, check_refusal, write_base
-from data.toy_hub import COMMIT, toy_hub, write_shards
+from data.testing.toy import REPOSITORY, check_refusal, write_base
+from data.testing.hub import COMMIT, toy_hub, write_shards
 from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, fingerprint, load_tokenizer
 
 HOSTILE = "  leading\r\nnaïve café 🙂 ﷽ \u2028 \x00 don't <|endoftext|> <|mask|>\t\ttabs   "
