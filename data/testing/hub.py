@@ -45,7 +45,7 @@ def write_shards(folder, posts=240, shards=3):
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `folder`. `drop(path)` may return True to have the connection on which `path` was asked for cut without an answer."""
+    """Serves `folder`. If `drop(path)` returns True, the connection on which `path` was asked for is cut without an answer."""
 
     daemon_threads = True
 

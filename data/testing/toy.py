@@ -37,7 +37,8 @@ def write_base(directory, n_positions=32, seed=0):
     names = ["<|endoftext|>", "?", *WORDS, *"ABCD"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=names[0], eos_token=names[0], unk_token="?").save_pretrained(directory)
+    special = {"bos_token": names[0], "eos_token": names[0], "unk_token": "?"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
     set_seed(seed)
     config = GPT2Config(
         vocab_size=len(names), n_positions=n_positions, n_embd=64, n_layer=2, n_head=2,
@@ -51,8 +52,8 @@ def write_toy(folder):
     """`folder` with the toy base model in `base` and the toy corpus, prepared, in `data`."""
     write_base(folder / "base")
     corpus = write_corpus(folder / "toy.jsonl")
-    words = f"--source text --input {corpus} --tokenizer {folder / 'base'} --output_dir {folder / 'data'} --max_length {2 * PAIRS} --quiet"
-    prepare.main(words.split())
+    words = f"--source text --input {corpus} --tokenizer {folder / 'base'} --output_dir {folder / 'data'} --quiet"
+    prepare.main([*words.split(), "--max_length", str(2 * PAIRS)])
     return folder
 
 
