@@ -221,7 +221,8 @@ def fine_tuning_speed(check):
 
 def agent_speed(check, texts):
     """Deciding beside causal passes, training beside one environment at a time."""
-    words = f"--texts {texts} --max_length {check.length} --quiet {'--turns 1 --n_envs 4' if check.args.small else '--turns 3'}".split()
+    size = "--turns 1 --n_envs 4" if check.args.small else "--turns 3"
+    words = f"--texts {texts} --max_length {check.length} --quiet {size}".split()
     paths = ["--data_path", check.work / "data/processed_data.json", "--reconstructor_path", check.work / "base"]
     printed = check.script("rl/benchmark.py", "--device", check.args.device, *paths, *words)
     for line in printed.splitlines():

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import pytest
 
-from data.toy import write_toy
+from data.testing.toy import write_toy
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from data.artifacts import InputError
-from data.toy import REPOSITORY, write_base
+from data.testing.toy import REPOSITORY, write_base
 from models.reconstructor import train_cpu
 from models.reconstructor.checkpoints import MANIFEST, checksums
 from models.reconstructor.reconstructor import Reconstructor

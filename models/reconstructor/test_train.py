@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.artifacts import InputError, sha256_of
-from data.toy import REPOSITORY, check_refusal, free_port, run_module
+from data.testing.toy import REPOSITORY, check_refusal, free_port, run_module
 from models.reconstructor import test_checkpoints, test_reconstructor, train_cpu, train_gpu
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.test_checkpoints import command_line, fine_tune, train_cpu_args, weights_of

@@ -56,10 +56,10 @@ def draw_masks(args, step, numbers, ids, valid, policy=None):
 
 def load_mask_policy(path, fingerprint, device):
     """The agent at `path`, for texts of the tokenizer with this fingerprint. Raises FileNotFoundError or InputError."""
-    from rl.ppo import load_policy  # here, because Stable-Baselines3 takes seconds to import
+    from models.agent.files import load_policy  # here, because Stable-Baselines3 takes seconds to import
 
     policy = load_policy(path, device)
-    if (found := policy.features_extractor.tokenizer_fingerprint) != fingerprint:
+    if (found := policy.tokenizer_fingerprint) != fingerprint:
         raise InputError(
             f"--mask_policy {path}: expected an agent for tokenizer {fingerprint}, found one for {found}; "
             "give an agent trained with this tokenizer"
