@@ -13,11 +13,12 @@ pass, and every reading of a draft as one; output layers don't count.
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from data.artifacts import InputError
-from data.sequences import pad_batch
 from models.reconstructor.loss import read_logits
 from models.reconstructor.masking import budget, keep_counts, keep_highest
+from models.reconstructor.reconstructor import LOGIT_ROWS
 
 SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent in any case
 
@@ -65,6 +66,22 @@ class TokenFrequency:
         return self.importance[ids]
 
 
+def check_length(model, length):
+    """Raises InputError if texts of `length` tokens are longer than a causal LM's positions."""
+    positions = getattr(model.config, "max_position_embeddings", length)
+    if length > positions:
+        raise InputError(
+            f"a text of {length} tokens: expected at most {positions}, the positions of --base_model; use a smaller --max_length"
+        )
+
+
+def read_states(model, states, ids):
+    """-ln p(id) (B, T) float32 from the states (B, T, D) that predict ids (B, T), with the logits of LOGIT_ROWS at one time."""
+    weight = model.get_output_embeddings().weight
+    chunks = zip(states.flatten(0, 1).split(LOGIT_ROWS), ids.flatten().split(LOGIT_ROWS), strict=True)
+    return torch.cat([read_logits(state @ weight.T, truth)[0] for state, truth in chunks]).view(ids.shape).cpu().numpy()
+
+
 @torch.inference_mode()
 def causal_nats(model, bos_id, ids, valid):
     """-ln p(token | BOS and the tokens before it) by a causal LM, (B, T) float32; ids (B, T) int64, valid (B, T) bool, padding at the end.
@@ -72,16 +89,10 @@ def causal_nats(model, bos_id, ids, valid):
     Raises InputError if the texts are longer than the model's positions.
     """
     ids, valid = (torch.as_tensor(x, device=model.device) for x in (ids, valid))
-    B, T = ids.shape
-    positions = getattr(model.config, "max_position_embeddings", T)
-    if T > positions:
-        raise InputError(f"a text of {T} tokens: expected at most {positions}, the positions of --base_model; use a smaller --max_length")
+    check_length(model, ids.shape[1])
     # Padding stands at the end, where a causal model's earlier positions never see it. Token i is read from position i - 1.
-    inputs = torch.cat([ids.new_full((B, 1), bos_id), torch.where(valid, ids, bos_id)[:, :-1]], 1)
-    hidden = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
-    weight = model.get_output_embeddings().weight
-    # One text at a time: logits are (T, V).
-    return np.stack([read_logits(h @ weight.T, t)[0].cpu().numpy() for h, t in zip(hidden, ids)])
+    inputs = torch.cat([ids.new_full((len(ids), 1), bos_id), torch.where(valid, ids, bos_id)[:, :-1]], 1)
+    return read_states(model, model.base_model(input_ids=inputs, use_cache=False).last_hidden_state, ids)
 
 
 class CausalSurprisal:
@@ -96,6 +107,38 @@ class CausalSurprisal:
         return causal_nats(self.model, self.bos_id, ids, valid)
 
 
+class KeptContext:
+    """Reads segments of texts by a causal LM, each after nothing but BOS and the tokens that were kept of earlier segments.
+
+    Keys and values of what was kept stay in a cache. Every row of the batch has kept equally many tokens.
+    """
+
+    def __init__(self, model, bos_id, rows):
+        self.model, self.cache = model, DynamicCache()
+        self.kept = torch.full((rows, 1), bos_id, device=model.device)  # (B, K): kept, but not read yet
+        self.state = torch.zeros(rows, 1, model.config.hidden_size, device=model.device)  # of the last kept token that was read
+
+    def select(self, rows):
+        """Go on with some rows of the batch only."""
+        rows = torch.as_tensor(rows, device=self.model.device)
+        self.cache.batch_select_indices(rows)
+        self.kept, self.state = self.kept[rows], self.state[rows]
+
+    def surprisal(self, segment):
+        """-ln p (B, S) of the tokens of a segment, ids (B, S): one reading of what was kept last and the segment."""
+        kept, length = self.kept.shape[1], segment.shape[1]
+        inputs = torch.cat([self.kept, segment], 1)
+        hidden = self.model.base_model(input_ids=inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
+        states = torch.cat([self.state, hidden], 1)[:, kept : kept + length]  # token i is read from the token before it
+        self.cache.crop(-length)  # what was dropped must leave, and what is kept must be read without it
+        self.state, self.kept = states[:, :1], self.kept[:, :0]
+        return read_states(self.model, states, segment)
+
+    def keep(self, ids):
+        """Append kept tokens (B, K) to the context."""
+        self.kept = ids
+
+
 class IterativeSurprisal:
     """LLMLingua's token-level step (Jiang et al. 2023, section 3.2): surprisal given the earlier segments as they were compressed.
 
@@ -108,21 +151,29 @@ class IterativeSurprisal:
     def __init__(self, model, bos_id, segment=32):
         self.model, self.bos_id, self.segment, self.lm_passes = model.eval(), bos_id, segment, None
 
+    @torch.inference_mode()
     def scores(self, ids, valid, keep_ratio):
-        lengths = valid.sum(1)
-        scores, kept = np.zeros(ids.shape), [np.empty(0, dtype=np.int64) for _ in ids]
+        check_length(self.model, ids.shape[1])
+        lengths, scores = valid.sum(1), np.zeros(ids.shape)
+        rows, context = np.arange(len(ids)), KeptContext(self.model, self.bos_id, len(ids))
         starts = range(0, ids.shape[1], self.segment)
         for start in starts:
-            rows = np.flatnonzero(lengths > start)
-            ends = np.minimum(start + self.segment, lengths[rows])
-            contexts = [np.concatenate([kept[row], ids[row, start:end]]) for row, end in zip(rows, ends, strict=True)]
-            surprisal = causal_nats(self.model, self.bos_id, *pad_batch(contexts, 0))
-            for row, end, context, nats in zip(rows, ends, contexts, surprisal, strict=True):
-                quota = budget(end, keep_ratio) - budget(start, keep_ratio)
-                nats = nats[len(kept[row]) : len(context)]
-                chosen = np.sort(np.argsort(-nats, kind="stable")[:quota])
-                scores[row, start + chosen] = 1  # what is kept of each segment is settled here
-                kept[row] = np.concatenate([kept[row], ids[row, start + chosen]])
+            going_on = lengths[rows] > start
+            rows = rows[going_on]
+            context.select(np.flatnonzero(going_on))
+            segment = ids[rows, start : start + self.segment]
+            surprisal = context.surprisal(torch.as_tensor(segment, device=self.model.device))
+            within = valid[rows, start : start + self.segment]
+            ends = start + within.sum(1)
+            quota = budget(ends, keep_ratio) - budget(start, keep_ratio)
+            order = np.argsort(np.where(within, -surprisal, np.inf), axis=1, kind="stable")
+            rank = order.argsort(axis=1)
+            chosen = rank < quota[:, None]
+            scores[rows, start : start + self.segment] = chosen  # what is kept of each segment is settled here
+            # A row that goes on has kept as many tokens as every other; of one that ends here anything may follow.
+            most = quota.max()
+            kept = np.sort(order[:, :most], axis=1)
+            context.keep(torch.as_tensor(np.take_along_axis(segment, kept, 1), device=self.model.device))
         self.lm_passes = len(starts)
         return scores
 
