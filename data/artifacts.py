@@ -6,15 +6,19 @@ reader checks ``schema`` and names the stage that should have written the file.
 
 import argparse
 import copy
+import functools
+import hashlib
 import json
 import logging
 import os
 import platform
+import subprocess
 import sys
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -33,9 +37,30 @@ def versions():
     return found
 
 
+@functools.cache
+def commit():
+    """The commit of this code, with "+" if files differ from it; "unknown" where it is no git checkout."""
+    git = functools.partial(subprocess.run, cwd=REPOSITORY, capture_output=True, text=True)
+    try:
+        found, changed = git(["git", "rev-parse", "HEAD"]), git(["git", "status", "--porcelain", "--untracked-files=no"])
+    except FileNotFoundError:
+        return "unknown"
+    return found.stdout.strip() + "+" * bool(changed.stdout.strip()) if found.returncode == 0 else "unknown"
+
+
+def sha256_of(path):
+    """The SHA-256 of a file; of a model directory, that of its `*.safetensors`: of their digests by name if there are several."""
+    path = Path(path)
+    if path.is_dir():
+        digests = [sha256_of(part) for part in sorted(path.glob("*.safetensors"))]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def written_aside(path):
-    """A temporary name beside `path`; it takes that name when the block ends without an error. Readers never see half a file."""
+    """A temporary name beside `path`, which it takes when the block ends without an error: readers never see half a file."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -52,23 +77,30 @@ def write_text(path, text):
 
 
 def command_line(script, args, leave_out=("resume", "quiet")):
-    """The command that runs `script` as the argparse namespace `args` says, for model cards; flags that are off or empty are left out."""
+    """The command that runs `script` as the namespace `args` says, for model cards; flags that are off or empty are left out."""
     words = ["python", script]
     for name, value in vars(args).items():
         if name in leave_out or value is None or value is False or value == []:
             continue
-        words += [f"--{name}"] if value is True else [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        words += [f"--{name}", *map(str, values)]
     return " ".join(words)
 
 
-def write_json(path, schema, args, units, **content):
-    """Write a stage's result. `args` is the argparse namespace it ran with; `units` says what each figure means."""
+def write_json(path, schema, args, units, weights=(), **content):
+    """Write a stage's result.
+
+    `args` is the argparse namespace it ran with; `units` says what each figure means; `weights` are the files or model
+    directories whose weights went into it: the record has their SHA-256.
+    """
     settings = json.loads(json.dumps(vars(args), default=str))  # paths become text
     record = {
         "schema": schema,
         "args": settings,
         "seed": settings.get("seed"),
         "versions": versions(),
+        "commit": commit(),
+        "weights": {str(path): sha256_of(path) for path in weights},
         "units": units,
         **content,
     }
@@ -103,7 +135,9 @@ def make_output_dir(path):
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"{path}: expected a directory that can be written, found: {error.strerror}; choose another --output_dir") from None
+        raise InputError(
+            f"{path}: expected a directory that can be written, found: {error.strerror}; choose another --output_dir"
+        ) from None
     return path
 
 
@@ -118,7 +152,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose --help is the script's docstring and its flags with defaults, and whose errors are one line."""
+    """An ArgumentParser whose --help is the script's docstring and its flags with defaults; its errors are one line."""
 
     def __init__(self, doc, **kwargs):
         super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)

@@ -1,15 +1,12 @@
-"""Evaluate reconstructors alone: how well random masks are restored at every rate, and what iterative decoding buys.
+"""Evaluate reconstructors alone: how well random masks are restored at every rate.
 
     python eval/evaluate_reconstructor.py --model_paths models/reconstructor/fine-tuned --data_path data/processed/test_data.json
 
-Several models are compared on the same texts and masks; differences are paired, to the first. `reconstruct(steps=k)` is
-shown for every k of `--steps`, with the time it takes. Writes `reconstructor_results.json`; intervals are 95 %,
+Several models are compared on the same texts and masks; differences are paired, to the first. Writes `reconstructor_results.json`; intervals are 95 %,
 bootstrapped over documents.
 """
 
 import sys
-import time
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,8 +31,6 @@ def parse_args(argv=None):
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences written by data/prepare.py")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for reconstructor_results.json")
     add("--mask_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], help="masked tokens per original token, between 0 and 1")
-    add("--steps", type=bounded(int, 1, 1000), nargs="*", default=[1, 2, 4, 8], help="rounds of iterative decoding to compare, at --steps_mask_ratios; none: leave it out")
-    add("--steps_mask_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.1, 0.3, 0.5], help="masked tokens per original token for the comparison of --steps")
     add("--num_sequences", type=bounded(int, 1, 10**9), default=200, help="texts, drawn at random from the file; all if there are fewer")
     add("--max_length", type=bounded(int, 2, 10**6), default=None, help="tokens per text, longer ones are cut into several; default: the data's, or the models' positions less one")
     add("--batch_size", type=bounded(int, 1, 10**6), default=16, help="texts per batch")
@@ -89,18 +84,6 @@ def score_curve(models, corpus, bootstrap, args):
     return results
 
 
-def score_steps(path, model, corpus, bootstrap, args):
-    """One result per mask ratio and number of decoding rounds of one model, with the seconds per 1,000 tokens of text."""
-    results, once = [], {}
-    for mask_ratio, steps in tqdm([(r, k) for r in args.steps_mask_ratios for k in args.steps], desc="rounds", unit="cell", disable=args.quiet):
-        masks, start = random_masks(corpus, mask_ratio, args.seed), time.monotonic()
-        sums = corpus.sums_by_document(score_masks(partial(model.reconstruct, steps=steps), corpus, masks))
-        seconds = 1000 * (time.monotonic() - start) / corpus.tokens
-        once.setdefault(mask_ratio, sums)
-        results.append({"model": path, "mask_ratio": mask_ratio, "steps": steps, "seconds_per_1000_tokens": seconds, **with_intervals(sums, bootstrap), "difference_to_first": difference(sums, once[mask_ratio], bootstrap)})
-    return results
-
-
 def main(argv=None):
     args = parse_args(argv)
     device = find_device(args.device)
@@ -109,17 +92,13 @@ def main(argv=None):
     make_output_dir(args.output_dir)
     bootstrap = Bootstrap(len(corpus.names), args.bootstrap_samples, args.seed)
     curve = score_curve(models, corpus, bootstrap, args)
-    rounds = [r for path, model in models.items() for r in score_steps(path, model, corpus, bootstrap, args)]
     write_json(
-        args.output_dir / "reconstructor_results.json", SCHEMA, args, UNITS | {"mask_ratio": "masked tokens per original token", "seconds_per_1000_tokens": "seconds to restore 1,000 tokens of text"},
-        texts=len(corpus.texts), documents=len(corpus.names), tokens=corpus.tokens, curve=curve, steps=rounds,
+        args.output_dir / "reconstructor_results.json", SCHEMA, args, UNITS | {"mask_ratio": "masked tokens per original token"},
+        texts=len(corpus.texts), documents=len(corpus.names), tokens=corpus.tokens, curve=curve,
     )
     print(f"{len(corpus.texts)} texts of {len(corpus.names)} documents, {corpus.tokens:,} tokens; intervals 95 %, bootstrap over documents\n")
     rows = [{"model": r["model"], "attention": r["attention"], "masked": f"{r['mask_ratio']:g}", "top-1": cell(r["top1"]), "nats per masked token": cell(r["nats"]), "nats less the first's": cell(r["difference_to_first"]["nats"]) if "difference_to_first" in r else ""} for r in curve]
     print(table(rows, list(rows[0])))
-    if rounds:
-        rows = [{"model": r["model"], "masked": f"{r['mask_ratio']:g}", "rounds": r["steps"], "top-1": cell(r["top1"]), "top-1 less one round's": cell(r["difference_to_first"]["top1"], 4), "texts without an error": cell(r["exact_text"]), "seconds per 1,000 tokens": f"{r['seconds_per_1000_tokens']:.3f}"} for r in rounds]
-        print("\n" + table(rows, list(rows[0])))
     print(f"\nwritten to {args.output_dir}")
 
 

@@ -46,7 +46,7 @@ def load_causal_lm(name_or_dir):
     try:
         config = AutoConfig.from_pretrained(locate(name_or_dir))
         if getattr(config, "activation_function", None) == "gelu_new":
-            config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel: a quarter of the time of a layer on a CPU
+            config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel, in a quarter of the time
         return AutoModelForCausalLM.from_pretrained(locate(name_or_dir), config=config, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -61,7 +61,10 @@ def check_head(model):
     head, config = model.get_output_embeddings(), model.config
     extras = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None)]
     if getattr(head, "bias", None) is not None or extras:
-        raise InputError(f"{type(model).__name__}: expected a plain linear output layer, found {', '.join(extras) or 'one with a bias'}; choose another --base_model, such as GPT-2 or Llama")
+        raise InputError(
+            f"{type(model).__name__}: expected a plain linear output layer, found {', '.join(extras) or 'one with a bias'}; "
+            "choose another --base_model, such as GPT-2 or Llama"
+        )
 
 
 def find_device(name):
@@ -70,7 +73,11 @@ def find_device(name):
     if name == "auto":
         return "cuda" if available["cuda"] else "cpu"
     if not available.get(name):
-        raise InputError(f"--device {name}: expected one of {', '.join(k for k, v in available.items() if v)} on this machine, found no {name}; choose one of them (fine-tuning on a CPU: {MADE_BY})")
+        there = ", ".join(k for k, v in available.items() if v)
+        raise InputError(
+            f"--device {name}: expected one of {there} on this machine, found no {name}; choose one of them "
+            f"(fine-tuning on a CPU: {MADE_BY})"
+        )
     return name
 
 
@@ -81,6 +88,36 @@ def attention_bias(valid, attention="bidirectional", dtype=torch.float32):
     if attention == "causal":
         attended = attended & torch.ones(T + 1, T + 1, dtype=torch.bool, device=valid.device).tril()
     return torch.zeros(attended.shape, dtype=dtype, device=valid.device).masked_fill_(~attended, torch.finfo(dtype).min)
+
+
+def read_states(model, ids, keep_mask, valid, bos_id, mask_id, attention="bidirectional"):
+    """Last hidden states (B, T + 1, D) of `[BOS, masked text]`: state i predicts token i, state i + 1 stands at it.
+
+    model: a transformer without its output layer; ids (B, T) int64; keep_mask, valid (B, T) bool. This is how reconstructor and
+    agent read a text. Raises InputError if it is longer than the model's positions.
+    """
+    positions = getattr(model.config, "max_position_embeddings", 2**31) - 1  # BOS takes one
+    if ids.shape[1] > positions:
+        raise InputError(
+            f"a text of {ids.shape[1]} tokens: expected at most {positions}, the model's positions less one; "
+            "use a smaller --max_length"
+        )
+    shown = torch.where(keep_mask & valid, ids, torch.where(valid, mask_id, bos_id))
+    inputs = torch.cat([shown.new_full((len(ids), 1), bos_id), shown], 1)
+    bias = attention_bias(valid, attention, model.get_input_embeddings().weight.dtype)
+    return model(input_ids=inputs, attention_mask=bias, use_cache=False).last_hidden_state
+
+
+def passes(valid, device):
+    """Split a batch `valid` (B, T) into (rows, length) of texts of similar length, no larger than the device likes."""
+    lengths = valid.sum(1)
+    limit = TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS_GPU)
+    order = lengths.argsort(descending=True, stable=True)
+    while len(order):
+        longest = max(1, int(lengths[order[0]]))
+        count = max(1, limit // longest)
+        yield order[:count], longest
+        order = order[count:]
 
 
 class Reconstructor(torch.nn.Module):
@@ -101,6 +138,7 @@ class Reconstructor(torch.nn.Module):
             with torch.no_grad():
                 rows = model.get_input_embeddings().weight
                 rows[self.mask_id] = rows[: self.mask_id].mean(0)
+        self.directory = None  # where it was loaded from
         self.vocab_size = self.mask_id  # the mask token comes last and is never an answer
         self.fingerprint = fingerprint(tokenizer)
         self.max_length = int(getattr(model.config, "max_position_embeddings", 2**31)) - 1  # BOS takes one position
@@ -112,21 +150,35 @@ class Reconstructor(torch.nn.Module):
 
     @classmethod
     def load(cls, directory, device="cpu"):
-        """A fine-tuned reconstructor, ready to predict. Raises FileNotFoundError or InputError."""
-        info = read_json(Path(directory) / "reconstructor.json", SCHEMA, MADE_BY)
-        if not any(Path(directory).glob("*.safetensors")):
-            raise FileNotFoundError(f"{directory}: expected model.safetensors, found none; fine-tune again with: python {MADE_BY} --output_dir {directory}")
+        """A reconstructor, the embedded base or a fine-tuned one, ready to predict. Raises FileNotFoundError or InputError."""
+        directory = Path(locate(directory))
+        info = read_json(directory / "reconstructor.json", SCHEMA, MADE_BY)
+        if not any(directory.glob("*.safetensors")):
+            raise FileNotFoundError(
+                f"{directory}: expected model.safetensors, found none; "
+                f"fine-tune again with: python {MADE_BY} --output_dir {directory}"
+            )
         self = cls(load_causal_lm(directory), load_tokenizer(directory), info["attention"])
         if self.fingerprint != info["tokenizer_fingerprint"]:
-            raise InputError(f"{directory}: expected tokenizer {info['tokenizer_fingerprint']}, found {self.fingerprint}; fine-tune again with: python {MADE_BY}")
+            raise InputError(
+                f"{directory}: expected tokenizer {info['tokenizer_fingerprint']}, found {self.fingerprint}; "
+                f"fine-tune again with: python {MADE_BY}"
+            )
+        self.directory = directory
         return self.to(device).eval()
 
     def save(self, directory, **record):
-        """Write a checkpoint that stock `AutoModelForCausalLM` and `AutoTokenizer` load, and `reconstructor.json` with `record`."""
+        """Write a checkpoint that stock transformers classes load, and `reconstructor.json` with `record`."""
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        info = {"attention": self.attention, "tokenizer_fingerprint": self.fingerprint}
-        write_json(Path(directory) / "reconstructor.json", SCHEMA, units={"max_length": "tokens"}, max_length=self.max_length, **info, **record)
+        self.describe(directory, **record)
+
+    def describe(self, directory, **record):
+        """Write `reconstructor.json` beside the weights that are in `directory`."""
+        write_json(
+            Path(directory) / "reconstructor.json", SCHEMA, units={"max_length": "tokens"}, weights=[directory],
+            max_length=self.max_length, attention=self.attention, tokenizer_fingerprint=self.fingerprint, **record,
+        )
 
     @property
     def device(self):
@@ -138,13 +190,8 @@ class Reconstructor(torch.nn.Module):
 
     def hidden(self, ids, keep_mask, valid, attention=None):
         """Last hidden states (B, T, D); the one at index i is the one that predicts token i. `attention`: default its own."""
-        B, T = ids.shape
-        if T > self.max_length:
-            raise InputError(f"a text of {T} tokens: expected at most {self.max_length}, the reconstructor's positions less one; use a smaller --max_length")
-        shown = torch.where(keep_mask & valid, ids, torch.where(valid, self.mask_id, self.bos_id))
-        inputs = torch.cat([shown.new_full((B, 1), self.bos_id), shown], 1)  # (B, T + 1)
-        bias = attention_bias(valid, attention or self.attention, self.model.get_input_embeddings().weight.dtype)
-        return self.model.base_model(input_ids=inputs, attention_mask=bias, use_cache=False).last_hidden_state[:, :-1]
+        read = read_states(self.model.base_model, ids, keep_mask, valid, self.bos_id, self.mask_id, attention or self.attention)
+        return read[:, :-1]
 
     def forward(self, ids, keep_mask, valid, as_causal_lm=False):
         """Summed nats of the masked tokens of a batch, and how many they are: the training loss is their quotient.
@@ -168,7 +215,7 @@ class Reconstructor(torch.nn.Module):
         valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
         nats = torch.zeros(ids.shape, dtype=torch.float32, device=self.device)
         top1, confidence = ids.clone(), torch.ones_like(nats)
-        for rows, length in self._passes(valid):
+        for rows, length in passes(valid, self.device):
             part = tuple(x[rows, :length] for x in (ids, keep_mask, valid))
             masked = part[2] & ~part[1]
             if not masked.any():
@@ -180,52 +227,20 @@ class Reconstructor(torch.nn.Module):
                 output[rows[row], column] = torch.cat(values)
         return Prediction(nats, top1, confidence)
 
-    def _passes(self, valid):
-        """Split a batch into (rows, length) passes of texts of similar length, no larger than the device likes."""
-        lengths = valid.sum(1)
-        limit = TOKENS_PER_PASS.get(self.device.type, TOKENS_PER_PASS_GPU)
-        order = lengths.argsort(descending=True, stable=True)
-        while len(order):
-            longest = max(1, int(lengths[order[0]]))
-            count = max(1, limit // longest)
-            yield order[:count], longest
-            order = order[count:]
+    def reconstruct(self, ids, keep_mask, valid=None):
+        """Fill the gaps of texts of any length. Arguments and result as of `predict`.
 
-    def reconstruct(self, ids, keep_mask, valid=None, steps=1):
-        """Fill the gaps of texts of any length, in one shot or in `steps` rounds, most confident first.
-
-        In each round an equal share of what is still masked is fixed and becomes context for the rest, as in
-        MaskGIT (Chang et al. 2022) with a linear schedule. nats are those of the true token in the round in which its
-        place was filled. Texts longer than `max_length` go through in windows that overlap by half; a token takes
-        its prediction from the window in which it is furthest from an edge. Arguments as in `predict`.
+        Texts longer than `max_length` go through in windows that overlap by half; a token takes its prediction from the window in
+        which it is furthest from an edge.
         """
-        if steps < 1:
-            raise InputError(f"steps: expected at least 1 round, found {steps}")
         ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
         valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
-        known, shown = keep_mask | ~valid, ids.clone()
-        nats, confidence = torch.zeros(ids.shape, device=self.device), torch.ones(ids.shape, device=self.device)
-        for left in range(steps, 0, -1):
-            filled = self._predict_windows(shown, known, valid, truth=ids)
-            scores = torch.where(known, -1.0, filled.confidence)
-            quota = torch.ceil((~known).sum(1, keepdim=True) / left)
-            rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            chosen = ~known & (rank < quota)
-            shown, known = torch.where(chosen, filled.top1, shown), known | chosen
-            nats, confidence = torch.where(chosen, filled.nats, nats), torch.where(chosen, filled.confidence, confidence)
-        return Prediction(nats, shown, confidence)
-
-    def _predict_windows(self, shown, known, valid, truth):
-        """`predict` with `shown` as context and `truth` looked up, over overlapping windows where the text is too long."""
-        T, size = shown.shape[1], self.max_length
+        T, size = ids.shape[1], self.max_length
         starts = [0] if T <= size else [*range(0, T - size, size // 2), T - size]
-        parts = []
-        for s in starts:
-            window = slice(s, s + size)
-            context = torch.where(known, shown, truth)[:, window]
-            parts.append(self.predict(context, known[:, window], valid[:, window]))
+        parts = [self.predict(*(x[:, s : s + size] for x in (ids, keep_mask, valid))) for s in starts]
         if len(parts) == 1:
             return parts[0]
         centres = np.array([s + size / 2 for s in starts])
         best = np.abs(np.arange(T)[:, None] - centres[None]).argmin(1)  # (T,) the window of each token
-        return Prediction(*(torch.stack([parts[w][field][:, i - starts[w]] for i, w in enumerate(best)], 1) for field in range(3)))
+        columns = list(enumerate(best))
+        return Prediction(*(torch.stack([parts[w][field][:, i - starts[w]] for i, w in columns], 1) for field in range(3)))
