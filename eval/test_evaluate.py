@@ -321,9 +321,6 @@ def test_reconstructors_are_compared_on_the_same_masks(stages, tmp_path, capsys)
     for r in found["curve"][2:]:
         lead = r["difference_to_first"]["nats"]
         assert lead["value"] > 0.05 and lead["significant"], "a word's echo stands behind it, where a causal model does not look"
-    at_half = next(r for r in found["curve"] if r["mask_ratio"] == 0.5)
-    assert one["top1"] == at_half["top1"] and one["difference_to_first"]["top1"]["value"] == 0
-    assert "| 0.5 | 3 |" in capsys.readouterr().out
     with pytest.raises(InputError, match="expected at most 31"):
         evaluate_reconstructor.main(words.split() + ["--max_length", "32"])
 

@@ -128,22 +128,6 @@ class Judge:
         rewards = shares.sum(1)
         return rewards, [self._info(*row) for row in zip(shares, rewards, keep_mask, valid, nats, right, strict=True)]
 
-    def pay_flipped(self, observation, actions, rewards, flips, rng):
-        """What `flips` single decisions of every text, drawn at random, gained or lost: (B, L) float32, NaN where none was tried.
-
-        J of the actions, which is `rewards` (B,), less J with that one decision the other way.
-        """
-        gained = np.full(np.shape(actions), np.nan, np.float32)
-        order = np.where(observation["valid"] > 0, rng.random(gained.shape), np.inf).argsort(1)
-        for nth in range(flips):  # one decision of every text that has so many
-            rows = np.flatnonzero(observation["valid"].sum(1) > nth)
-            if not len(rows):
-                break
-            places, flipped = order[rows, nth], np.array(actions)[rows]
-            flipped[np.arange(len(rows)), places] = flipped[np.arange(len(rows)), places] <= KEEP_THRESHOLD
-            gained[rows, places] = rewards[rows] - self.pay({key: value[rows] for key, value in observation.items()}, flipped)[0]
-        return gained
-
     @staticmethod
     def _info(shares, reward, keep_mask, valid, nats, right):
         masked = valid & ~keep_mask
@@ -197,23 +181,17 @@ class TokenCompressionEnv(gymnasium.Env):
 class TokenCompressionVecEnv(VecEnv):
     """Many texts at once, judged by one batched reconstructor call. Pays what TokenCompressionEnv pays.
 
-    `group_size` environments next to each other get the same text at the same price. With `flips`, `info["flip_gains"]`
-    (L,) is what that many single decisions gained over their opposites, NaN elsewhere; each costs one more call.
     """
 
-    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=PRICES, shuffle=True, group_size=1, flips=0):
+    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=PRICES, shuffle=True):
         self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices, shuffle)
-        if num_envs % group_size:
-            raise ValueError(f"num_envs {num_envs}: expected a multiple of group_size {group_size}")
-        self.group_size, self.flips, self.flip_rng = group_size, flips, np.random.default_rng()
         self.render_mode = None
         super().__init__(
             num_envs, observation_space(reconstructor.vocab_size, max_length, max(prices)), spaces.Box(0.0, 1.0, (max_length,), np.float32)
         )
 
     def _draw(self):
-        drawn = [self.stream.next() for _ in range(self.num_envs // self.group_size)]
-        self._observation = self.judge.observe(*zip(*(each for each in drawn for _ in range(self.group_size))))
+        self._observation = self.judge.observe(*zip(*(self.stream.next() for _ in range(self.num_envs))))
         return dict(self._observation)
 
     def reset(self):
@@ -222,7 +200,6 @@ class TokenCompressionVecEnv(VecEnv):
             self.stream.restart()
         elif self._seeds[0] is not None:
             self.stream.seed(self._seeds[0])
-            self.flip_rng = np.random.default_rng([self._seeds[0], 1])  # of its own, so that texts and prices are the same without flips
         self._reset_seeds()
         return self._draw()
 
@@ -231,20 +208,15 @@ class TokenCompressionVecEnv(VecEnv):
 
     def step_wait(self):
         rewards, infos = self.judge.pay(self._observation, self._actions)
-        if self.flips:
-            gains = self.judge.pay_flipped(self._observation, self._actions, rewards, self.flips, self.flip_rng)
-            for info, gain in zip(infos, gains, strict=True):
-                info["flip_gains"] = gain
         return self._draw(), rewards, np.ones(self.num_envs, bool), infos
 
     def state(self):
-        """Everything that future texts, prices and flips depend on: what `restore` takes."""
-        return {"stream": self.stream.state(), "flips": self.flip_rng.bit_generator.state, "observation": self._observation}
+        """Everything that future texts and prices depend on: what `restore` takes."""
+        return {"stream": self.stream.state(), "observation": self._observation}
 
     def restore(self, state):
         """Go back to where `state()` was called."""
         self.stream.restore(state["stream"])
-        self.flip_rng.bit_generator.state = state["flips"]
         self._observation = state["observation"]
 
     def close(self):

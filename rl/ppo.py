@@ -17,10 +17,7 @@ PPO (Schulman et al. 2017) and from Stable-Baselines3's implementation:
    are mostly masked cost more, and are kept). Models are selected by J itself. With a credit window w, what the masked ones
    among the w tokens on either side earned beyond the critic's estimate is added to the advantage: that they came out dearer because
    token i was masked is then held against masking it. The critic's estimate takes the noise of their own decisions out.
-6. Three more ways to give credit are there to be compared. With a group size of g, g masks are drawn for every text, and a
-   token's baseline is the mean reward of the same token under the other masks instead of the critic's value. With flips,
-   some decisions of every text are judged against their opposites, all others left as they are: the advantage is what the
-   whole text gains, (1 − pi(k_i)) (J(k) − J(k with k_i flipped)), exactly, and the other decisions don't train the policy.
+6. Three more ways to give credit are there to be compared.
    Texts as a whole: Stable-Baselines3's own PPO, with `TokenCompressionPolicy(per_token=False)`.
 7. With `TokenCompressionPolicy` the critic's loss is that of the decision taken, not of the state: see there. Squared
    errors are dominated by the dearest tokens, while decisions hang on whether a cheap one costs a little more or less than
@@ -68,20 +65,18 @@ def sum_of_neighbours(x, window):
 class TokenRolloutBuffer(DictRolloutBuffer):
     """A rollout buffer whose rewards, values, log-probabilities, advantages and returns are (steps, envs, L).
 
-    `credit_window`: tokens on either side whose surprise a decision is credited with, see deviation 5. `group_size`:
-    environments next to each other that decide the same text, deviation 6. An advantage of NaN: not to be learned from.
+    `credit_window`: tokens on either side whose surprise a decision is credited with, see deviation 5.
     """
 
-    def __init__(self, *args, credit_window=0, group_size=1, **kwargs):
-        self.credit_window, self.group_size = credit_window, group_size
+    def __init__(self, *args, credit_window=0, **kwargs):
+        self.credit_window = credit_window
         super().__init__(*args, **kwargs)
 
     def reset(self):
         super().reset()
         for name in PER_TOKEN:
             setattr(self, name, np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=np.float32))
-        self.token_rewards, self.flip_gains = None, None  # of the step that is being added
-        self.gains = np.full((self.buffer_size, self.n_envs, self.action_dim), np.nan, np.float32)
+        self.token_rewards = None  # of the step that is being added
 
     def add(self, obs, action, reward, episode_start, value, log_prob):
         """As in Stable-Baselines3, with value and log_prob (envs, L); `self.token_rewards` (envs, L) was set before."""
@@ -90,8 +85,6 @@ class TokenRolloutBuffer(DictRolloutBuffer):
         lengths = obs["valid"].sum(1, keepdims=True)
         self.actions[self.pos] = action
         self.rewards[self.pos] = self.token_rewards * lengths
-        if self.flip_gains is not None:
-            self.gains[self.pos] = self.flip_gains * lengths
         self.values[self.pos] = value.cpu().numpy()
         self.log_probs[self.pos] = log_prob.cpu().numpy()
         self.pos += 1
@@ -101,14 +94,6 @@ class TokenRolloutBuffer(DictRolloutBuffer):
         assert dones.all(), "episodes have one step"
         self.returns = self.rewards.copy()
         self.advantages = self.returns - self.values
-        if self.group_size > 1:
-            groups = self.rewards.reshape(self.buffer_size, -1, self.group_size, self.action_dim)
-            tokens = self.observations["tokens"].reshape(groups.shape)
-            assert (tokens == tokens[:, :, :1]).all(), "the environment's groups are other ones"
-            others = (groups.sum(2, keepdims=True) - groups) / (self.group_size - 1)
-            self.advantages = (groups - others).reshape(self.rewards.shape)
-        if self.flip_gains is not None:
-            self.advantages = (1 - np.exp(self.log_probs)) * self.gains
         if self.credit_window:
             # Masking was drawn with probability q, and the value is q times the critic's gain of masking.
             masked = (self.actions <= KEEP_THRESHOLD) & (self.observations["valid"] > 0)
@@ -173,8 +158,6 @@ class TokenPPO(TimedPPO):
     def _update_info_buffer(self, infos, dones=None):
         # Called between the environment's step and the buffer's `add`: the place to hand over the tokens' shares.
         self.rollout_buffer.token_rewards = np.stack([info["token_rewards"] for info in infos])
-        if "flip_gains" in infos[0]:
-            self.rollout_buffer.flip_gains = np.stack([info["flip_gains"] for info in infos])
         super()._update_info_buffer(infos, dones)
 
     def critic_error(self, values, returns, masked, price):
@@ -186,16 +169,13 @@ class TokenPPO(TimedPPO):
 
     def minibatch_losses(self, batch, clip_range, clip_range_vf):
         """Policy, value, entropy and draft losses of one minibatch and its diagnostics, all means over valid tokens, the second and fourth summed over passes.
-
-        Where advantages are NaN (deviation 6), policy loss, KL divergence and clip fraction are over the others.
         """
         valid = batch.observations["valid"] > 0  # (B, L)
         (*drafts, decision), _ = self.policy.decisions(batch.observations)
         values, log_prob, entropy = self.policy.evaluate_decision(*decision, batch.actions)
-        judged = valid & ~batch.advantages.isnan()
-        values, log_ratio, entropy = values[valid], (log_prob - batch.old_log_prob)[judged], entropy[valid]  # (N,) each
-        stakes = batch.observations["price"].expand_as(valid)[judged] ** self.price_exponent
-        advantages, returns = batch.advantages[judged] / stakes, batch.returns[valid]
+        values, log_ratio, entropy = values[valid], (log_prob - batch.old_log_prob)[valid], entropy[valid]  # (N,) each
+        stakes = batch.observations["price"].expand_as(valid)[valid] ** self.price_exponent
+        advantages, returns = batch.advantages[valid] / stakes, batch.returns[valid]
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         ratio = log_ratio.exp()
@@ -271,33 +251,6 @@ class TextPPO(TimedPPO):
 
 
 AGENTS = {"token": TokenPPO, "text": TextPPO}  # by --credit
-
-
-def warm_start(agent, texts, seed, lowest=0.05, highest=0.6):
-    """Fit the critic, and with it the actor's first logits, to what tokens cost under random masks of at least `texts` texts.
-
-    Mask ratios are drawn evenly between `lowest` and `highest`. Supervised: the policy's own decisions play no part.
-    """
-    rng, env, policy = np.random.default_rng(seed), agent.env, agent.policy
-    flips, env.flips = env.flips, 0
-    observation, seen = env.reset(), 0
-    while seen < texts:
-        ratios = rng.uniform(lowest, highest, (env.num_envs, 1))
-        actions = (rng.random((env.num_envs, env.action_space.shape[0])) >= ratios).astype(np.float32)
-        following, _, _, infos = env.step(actions)
-        rewards = np.stack([info["token_rewards"] for info in infos]) * observation["valid"].sum(1, keepdims=True)
-        for rows in np.array_split(rng.permutation(env.num_envs), max(1, env.num_envs // agent.batch_size)):
-            batch = {key: torch.as_tensor(value[rows], device=agent.device) for key, value in observation.items()}
-            judged = torch.as_tensor((observation["valid"][rows] > 0) & (actions[rows] <= KEEP_THRESHOLD), device=agent.device)
-            passes, _ = policy.decisions(batch)
-            returns, price = torch.as_tensor(rewards[rows], device=agent.device)[judged], batch["price"].expand_as(judged)[judged]
-            loss = sum(agent.critic_error(gain[judged], returns, torch.ones_like(price, dtype=torch.bool), price) for _, gain in passes)
-            policy.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), agent.max_grad_norm)
-            policy.optimizer.step()
-        observation, seen = following, seen + env.num_envs
-    env.flips = flips
 
 
 def save_agent(agent, path):

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 
 from models.agent.policy import TokenCompressionPolicy
 from rl.env import TokenCompressionVecEnv
-from rl.ppo import TokenPPO, TokenRolloutBuffer, sum_of_neighbours, warm_start
+from rl.ppo import TokenPPO, TokenRolloutBuffer, sum_of_neighbours
 
 LENGTH = 16
 
@@ -152,82 +152,6 @@ def test_neighbours_are_credited_with_their_surprise(reconstructor, texts):
                 if 0 <= j < length and b.actions[0, row, j] <= 0.5:
                     expected += b.returns[0, row, j] - gain[row, j]
             assert b.advantages[0, row, i] == pytest.approx(expected, abs=1e-4), (row, i)
-
-
-def test_a_groups_baseline_is_the_mean_of_the_other_masks(reconstructor, texts):
-    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 6, (1.0, 2.0), group_size=3)
-    agent = agent_on(env, batch_size=6, rollout_buffer_kwargs={"group_size": 3})
-    agent._setup_learn(6)
-    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
-    b = agent.rollout_buffer
-    tokens, price = b.observations["tokens"][0], b.observations["price"][0]
-    for first in (0, 3):
-        assert (tokens[first : first + 3] == tokens[first]).all() and (price[first : first + 3] == price[first]).all()
-        for i in range(3):
-            others = [first + j for j in range(3) if j != i]
-            np.testing.assert_allclose(b.advantages[0, first + i], b.rewards[0, first + i] - b.rewards[0, others].mean(0), atol=1e-5)
-    assert (tokens[0] != tokens[3]).any()
-
-
-def test_flips_are_judged_exactly(reconstructor, texts):
-    """The advantage of a decision is what J changes by taking it instead of drawing it again, all others as they are."""
-    short = [texts[i][:n] for i, n in enumerate((16, 5, 11, 3))]
-    env = TokenCompressionVecEnv(short, reconstructor, LENGTH, 4, (1.0, 2.0), flips=4)
-    agent = agent_on(env, batch_size=4)
-    agent._setup_learn(4)
-    agent.collect_rollouts(agent.env, agent._init_callback(None), agent.rollout_buffer, 1)
-    b = agent.rollout_buffer
-    observation = {key: value[0] for key, value in b.observations.items()}
-    lengths = observation["valid"].sum(1)
-    judged = ~np.isnan(b.advantages[0])
-    assert judged.sum(1).tolist() == np.minimum(lengths, 4).tolist() and not judged[observation["valid"] == 0].any()
-    J = env.judge.pay(observation, b.actions[0])[0]
-    for row, i in np.argwhere(judged):
-        other = b.actions[0].copy()
-        other[row, i] = 1 - other[row, i]
-        difference = J[row] - env.judge.pay(observation, other)[0][row]
-        assert b.advantages[0, row, i] == pytest.approx((1 - np.exp(b.log_probs[0, row, i])) * difference * lengths[row], abs=1e-4)
-    batch = next(b.get(4))
-    before = agent.minibatch_losses(batch, 0.2, None)
-    batch.old_log_prob[batch.advantages.isnan()] -= 3  # decisions that were not judged have no say
-    assert [float(torch.as_tensor(x).detach()) for x in before] == [float(torch.as_tensor(x).detach()) for x in agent.minibatch_losses(batch, 0.2, None)]
-
-
-def test_flips_leave_texts_and_prices_alone_and_repeat_by_seed(reconstructor, texts):
-    drawn, gains = [], []
-    for flips in (0, 2, 2):
-        env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 4, (1.0, 2.0), flips=flips)
-        env.seed(3)
-        first = env.reset()
-        env.step(np.ones((4, LENGTH), np.float32))
-        state = env.state()
-        later, _, _, infos = env.step(np.ones((4, LENGTH), np.float32))
-        drawn.append((first, later))
-        if flips:
-            gains.append([info["flip_gains"] for info in infos])
-            env.restore(state)
-            np.testing.assert_array_equal(gains[-1], [info["flip_gains"] for info in env.step(np.ones((4, LENGTH), np.float32))[3]])
-    for first, later in drawn[1:]:
-        assert all(np.array_equal(first[key], drawn[0][0][key]) and np.array_equal(later[key], drawn[0][1][key]) for key in first)
-    np.testing.assert_array_equal(*gains)
-
-
-def test_a_warm_start_teaches_the_critic_what_tokens_cost(reconstructor, texts):
-    env = TokenCompressionVecEnv(texts, reconstructor, LENGTH, 32, (1.0, 2.0))
-    agent = agent_on(env)
-    observation = {key: torch.as_tensor(value) for key, value in env.reset().items()}
-    echoes = torch.arange(LENGTH).expand(32, LENGTH) % 2 == 1
-
-    def expected_costs():
-        with torch.no_grad():
-            gain = agent.policy.evaluate_actions(observation, torch.zeros(32, LENGTH))[0]
-        cost = observation["price"] - gain
-        return cost[echoes].mean().item(), cost[~echoes].mean().item()
-
-    cold = expected_costs()
-    warm_start(agent, 32 * 60, seed=0)
-    warm = expected_costs()
-    assert warm[1] - warm[0] > 0.5 > abs(cold[1] - cold[0]), (cold, warm)
 
 
 def test_the_value_of_a_text_is_in_the_units_of_its_reward(reconstructor, texts):

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.artifacts import InputError
 from data.toy import REPOSITORY, check_refusal
 from models.reconstructor.reconstructor import find_device
-from rl import benchmark, compare, train
+from rl import benchmark, train
 from rl.callbacks import mean_figures
 from rl.env import TokenCompressionVecEnv
 from rl.ppo import TokenPPO, load_policy
@@ -123,7 +123,7 @@ def test_training_stops_when_patience_ends(toy, tmp_path):
     assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64] and (tmp_path / "final_model.zip").exists()
 
 
-@pytest.mark.parametrize("words", ["--credit text", "--group_size 4", "--flips 2", "--warm_start 64", "--passes 1", "--passes 3", "--without local importance", "--pretrained_layers 0", "--credit text --pretrained_layers 2", "--min_price 2 --max_price 2", "--init_from EARLIER"])
+@pytest.mark.parametrize("words", ["--credit text", "--passes 1", "--passes 3", "--without local importance", "--pretrained_layers 0", "--credit text --pretrained_layers 2", "--min_price 2 --max_price 2", "--init_from EARLIER"])
 def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words):
     """And going on gives the weights of a run that was not cut."""
     words = words.replace("EARLIER", str(earlier))
@@ -142,7 +142,7 @@ def test_every_variant_trains_goes_on_and_decides(toy, earlier, tmp_path, words)
 def test_pretrained_layers_learn_slowly_or_not_at_all(toy, tmp_path, credit):
     trained = {}
     for rate in (0, 0.01, 1):
-        train_agent(toy, tmp_path / str(rate), "--num_timesteps", 32, "--credit", credit, *(["--warm_start", 16] if credit == "token" else []), "--pretrained_layers", 1, "--pretrained_rate", rate)
+        train_agent(toy, tmp_path / str(rate), "--num_timesteps", 32, "--credit", credit, "--pretrained_layers", 1, "--pretrained_rate", rate)
         trained[rate] = load_policy(tmp_path / str(rate) / "final_model.zip").state_dict()
     blocks = [name for name in trained[0] if ".pretrained.model.h." in name]
     start = torch.cat([trained[0][name].flatten() for name in blocks])
@@ -239,45 +239,8 @@ def test_the_benchmark_prints_its_ratios(toy, capsys):
     assert said.count("agent is") == 3 and said.count("TokenCompressionVecEnv is") == 1 and "decisions/s" in said
 
 
-def test_variants_are_compared_at_equal_time(toy, tmp_path, capsys):
-    small = "--width 16 --layers 1 --heads 2 --embedding_dim 8 --n_steps 32 --n_envs 16 --batch_size 16 --eval_sequences 4 --eval_freq 32 --device cpu"
-    words = ["--data_path", toy / "data/processed_data.json", "--reconstructor_path", toy / "tuned", "--output_dir", tmp_path, "--flags", small, "--quiet"]
-    words += ["--variants", "own", "neighbours=--credit_window 2", "--minutes", "0.02", "--seeds", "0", "1", "--pilot_rollouts", "1"]
-    compare.main([str(w) for w in words])
-    said = capsys.readouterr().out
-    record = json.loads((tmp_path / "comparison.json").read_text())
-    assert [v["name"] for v in record["variants"]] == ["own", "neighbours"] and "2 seeds" in said
-    assert json.loads((tmp_path / "neighbours-1/training.json").read_text())["args"]["credit_window"] == 2
-    for variant in record["variants"]:
-        runs = [json.loads((tmp_path / f"{variant['name']}-{seed}/training.json").read_text()) for seed in (0, 1)]
-        assert [run["texts"] for run in runs] == [variant["texts"]] * 2 and variant["texts"] % 32 == 0
-        for J, run in zip(variant["J"], runs, strict=True):
-            assert J == [compare.J_at(run["evaluations"], 1.2 * share) for share in (0.25, 0.5, 1)]
-        assert np.mean(list(variant["J_at_prices"].values()), 0) == pytest.approx([run["evaluations"][-1]["J"] for run in runs], abs=1e-6) and len(variant["J_at_prices"]) == 3
-    before = (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns
-    compare.main([str(w) for w in [*words[: words.index("--minutes")], "--minutes", "0.02", "--seeds", "0", "1", "2", "--jobs", "2"]])
-    assert (tmp_path / "own-0/final_model.zip").stat().st_mtime_ns == before, "what is there is not run again"
-    more = json.loads((tmp_path / "comparison.json").read_text())["variants"]
-    assert [v["texts"] for v in more] == [v["texts"] for v in record["variants"]] and [v["J"][:2] for v in more] == [v["J"] for v in record["variants"]]
-    assert all(len(v["J"]) == 3 for v in more) and (tmp_path / "neighbours-2/final_model.zip").exists()
-    assert compare.J_at([{"seconds": 10, "J": 0.1}, {"seconds": 20, "J": 0.3}], 15) == pytest.approx(0.2)
-    with pytest.raises(InputError, match="own-0: expected a run with --clip_range 0.3, found 0.2"):
-        compare.main([str(w) for w in words if w != "own"] + ["--variants", "own=--clip_range 0.3"])
-    for variant in record["variants"]:
-        assert " ".join(["", *(f"{np.mean(J):.4f} ±{np.std(J, ddof=1):.4f}" for J in variant["J_at_prices"].values())]) in " ".join(said.split()), "the table of prices"
-    found = {"name": "own", "J": [[0.1, 0.2, 0.3]], "J_at_prices": {"1.5": [0.3]}, "texts": 64, "minutes": [1.0]}
-    assert "*" not in compare.format_table([found], 1.0) and "not comparable" in compare.format_table([found], 2.0)
-
-
-@pytest.mark.parametrize("variants", [["a", "a"], ["a/b"], ["=--lr 1"], ['a=--width "'], ["a=--no_such_flag 1"], ["a=--width 10 --heads 4"], ["a", "b=--eval_prices 3"], ["a", "b=--data_path other.json"], ["a=--seed 3"], ["a=--resume"], ["a=--num_timesteps 640"]])
-def test_impossible_variants_are_refused_before_any_is_trained(variants, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        compare.main(["--output_dir", str(tmp_path / "out"), "--variants", *variants])
-    assert "error: " in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
-    "words", [["--num_timesteps", "10", "--n_steps", "64"], ["--min_price", "3", "--max_price", "2"], ["--width", "10", "--heads", "4"], ["--n_steps", "30", "--n_envs", "16"], ["--clip_range", "nan"], ["--seed", "-1"], ["--batch_size", "1"], ["--n_envs", "64", "--group_size", "5"], ["--flips", "2", "--credit_window", "1"], ["--credit", "text", "--warm_start", "64"], ["--credit", "text", "--passes", "2"]]
+    "words", [["--num_timesteps", "10", "--n_steps", "64"], ["--min_price", "3", "--max_price", "2"], ["--width", "10", "--heads", "4"], ["--n_steps", "30", "--n_envs", "16"], ["--clip_range", "nan"], ["--seed", "-1"], ["--batch_size", "1"], ["--credit", "text", "--passes", "2"]]
 )
 def test_impossible_flags_are_refused(words, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -26,7 +26,7 @@ from models.reconstructor.training import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
 from rl.checkpoints import Checkpoints, ContinuedLog, load_newest
 from rl.env import PRICES, TokenCompressionVecEnv
-from rl.ppo import AGENTS, CRITIC_LOSSES, FallingRate, load_policy, save_agent, warm_start
+from rl.ppo import AGENTS, CRITIC_LOSSES, FallingRate, load_policy, save_agent
 
 SCHEMA = "rltc.agent/1"
 UNITS = {"J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token", "top1": "share of masked tokens", "keep_ratio": "share of tokens", "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "texts": "texts (timesteps)", "parameters": "trained ones; frozen embeddings and the reader of drafts not counted"}
@@ -47,7 +47,7 @@ def parse_args(argv=None):
     add("--n_steps", type=bounded(int, 2, 10**9), default=64, help="texts per rollout, over all environments together")
     add("--batch_size", type=bounded(int, 2, 10**9), default=16, help="texts per minibatch of the update")
     add("--n_epochs", type=bounded(int, 1, 1000), default=4, help="passes over a rollout")
-    add("--n_envs", type=bounded(int, 1, 10**6), default=64, help="texts judged in one reconstructor call; a divisor of --n_steps and a multiple of --group_size")
+    add("--n_envs", type=bounded(int, 1, 10**6), default=64, help="texts judged in one reconstructor call; a divisor of --n_steps")
     add("--gamma", type=bounded(float, 0, 1), default=0.99, help="discount factor; changes nothing, because episodes have one step")
     add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3, help="Adam's learning rate at the start")
     add("--final_learning_rate", type=bounded(float, 0, 1), default=1e-4, help="learning rate at the end, reached linearly")
@@ -56,10 +56,7 @@ def parse_args(argv=None):
     add("--critic_loss", choices=CRITIC_LOSSES, default=CRITIC_LOSSES[0], help="how the critic is fitted to the nats of masked tokens; not with --credit text, which has squared errors")
     add("--credit_window", type=bounded(int, 0, 10**6), default=None, help=f"tokens on either side whose unexpected cost also counts for or against a decision; 0: its own token alone; default: {CREDIT_WINDOW}, or 0 with another way to give credit")
     add("--credit", choices=("token", "text"), default="token", help="text: Stable-Baselines3's own PPO, all decisions of a text share one advantage")
-    add("--group_size", type=bounded(int, 1, 10**6), default=1, help="masks drawn for every text; with more than one, the others are a decision's baseline instead of the critic")
-    add("--flips", type=bounded(int, 0, 10**6), default=0, help="decisions per text that are judged against their opposites, one reconstructor call each, and alone train the policy; 0: off")
     add("--init_from", type=Path, default=None, help="agent whose policy training begins with, for example after the reconstructor was adapted to it; with several passes, drafts and token embeddings are today's reconstructor's; the optimiser begins anew")
-    add("--warm_start", type=bounded(int, 0, 10**12), default=0, help="texts masked at random on which the critic is fitted before PPO begins")
     add("--ent_coef", type=bounded(float, 0, 10), default=0.0, help="weight of the entropy bonus, per token (with --credit text: of the sum over a text)")
     add("--vf_coef", type=bounded(float, 0, 10), default=0.5, help="weight of the critic's loss")
     add("--max_grad_norm", type=bounded(float, 0, 10**6, open_ends=True), default=0.5, help="gradients are clipped to this norm")
@@ -96,21 +93,17 @@ def parse_args(argv=None):
     args.n_envs = min(args.n_envs, args.n_steps)
     if args.n_steps % args.n_envs:
         parser.error(f"--n_steps {args.n_steps}: expected a multiple of --n_envs {args.n_envs}")
-    if args.n_envs % args.group_size:
-        parser.error(f"--n_envs {args.n_envs}: expected a multiple of --group_size {args.group_size}")
-    others = (args.group_size > 1) + (args.flips > 0) + (args.credit == "text")
+    others = args.credit == "text"
     if args.passes is None:
         args.passes = 1 if args.credit == "text" else PASSES
     if args.credit_window is None:
         args.credit_window = 0 if others else CREDIT_WINDOW
     if (args.credit_window > 0) + others > 1:
-        parser.error("expected one way to give credit, found two of --credit_window, --group_size, --flips and --credit text")
+        parser.error("expected one way to give credit, found two of --credit_window and --credit text")
     if args.init_from and args.init_from.resolve().is_relative_to(args.output_dir.resolve()):
         parser.error(f"--init_from {args.init_from}: expected an agent outside of --output_dir, where it would be overwritten; choose another --output_dir")
     if args.credit == "text" and args.passes > 1:
         parser.error(f"--passes {args.passes}: expected 1 with --credit text, which can't train drafts")
-    if args.credit == "text" and args.warm_start:
-        parser.error("--warm_start: expected --credit token, found text; the critic of whole texts has no tokens to be fitted to")
     return args
 
 
@@ -127,7 +120,7 @@ def build_agent(args, env, reconstructor, train, device):
     earlier = load_policy(args.init_from, device) if args.init_from else None  # first, because that seeds anew, with its own seed
 
     per_token = args.credit == "token"
-    credit = {"price_exponent": args.price_exponent, "critic_loss": args.critic_loss, "rollout_buffer_kwargs": {"credit_window": args.credit_window, "group_size": args.group_size}} if per_token else {}
+    credit = {"price_exponent": args.price_exponent, "critic_loss": args.critic_loss, "rollout_buffer_kwargs": {"credit_window": args.credit_window}} if per_token else {}
     agent = AGENTS[args.credit](
         TokenCompressionPolicy, env, n_steps=args.n_steps // args.n_envs, batch_size=args.batch_size, n_epochs=args.n_epochs, gamma=args.gamma,
         learning_rate=FallingRate(args.learning_rate, args.final_learning_rate), clip_range=args.clip_range, ent_coef=args.ent_coef, vf_coef=args.vf_coef, max_grad_norm=args.max_grad_norm,
@@ -189,7 +182,7 @@ def training_environment(args, device):
     """What a run trains on: the environment, the reconstructor in it, and training and held-out texts."""
     reconstructor = Reconstructor.load(args.reconstructor_path, device)
     train, held_out, length = open_splits(args, reconstructor)
-    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, (args.min_price, args.max_price), group_size=args.group_size, flips=args.flips)
+    env = TokenCompressionVecEnv(train, reconstructor, length, args.n_envs, (args.min_price, args.max_price))
     return env, reconstructor, train, held_out
 
 
@@ -219,9 +212,6 @@ def train_agent(args):
 
     def seconds():
         return time.monotonic() - start
-
-    if args.warm_start and not args.resume:
-        warm_start(agent, args.warm_start, args.seed)
 
     def record(evaluation):
         """Write training.json anew, so that it always describes the run whose models lie beside it."""
