@@ -8,14 +8,27 @@ import numpy as np
 
 from data.artifacts import SEED, InputError, bounded, read_json
 from data.sequences import load_sequences, pad_batch
-from models.agent.files import load_policy
 from models.reconstructor.reconstructor import SCHEMA, Reconstructor, check_head, find_device, load_causal_lm
 from models.reconstructor.scoring import score
 from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer, locate
-from rl.checkpoints import different_settings
+from rl.ppo import load_policy as load_agent
 
 # Flags in which training runs of one agent may differ.
 FREE = ("seed", "output_dir", "device", "quiet", "resume", "checkpoint_freq", "save_total_limit")
+
+
+def load_policy(path, device):  # until models/agent/files.py is there
+    policy = load_agent(path, device)
+    record = read_json(path.parent / "training.json", "rltc.agent/1", "rl/train.py")
+    policy.config = record | {"reconstructor": {"path": record["args"]["reconstructor_path"]}}
+    policy.tokenizer_fingerprint = policy.features_extractor.tokenizer_fingerprint
+    network = policy.features_extractor.network
+    policy.lm_passes = (network.pretrained.share if network.pretrained else 0) + (network.passes - 1 if network.reader else 0)
+    return policy
+
+
+def different_settings(ours, theirs, free):  # until rl/checkpoints.py has it
+    return next((name for name in ours if name not in free and theirs.get(name) != ours[name]), None)
 
 
 def add_text_flags(add, writes, num_sequences):
@@ -23,7 +36,7 @@ def add_text_flags(add, writes, num_sequences):
     positive = bounded(int, 1, 10**9)
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help=f"directory for {writes}")
-    add("--num_sequences", type=positive, default=num_sequences, help="texts, drawn at random from the file; all if there are fewer")
+    add("--num_sequences", type=positive, default=num_sequences, help="texts, drawn at random; all if there are fewer")
     add("--max_length", type=bounded(int, 2, 10**6), default=None,
         help="tokens per text, longer ones are cut into several; default: the agent's training length, or else the data's")
     add("--batch_size", type=positive, default=20, help="texts per forward pass")
@@ -37,7 +50,7 @@ def add_model_flags(add):
     """The flags of evaluations of an agent: which models."""
     add("--model_path", type=Path, nargs="+", default=[Path("models/agent/released")],
         help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
-    add("--reconstructor_path", type=Path, default=None, help="reconstructor that restores; default: the one that the agent names")
+    add("--reconstructor_path", type=Path, default=None, help="reconstructor; default: the one that the agent names")
     add("--base_model", default=None,
         help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
 
@@ -116,7 +129,7 @@ def check_trained_alike(paths, settings):
             )
         if found["seed"] in [earlier["seed"] for earlier in settings[:i]]:
             raise InputError(
-                f"{path}: expected agents trained with different seeds, found --seed {found['seed']} a second time; leave one away"
+                f"{path}: expected agents trained with different seeds, found --seed {found['seed']} twice; leave one away"
             )
 
 
@@ -126,13 +139,13 @@ def first_base_model(path):
     while (Path(path) / "reconstructor.json").is_file():
         seen.append(str(path))
         record = read_json(Path(path) / "reconstructor.json", SCHEMA, "models/reconstructor/train_cpu.py")
-        if "base_model" not in record["args"]:  # was trained from nothing: it is its own base
-            return path
+        if "data_path" not in record["args"]:  # a base model that reads masked text without having been fine-tuned
+            return str(path)
         path = locate(record["args"]["base_model"])
         if path in seen:
             raise InputError(
-                f"{path}: expected the causal language model that it was fine-tuned from, found that it was fine-tuned from itself; "
-                "name it with --base_model"
+                f"{path}: expected the causal language model that it was fine-tuned from, found that it was fine-tuned from "
+                "itself; name it with --base_model"
             )
     return path
 
@@ -147,15 +160,16 @@ def open_models(args):
     for model_path, policy in zip(args.model_path, policies, strict=True):
         if policy.tokenizer_fingerprint != reconstructor.fingerprint:
             raise InputError(
-                f"{model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found {policy.tokenizer_fingerprint}; "
-                f"train it with: python rl/train.py --reconstructor_path {path}"
+                f"{model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found "
+                f"{policy.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {path}"
             )
     name = args.base_model or first_base_model(path)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)
     if fingerprint(tokenizer) != reconstructor.fingerprint:
         raise InputError(
-            f"--base_model {name}: expected the reconstructor's tokenizer {reconstructor.fingerprint}, found {fingerprint(tokenizer)}"
+            f"--base_model {name}: expected the reconstructor's tokenizer {reconstructor.fingerprint}, "
+            f"found {fingerprint(tokenizer)}"
         )
     weights = [weight for weight in (*args.model_path, path, Path(locate(name))) if weight.exists()]
     return Models(

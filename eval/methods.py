@@ -19,25 +19,26 @@ from data.artifacts import InputError
 from models.reconstructor.loss import read_logits
 from models.reconstructor.masking import budget, keep_counts, keep_highest
 from models.reconstructor.reconstructor import LOGIT_ROWS
+from models.reconstructor.scoring import score
 
+CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
+OPPONENTS = (*CHEAP, "verified-once", "mean-nats")
 SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent in any case
 
 
 class Agent:
-    """The trained policy at the λ, for every text, at which it keeps about as much by itself: tokens ranked by their keep probability."""
+    """The trained policy's keep probabilities at the λ, for every text, at which it keeps about as much by itself."""
 
     name, depends_on_rate = "agent", True
 
     def __init__(self, policy):
-        network = policy.features_extractor.network
-        self.policy = policy
-        self.lm_passes = (network.pretrained.share if network.pretrained else 0) + (network.passes - 1 if network.reader else 0)
+        self.policy, self.lm_passes = policy, policy.lm_passes
 
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()
 
     def importances(self, ids, valid, keep_ratio):
-        """What the policy's TokenImportanceAttention looks at, as multiples of an even distribution: (B, T), each text's mean is 1; None if it has none."""
+        """What the policy's TokenImportanceAttention looks at, (B, T), each text's mean is 1; None if it has none."""
         found = self.policy.importances(ids, valid, self.policy.price_at(ids, valid, keep_ratio))
         return None if found is None else found.numpy() * valid.sum(1, keepdims=True)
 
@@ -84,9 +85,9 @@ def read_states(model, states, ids):
 
 @torch.inference_mode()
 def causal_nats(model, bos_id, ids, valid):
-    """-ln p(token | BOS and the tokens before it) by a causal LM, (B, T) float32; ids (B, T) int64, valid (B, T) bool, padding at the end.
+    """-ln p(token | BOS and the tokens before it) by a causal LM, (B, T) float32.
 
-    Raises InputError if the texts are longer than the model's positions.
+    ids (B, T) int64, valid (B, T) bool, padding at the end. Raises InputError if the texts are longer than the model's positions.
     """
     ids, valid = (torch.as_tensor(x, device=model.device) for x in (ids, valid))
     check_length(model, ids.shape[1])
@@ -140,7 +141,7 @@ class KeptContext:
 
 
 class IterativeSurprisal:
-    """LLMLingua's token-level step (Jiang et al. 2023, section 3.2): surprisal given the earlier segments as they were compressed.
+    """LLMLingua's token-level step (Jiang et al. 2023, section 3.2): surprisal given the earlier segments as compressed.
 
     Deviations: 1. every segment keeps the same share, exact to the token over the whole text, where LLMLingua thresholds at a
     percentile; 2. the embedded base model instead of LLaMA; 3. segments of `segment` tokens, shorter in proportion to the texts.
@@ -193,53 +194,43 @@ class MeanMaskedNats:
     def scores(self, ids, valid, keep_ratio):
         rng, times, total = np.random.default_rng(self.seed), np.zeros(ids.shape), np.zeros(ids.shape)
         lengths = valid.sum(1)
-        self.lm_passes = max(self.passes, int(np.ceil(lengths / np.maximum(lengths - keep_counts(valid, keep_ratio), 1)).max()))
+        masked = np.maximum(lengths - keep_counts(valid, keep_ratio), 1)
+        self.lm_passes = max(self.passes, int(np.ceil(lengths / masked).max()))
         for _ in range(self.lm_passes):
             keep_mask = keep_highest(times + rng.random(ids.shape), valid, keep_ratio)
             times += ~keep_mask
-            total += self.reconstructor.predict(ids, keep_mask, valid).nats.cpu().numpy()
+            total += score(self.reconstructor, ids, keep_mask, valid).nats
         return total / np.maximum(times, 1)
 
 
 class VerifiedOnce:
-    """What a single reading by the reconstructor is worth without training: mask too much, see what each token would cost, send the dearest.
+    """What one reading by the reconstructor is worth without training: mask too much, see what tokens cost, send the dearest.
 
     `proposer` is a method whose highest-scored `keep_ratio ** power` of a text is sent in any case. This is the agent's own
-    budget of one reading, which no per-token score uses. The larger the power, the more is masked in it; 1.5 was best on validation texts.
+    budget of one reading, which no per-token score uses. The larger the power, the more is masked in it; 1.5 was best on
+    validation texts.
     """
 
     name, depends_on_rate = "surprisal verified once", True
 
     def __init__(self, reconstructor, proposer, power=1.5):
-        self.reconstructor, self.proposer, self.power, self.lm_passes = reconstructor, proposer, power, proposer.lm_passes + 1
+        self.reconstructor, self.proposer, self.power = reconstructor, proposer, power
+        self.lm_passes = proposer.lm_passes + 1
 
     def scores(self, ids, valid, keep_ratio):
         sent = keep_highest(self.proposer.scores(ids, valid, keep_ratio), valid, keep_ratio**self.power)
-        return np.where(sent, SENT, self.reconstructor.predict(ids, sent, valid).nats.cpu().numpy())
+        return np.where(sent, SENT, score(self.reconstructor, ids, sent, valid).nats)
 
 
-class VerifiedMasks:
-    """The practical oracle: mask `surplus` times too many, reconstruct, send what came back dearest, and again, `rounds` times.
-
-    It looks at the reconstructor's answer under the joint mask, which no per-token score does. `proposer` is a method whose
-    scores say what to mask at first.
-    """
-
-    name, depends_on_rate = "reconstructor-verified masks", True
-
-    def __init__(self, reconstructor, proposer, surplus=1.6, rounds=8):
-        self.reconstructor, self.proposer, self.surplus, self.rounds, self.lm_passes = reconstructor, proposer, surplus, rounds, None
-
-    def scores(self, ids, valid, keep_ratio):
-        proposal = self.proposer.scores(ids, valid, keep_ratio)
-        target = valid.sum(1) - keep_counts(valid, keep_ratio)
-        first = np.minimum(np.ceil(self.surplus * target), valid.sum(1)).astype(np.int64)
-        order = np.where(valid, proposal, np.inf).argsort(1, kind="stable").argsort(1)
-        masked = order < first[:, None]
-        for left in range(self.rounds, 0, -1):
-            nats = np.where(masked, self.reconstructor.predict(ids, ~masked, valid).nats.cpu().numpy(), -np.inf)
-            surplus = masked.sum(1) - target
-            dearest = (-nats).argsort(1, kind="stable").argsort(1)
-            masked &= dearest >= np.ceil(surplus / left).astype(np.int64)[:, None]
-        self.lm_passes = self.proposer.lm_passes + self.rounds
-        return (~masked).astype(float)
+def build_opponents(args, models, counts):
+    """The `--methods` in their order, from the Models of an evaluation and the tokens' `counts` (V,) in training texts."""
+    base, reconstructor = (models.base, models.bos), models.reconstructor
+    makers = {
+        "causal": lambda: CausalSurprisal(*base),
+        "iterative": lambda: IterativeSurprisal(*base),
+        "frequency": lambda: TokenFrequency(counts),
+        "random": lambda: Random(args.seed),
+        "verified-once": lambda: VerifiedOnce(reconstructor, CausalSurprisal(*base)),
+        "mean-nats": lambda: MeanMaskedNats(reconstructor, args.seed),
+    }
+    return [makers[name]() for name in dict.fromkeys(args.methods)]

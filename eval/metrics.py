@@ -32,17 +32,20 @@ def figures(sums):
     top1: share of masked tokens restored. nats: per masked token. distortion: nats per original token.
     exact_text: share of texts restored without an error.
     """
-    of = dict(zip(SUMS, np.moveaxis(np.asarray(sums, dtype=float), -1, 0), strict=True))
-    return {
-        "top1": of["right"] / of["masked"], "nats": of["nats"] / of["masked"],
-        "distortion": of["nats"] / of["tokens"], "exact_text": of["exact"] / of["texts"],
-    }
+    tokens, masked, nats, right, exact, texts = columns(sums)
+    return {"top1": right / masked, "nats": nats / masked, "distortion": nats / tokens, "exact_text": exact / texts}
 
 
 def reward(sums, price):
     """J = λ (1 − R) − D in nats per original token from sums (..., 6), at `price` λ in nats per token saved."""
-    of = dict(zip(SUMS, np.moveaxis(np.asarray(sums, dtype=float), -1, 0), strict=True))
-    return (price * of["masked"] - of["nats"]) / of["tokens"]
+    tokens, masked, nats, *_ = columns(sums)
+    return (price * masked - nats) / tokens
+
+
+def columns(sums):
+    """Six arrays (...) from sums (..., 6), in the order of SUMS."""
+    assert SUMS == ("tokens", "masked", "nats", "right", "exact", "texts")
+    return np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
 
 
 def mean_over_runs(sums):
@@ -104,7 +107,8 @@ class Bootstrap:
             warnings.simplefilter("ignore", (stats.DegenerateDataWarning, RuntimeWarning))
             with np.errstate(invalid="ignore", divide="ignore"):
                 found = stats.bootstrap(
-                    (every,), statistic, n_resamples=self.samples, vectorized=True, confidence_level=CONFIDENCE, method="BCa", rng=self.seed
+                    (every,), statistic, n_resamples=self.samples, confidence_level=CONFIDENCE, method="BCa",
+                    vectorized=True, rng=self.seed,
                 )
         resampled = found.bootstrap_distribution
         bca = np.stack(found.confidence_interval, -1)
