@@ -93,7 +93,7 @@ class Scores:
 
 
 def draw_texts(args, models, longest, path=None, count=None):
-    """A Corpus of texts of `--data_path`, or `path`, of at most `longest` tokens, drawn with `--seed`; all if there are fewer.
+    """A Corpus of texts of `--data_path`, or `path`, of at most `longest` tokens, drawn with `--seed`.
 
     Raises InputError if `--max_length` is more than the reconstructors `models` read, or if they have another tokenizer.
     """
@@ -101,7 +101,7 @@ def draw_texts(args, models, longest, path=None, count=None):
     if args.max_length and args.max_length > most:
         raise InputError(f"--max_length {args.max_length}: expected at most {most}, the reconstructor's positions less one")
     for model in models:
-        sequences = load_sequences(path or args.data_path, model.fingerprint, min(most, args.max_length or longest))
+        sequences = load_sequences(path or args.data_path, model.fingerprint, min(most, args.max_length or longest or most))
     order = np.random.default_rng(args.seed).permutation(len(sequences))
     chosen = np.sort(order[: count or args.num_sequences])
     return Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)

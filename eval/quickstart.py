@@ -24,17 +24,18 @@ from eval.report import format_table
 
 def stages(root, args):
     """The five commands: a title and the command line after `python`."""
-    data, tuned, agent, results = (
-        shlex.quote(str(root / p)) for p in ("data/processed", "models/reconstructor/fine-tuned", "models/agent/output", "eval/test_output")
-    )
+    folders = ("data/processed", "models/reconstructor/fine-tuned", "models/agent/output", "eval/test_output")
+    data, tuned, agent, results = (shlex.quote(str(root / folder)) for folder in folders)
+    seed = f"--seed {args.seed}"
     commands = {
         "prepare data": f"data/prepare.py --output_dir {data} --max_length 128",
-        "fine-tune the reconstructor": f"models/reconstructor/train_cpu.py --data_path {data}/processed_data.json --output_dir {tuned} "
-        f"--max_steps {args.finetune_steps} --batch_size 8 --learning_rate 1e-4 --eval_steps 60 --eval_sequences 64 --seed {args.seed}",
-        "train the agent": f"rl/train.py --data_path {data}/processed_data.json --output_dir {agent} --reconstructor_path {tuned} "
-        f"--num_timesteps {args.num_timesteps} --n_steps 64 --batch_size 16 --eval_freq 640 --seed {args.seed}",
+        "fine-tune the reconstructor": f"models/reconstructor/train_cpu.py --data_path {data}/processed_data.json "
+        f"--output_dir {tuned} --max_steps {args.finetune_steps} --batch_size 8 --learning_rate 1e-4 --eval_steps 60 "
+        f"--eval_sequences 64 {seed}",
+        "train the agent": f"rl/train.py --data_path {data}/processed_data.json --output_dir {agent} "
+        f"--reconstructor_path {tuned} --num_timesteps {args.num_timesteps} --n_steps 64 --batch_size 16 --eval_freq 640 {seed}",
         "evaluate": f"eval/evaluate.py --model_path {agent}/best_model.zip --data_path {data}/test_data.json "
-        f"--output_dir {results} --num_sequences {args.num_sequences} --seed {args.seed}",
+        f"--output_dir {results} --num_sequences {args.num_sequences} {seed}",
         "draw the figures": f"plots/visualize.py --log_dir {agent}/tb_logs --results_path {results}/evaluation_results.json "
         f"--output_dir {shlex.quote(str(root / 'plots/output'))}",
     }

@@ -55,7 +55,7 @@ def format_table(record):
         return f"{title:{width}s}" + "".join(f"{text:^22s}" for text in cells)
 
     over = " and agents" if several else ""
-    title = f"masked top-1 / nats per masked token, 95 % intervals over documents{over}; * the agent's lead is significant in both"
+    title = f"masked top-1 / nats per masked token, 95 % over documents{over}; * the agent's lead is significant in both"
     lines = [title, "", f"{'keep ratio':{width}s}" + "".join(f"{r:^22g}" for r in ratios)]
     for name in names:
         cells, marks = [cell[name, r] for r in ratios], ["*" if ahead(lead_over.get((name, r))) else " " for r in ratios]
@@ -64,7 +64,7 @@ def format_table(record):
     if several:
         spans = [[np.ptp([run[figure] for run in cell[names[0], r]["runs"]]) for figure in ("top1", "nats")] for r in ratios]
         lines += ["", line("agents apart", spans)]
-        lines.append(f"agent: the mean of {len(record['agents'])} training runs; agents apart: from the lowest to the highest of them")
+        lines.append(f"agent: the mean of {len(record['agents'])} training runs; agents apart: the highest less the lowest")
     lost = [d for d in record["differences"] if d["top1"]["value"] <= 0 or d["nats"]["value"] >= 0]
     if record["documents"] < MIN_DOCUMENTS:
         few = f"only {record['documents']} documents: intervals over fewer than {MIN_DOCUMENTS} say little"
