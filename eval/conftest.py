@@ -4,13 +4,14 @@ import functools
 import json
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
 
-from data.toy import run_pipeline
+from data.testing.toy import run_pipeline
 
 
 @functools.cache
@@ -39,18 +40,18 @@ def evaluate_words(folder, *words):
 
 @pytest.fixture(scope="session")
 def agents(stages, tmp_path_factory):
-    """Two runs of one training, as far as their records tell: the toy agent as it was best, and as it was at the end."""
+    """Two runs of one training, as far as their configs tell: the toy agent at its best and, in a directory, at the end."""
     folder = tmp_path_factory.mktemp("agents") / "second"
-    shutil.copytree(stages[0] / "agent", folder)
-    (folder / "final_model.zip").rename(folder / "best_model.zip")
-    changed(folder / "training.json", seed=43)
-    return [stages[0] / "agent/best_model.zip", folder / "best_model.zip"]
+    with zipfile.ZipFile(stages[0] / "agent/final_model.zip") as file:
+        file.extractall(folder)
+    change_flags(folder, seed=43)
+    return [stages[0] / "agent/best_model.zip", folder]
 
 
-def changed(path, **flags):
-    """Write other flags into an agent's record."""
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"args": record["args"] | flags}))
+def change_flags(agent, **flags):
+    """Write other flags into the config of an agent in a directory."""
+    config = json.loads((agent / "config.json").read_text())
+    (agent / "config.json").write_text(json.dumps(config | {"args": config["args"] | flags}))
 
 
 def copy_with_another_tokenizer(source, target):

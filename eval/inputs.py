@@ -8,27 +8,14 @@ import numpy as np
 
 from data.artifacts import SEED, InputError, bounded, read_json
 from data.sequences import load_sequences, pad_batch
+from models.agent.files import RELEASED, load_policy
 from models.reconstructor.reconstructor import SCHEMA, Reconstructor, check_head, find_device, load_causal_lm
 from models.reconstructor.scoring import score
 from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer, locate
-from rl.ppo import load_policy as load_agent
+from rl.checkpoints import different_setting
 
 # Flags in which training runs of one agent may differ.
 FREE = ("seed", "output_dir", "device", "quiet", "resume", "checkpoint_freq", "save_total_limit")
-
-
-def load_policy(path, device):  # until models/agent/files.py is there
-    policy = load_agent(path, device)
-    record = read_json(path.parent / "training.json", "rltc.agent/1", "rl/train.py")
-    policy.config = record | {"reconstructor": {"path": record["args"]["reconstructor_path"]}}
-    policy.tokenizer_fingerprint = policy.features_extractor.tokenizer_fingerprint
-    network = policy.features_extractor.network
-    policy.lm_passes = (network.pretrained.share if network.pretrained else 0) + (network.passes - 1 if network.reader else 0)
-    return policy
-
-
-def different_settings(ours, theirs, free):  # until rl/checkpoints.py has it
-    return next((name for name in ours if name not in free and theirs.get(name) != ours[name]), None)
 
 
 def add_text_flags(add, writes, num_sequences):
@@ -48,7 +35,7 @@ def add_text_flags(add, writes, num_sequences):
 
 def add_model_flags(add):
     """The flags of evaluations of an agent: which models."""
-    add("--model_path", type=Path, nargs="+", default=[Path("models/agent/released")],
+    add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
         help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
     add("--reconstructor_path", type=Path, default=None, help="reconstructor; default: the one that the agent names")
     add("--base_model", default=None,
@@ -122,7 +109,7 @@ class Models(NamedTuple):
 def check_trained_alike(paths, settings):
     """Raises InputError unless the agents at `paths`, trained with `settings`, are runs of one training with different seeds."""
     for i, (path, found) in enumerate(zip(paths, settings, strict=True)):
-        if name := different_settings(settings[0], found, FREE):
+        if name := different_setting(settings[0], found, FREE):
             raise InputError(
                 f"{path}: expected an agent trained as {paths[0]} was, with --{name} {settings[0].get(name)}, "
                 f"found {found.get(name)}; evaluate it by itself"
@@ -153,17 +140,18 @@ def first_base_model(path):
 def open_models(args):
     """The models that the command line names, all with one tokenizer. Raises FileNotFoundError or InputError."""
     device = find_device(args.device)
-    policies = [load_policy(path, device) for path in args.model_path]
+    first = load_policy(args.model_path[0], device)
+    policies = [first, *(load_policy(path, device, first.reader.reconstructor) for path in args.model_path[1:])]
     check_trained_alike(args.model_path, [policy.config["args"] for policy in policies])
-    path = args.reconstructor_path or Path(policies[0].config["reconstructor"]["path"])
-    reconstructor = Reconstructor.load(path, device)
-    for model_path, policy in zip(args.model_path, policies, strict=True):
-        if policy.tokenizer_fingerprint != reconstructor.fingerprint:
-            raise InputError(
-                f"{model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found "
-                f"{policy.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {path}"
-            )
-    name = args.base_model or first_base_model(path)
+    reconstructor = first.reader.reconstructor
+    if args.reconstructor_path:
+        reconstructor = Reconstructor.load(args.reconstructor_path, device)
+    if first.tokenizer_fingerprint != reconstructor.fingerprint:
+        raise InputError(
+            f"--reconstructor_path {args.reconstructor_path}: expected the agent's tokenizer {first.tokenizer_fingerprint}, "
+            f"found {reconstructor.fingerprint}; name one with that tokenizer, or none"
+        )
+    name = args.base_model or first_base_model(reconstructor.directory)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)
     if fingerprint(tokenizer) != reconstructor.fingerprint:
@@ -171,7 +159,8 @@ def open_models(args):
             f"--base_model {name}: expected the reconstructor's tokenizer {reconstructor.fingerprint}, "
             f"found {fingerprint(tokenizer)}"
         )
-    weights = [weight for weight in (*args.model_path, path, Path(locate(name))) if weight.exists()]
+    paths = dict.fromkeys(Path(locate(path)) for path in (*args.model_path, reconstructor.directory, name))
     return Models(
-        policies, int(policies[0].config["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer), weights
+        policies, int(first.config["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer),
+        weights=[path for path in paths if path.exists()],
     )

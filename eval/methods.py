@@ -32,15 +32,15 @@ class Agent:
     name, depends_on_rate = "agent", True
 
     def __init__(self, policy):
-        self.policy, self.lm_passes = policy, policy.lm_passes
+        self.policy, self.lm_passes = policy, policy.reader.passes
 
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()
 
     def importances(self, ids, valid, keep_ratio):
-        """What the policy's TokenImportanceAttention looks at, (B, T), each text's mean is 1; None if it has none."""
+        """What the policy's TokenImportanceAttention looks at, (B, T), each text's mean is 1."""
         found = self.policy.importances(ids, valid, self.policy.price_at(ids, valid, keep_ratio))
-        return None if found is None else found.numpy() * valid.sum(1, keepdims=True)
+        return found.numpy() * valid.sum(1, keepdims=True)
 
 
 class Random:

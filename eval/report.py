@@ -10,8 +10,7 @@ from models.reconstructor.masking import keep_highest
 def examples(method, corpus, reconstructor, keep_ratio, count):
     """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there.
 
-    `importance` is the weight that the agent's TokenImportanceAttention gives the token, as a multiple of the mean; absent
-    where the agent was trained without it.
+    `importance` is the weight that the agent's TokenImportanceAttention gives the token, as a multiple of the mean.
     """
     found, texts = [], list(zip(corpus.texts, corpus.document, strict=True))
     decode = reconstructor.tokenizer.decode
@@ -20,13 +19,11 @@ def examples(method, corpus, reconstructor, keep_ratio, count):
         keep_mask = keep_highest(method.scores(ids, valid, keep_ratio), valid, keep_ratio)
         restored = reconstructor.predict(ids, keep_mask).top1[0].cpu().numpy()
         state = np.where(keep_mask[0], "kept", np.where(restored == text, "right", "wrong"))
+        importances = method.importances(ids, valid, keep_ratio)[0].tolist()
         pieces = [
-            {"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s)}
-            for t, r, s in zip(text, restored, state, strict=True)
+            {"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s), "importance": round(i, 3)}
+            for t, r, s, i in zip(text, restored, state, importances, strict=True)
         ]
-        if (importances := method.importances(ids, valid, keep_ratio)) is not None:
-            for piece, importance in zip(pieces, importances[0].tolist(), strict=True):
-                piece["importance"] = round(importance, 3)
         found.append({"doc": str(corpus.names[document]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
     return found
 

@@ -12,9 +12,10 @@ from data import prepare
 from data.artifacts import InputError
 from eval import evaluate, evaluate_reconstructor
 from eval.conftest import copy_with_another_tokenizer
-from eval.inputs import draw_texts, first_base_model, load_policy
+from eval.inputs import draw_texts, first_base_model
 from eval.methods import Agent, Random
 from eval.metrics import figures
+from models.agent.files import load_policy
 from models.reconstructor import train_cpu
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL

@@ -11,7 +11,7 @@ import torch
 
 from data.artifacts import InputError
 from data.sequences import pad_batch
-from data.toy import write_base
+from data.testing.toy import write_base
 from eval import evaluate
 from eval.inputs import draw_texts
 from eval.methods import CausalSurprisal, IterativeSurprisal, KeptContext, MeanMaskedNats, Random, TokenFrequency, VerifiedOnce

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.artifacts import InputError
-from data.toy import check_refusal
+from data.testing.toy import check_refusal
 from eval import methods
 from eval.conftest import record, stages  # fixtures
 from plots import visualize

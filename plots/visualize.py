@@ -140,7 +140,7 @@ def as_restored(piece):
 
 def draw_text(axis, laid, top, sent, underline=False):
     """Draw a laid-out text below `top`, in lines; returns where it ends. Gaps and restored tokens get the colours of STATES."""
-    most = max(piece.get("importance", 0) for *_, piece in laid)
+    most = max(piece["importance"] for *_, piece in laid) if underline else 1
     lines = [""] * (laid[-1][0] + 1)
     for line, column, text, piece in laid:
         y, hidden = top + line, sent and piece["state"] != "kept"
@@ -151,7 +151,7 @@ def draw_text(axis, laid, top, sent, underline=False):
             space = len(text) - len(text.lstrip(" ")) if text.strip() else 0
             box = (column + space - 0.1, y - 0.42), len(text) - space + 0.2, 0.84
             axis.add_patch(plt.Rectangle(*box, color=STATES[piece["state"]][1], linewidth=0))
-        if underline and "importance" in piece:
+        if underline:
             shade = piece["importance"] / most
             axis.add_patch(plt.Rectangle((column, y + 0.36), len(text), 0.12, color="#0072B2", alpha=shade, linewidth=0))
     for line, text in enumerate(lines):
