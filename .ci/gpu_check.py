@@ -221,8 +221,7 @@ def fine_tuning_speed(check):
 
 def agent_speed(check, texts):
     """Deciding beside causal passes, training beside one environment at a time."""
-    size = "--turns 1 --n_envs 4" if check.args.small else "--turns 3"
-    words = f"--texts {texts} --max_length {check.length} --quiet {size}".split()
+    words = f"--texts {texts} --max_length {check.length} --turns {1 if check.args.small else 3} --quiet".split()
     paths = ["--data_path", check.work / "data/processed_data.json", "--reconstructor_path", check.work / "base"]
     printed = check.script("rl/benchmark.py", "--device", check.args.device, *paths, *words)
     for line in printed.splitlines():

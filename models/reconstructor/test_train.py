@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.artifacts import InputError, sha256_of
 from data.testing.toy import REPOSITORY, check_refusal, free_port, run_module
-from models.reconstructor import test_checkpoints, test_reconstructor, train_cpu, train_gpu
+from models.reconstructor import benchmark, test_checkpoints, test_reconstructor, train_cpu, train_gpu
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.test_checkpoints import command_line, fine_tune, train_cpu_args, weights_of
 from models.reconstructor.test_reconstructor import llama
@@ -172,6 +172,15 @@ def test_a_policy_decides_its_share_at_the_ratios_drawn():
     by_policy = (np.sort(masks, 1) == masks).all(1)  # the last are kept
     assert 0.4 < by_policy.mean() < 0.6 and len(policy.asked) == pytest.approx(by_policy.sum(), abs=8)
     assert set(policy.asked.round(3)) - {0.5} and policy.asked.min() >= 0.25 and policy.asked.max() <= 0.75
+
+
+def test_the_benchmark_takes_the_same_steps_on_both_sides(toy, tmp_path):
+    paths = ["--data_path", str(toy / "data/processed_data.json"), "--base_model", str(toy / "base")]
+    benchmark.main([*paths, *f"--max_length 16 --steps 2 --turns 2 --quiet --output {tmp_path / 'speed.json'}".split()])
+    figures = json.loads((tmp_path / "speed.json").read_text())["figures"]
+    assert len(figures["ours"]["losses"]) == 4 and min(figures["ours"]["tokens_per_second"]) > 0
+    # Stock practice takes the mask token for an answer, one of 27 here.
+    assert figures["ours"]["losses"] == pytest.approx(np.array(figures["stock"]["losses"]) - np.log(27 / 26), abs=2e-3)
 
 
 # --- bad input

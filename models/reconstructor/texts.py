@@ -60,10 +60,8 @@ def load_mask_policy(path, fingerprint, device):
 
     policy = load_policy(path, device)
     if (found := policy.tokenizer_fingerprint) != fingerprint:
-        raise InputError(
-            f"--mask_policy {path}: expected an agent for tokenizer {fingerprint}, found one for {found}; "
-            "give an agent trained with this tokenizer"
-        )
+        expected = f"expected an agent for tokenizer {fingerprint}, found one for {found}"
+        raise InputError(f"--mask_policy {path}: {expected}; give an agent trained with this tokenizer")
     return policy
 
 

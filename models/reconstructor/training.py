@@ -232,8 +232,8 @@ class Training:
             bar.update()
             bar.set_postfix(nats=round(loss, 3), refresh=False)
             if self.step % args.logging_steps == 0:
-                # None: float16 has overflowed and the step was left out.
                 figures = {"loss": sum(losses) / len(losses), "learning_rate": rate, "tokens_per_second": tokens / seconds}
+                # A step that overflowed in float16 has no norm, and JSON no infinity.
                 self.record("train", figures | ({"grad_norm": norm} if math.isfinite(norm) else {}))
                 losses, tokens, seconds = [], 0, 0.0
             if self.step % args.eval_steps == 0 or self.step == self.steps:
