@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pytest
 
 from data.sequences import load_sequences
-from data.toy import write_toy
+from data.testing.toy import write_toy
 from models.reconstructor import train_cpu
 from models.reconstructor.reconstructor import Reconstructor
 
