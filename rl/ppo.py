@@ -106,8 +106,11 @@ class TokenRolloutBuffer:
         self.steps.append(samples._replace(text=text, draft=draft))
 
     def all(self):
-        """The Samples of all steps as one."""
-        return Samples(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*self.steps, strict=True)))
+        """The Samples of all steps as one, which takes their place."""
+        if len(self.steps) > 1:
+            joined = (None if parts[0] is None else torch.cat(parts) for parts in zip(*self.steps, strict=True))
+            self.steps = [Samples(*joined)]
+        return self.steps[0]
 
     def get(self, batch_size):
         """Yield the Samples in random minibatches of `batch_size` texts, cut to the longest of them."""
@@ -199,12 +202,17 @@ class TokenPPO(PPO):
             for samples in self.rollout_buffer.get(self.batch_size):
                 found, diagnostics = self.losses(samples, clip_range)
                 loss = sum(weights.get(name, 1.0) * value for name, value in found.items())
-                history.append({name: value.item() for name, value in {**found, "loss": loss, **diagnostics}.items()})
-                if not np.isfinite(list(history[-1].values())).all():
-                    raise InputError(f"PPO: the loss is {loss.item()} after {self.num_timesteps} texts; lower --learning_rate")
                 self.policy.optimizer.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                figures = {**found, "loss": loss, **diagnostics}
+                *values, norm = torch.stack([*figures.values(), norm]).tolist()  # one wait for the device
+                if not np.isfinite([*values, norm]).all():
+                    raise InputError(
+                        f"PPO: expected a finite loss and gradient, found {loss.item()} and {norm} after {self.num_timesteps} texts; "
+                        "lower --learning_rate"
+                    )
+                history.append(dict(zip(figures, values, strict=True)))
                 self.policy.optimizer.step()
             self._n_updates += 1
         self._log_update(history, clip_range)
