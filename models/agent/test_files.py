@@ -162,7 +162,8 @@ def test_another_reconstructor_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="bring that one back, or train anew"):
         load_policy(write_parts(tmp_path / "agent.zip", config, tensors))
     config["reconstructor"]["path"] = str(tmp_path / "moved/reader")  # the same weights in another place
-    assert torch.equal(decide(load_policy(write_parts(tmp_path / "agent.zip", config, tensors))), decide(load_policy(folder / "agent.zip")))
+    moved = load_policy(write_parts(tmp_path / "agent.zip", config, tensors))
+    assert torch.equal(decide(moved), decide(load_policy(folder / "agent.zip")))
     config["reconstructor"]["path"] = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="reconstructor.json is missing"):
         load_policy(write_parts(tmp_path / "agent.zip", config, tensors))
