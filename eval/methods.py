@@ -13,17 +13,21 @@ pass, and every reading of a draft as one; output layers don't count.
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from data.artifacts import InputError
-from data.sequences import pad_batch
 from models.reconstructor.loss import read_logits
 from models.reconstructor.masking import budget, keep_counts, keep_highest
+from models.reconstructor.reconstructor import LOGIT_ROWS
+from models.reconstructor.scoring import score
 
+CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
+OPPONENTS = (*CHEAP, "verified-once", "mean-nats")
 SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent in any case
 
 
 class Agent:
-    """The trained policy at the λ, for every text, at which it keeps about as much by itself: tokens ranked by their keep probability."""
+    """The trained policy's keep probabilities at the λ, for every text, at which it keeps about as much by itself."""
 
     name, depends_on_rate = "agent", True
 
@@ -34,9 +38,9 @@ class Agent:
         return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()
 
     def importances(self, ids, valid, keep_ratio):
-        """What the policy's TokenImportanceAttention looks at, as multiples of an even distribution: (B, T), each text's mean is 1; None if it has none."""
+        """What the policy's TokenImportanceAttention looks at, (B, T), each text's mean is 1."""
         found = self.policy.importances(ids, valid, self.policy.price_at(ids, valid, keep_ratio))
-        return None if found is None else found.numpy() * valid.sum(1, keepdims=True)
+        return found.numpy() * valid.sum(1, keepdims=True)
 
 
 class Random:
@@ -63,23 +67,33 @@ class TokenFrequency:
         return self.importance[ids]
 
 
+def check_length(model, length):
+    """Raises InputError if texts of `length` tokens are longer than a causal LM's positions."""
+    positions = getattr(model.config, "max_position_embeddings", length)
+    if length > positions:
+        raise InputError(
+            f"a text of {length} tokens: expected at most {positions}, the positions of --base_model; use a smaller --max_length"
+        )
+
+
+def read_states(model, states, ids):
+    """-ln p(id) (B, T) float32 from the states (B, T, D) that predict ids (B, T), with the logits of LOGIT_ROWS at one time."""
+    weight = model.get_output_embeddings().weight
+    chunks = zip(states.flatten(0, 1).split(LOGIT_ROWS), ids.flatten().split(LOGIT_ROWS), strict=True)
+    return torch.cat([read_logits(state @ weight.T, truth)[0] for state, truth in chunks]).view(ids.shape).cpu().numpy()
+
+
 @torch.inference_mode()
 def causal_nats(model, bos_id, ids, valid):
-    """-ln p(token | BOS and the tokens before it) by a causal LM, (B, T) float32; ids (B, T) int64, valid (B, T) bool, padding at the end.
+    """-ln p(token | BOS and the tokens before it) by a causal LM, (B, T) float32.
 
-    Raises InputError if the texts are longer than the model's positions.
+    ids (B, T) int64, valid (B, T) bool, padding at the end. Raises InputError if the texts are longer than the model's positions.
     """
     ids, valid = (torch.as_tensor(x, device=model.device) for x in (ids, valid))
-    B, T = ids.shape
-    positions = getattr(model.config, "max_position_embeddings", T)
-    if T > positions:
-        raise InputError(f"a text of {T} tokens: expected at most {positions}, the positions of --base_model; use a smaller --max_length")
+    check_length(model, ids.shape[1])
     # Padding stands at the end, where a causal model's earlier positions never see it. Token i is read from position i - 1.
-    inputs = torch.cat([ids.new_full((B, 1), bos_id), torch.where(valid, ids, bos_id)[:, :-1]], 1)
-    hidden = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
-    weight = model.get_output_embeddings().weight
-    # One text at a time: logits are (T, V).
-    return np.stack([read_logits(h @ weight.T, t)[0].cpu().numpy() for h, t in zip(hidden, ids)])
+    inputs = torch.cat([ids.new_full((len(ids), 1), bos_id), torch.where(valid, ids, bos_id)[:, :-1]], 1)
+    return read_states(model, model.base_model(input_ids=inputs, use_cache=False).last_hidden_state, ids)
 
 
 class CausalSurprisal:
@@ -94,8 +108,40 @@ class CausalSurprisal:
         return causal_nats(self.model, self.bos_id, ids, valid)
 
 
+class KeptContext:
+    """Reads segments of texts by a causal LM, each after nothing but BOS and the tokens that were kept of earlier segments.
+
+    Keys and values of what was kept stay in a cache. Every row of the batch has kept equally many tokens.
+    """
+
+    def __init__(self, model, bos_id, rows):
+        self.model, self.cache = model, DynamicCache()
+        self.kept = torch.full((rows, 1), bos_id, device=model.device)  # (B, K): kept, but not read yet
+        self.state = torch.zeros(rows, 1, model.config.hidden_size, device=model.device)  # of the last kept token that was read
+
+    def select(self, rows):
+        """Go on with some rows of the batch only."""
+        rows = torch.as_tensor(rows, device=self.model.device)
+        self.cache.batch_select_indices(rows)
+        self.kept, self.state = self.kept[rows], self.state[rows]
+
+    def surprisal(self, segment):
+        """-ln p (B, S) of the tokens of a segment, ids (B, S): one reading of what was kept last and the segment."""
+        kept, length = self.kept.shape[1], segment.shape[1]
+        inputs = torch.cat([self.kept, segment], 1)
+        hidden = self.model.base_model(input_ids=inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
+        states = torch.cat([self.state, hidden], 1)[:, kept : kept + length]  # token i is read from the token before it
+        self.cache.crop(-length)  # what was dropped must leave, and what is kept must be read without it
+        self.state, self.kept = states[:, :1], self.kept[:, :0]
+        return read_states(self.model, states, segment)
+
+    def keep(self, ids):
+        """Append kept tokens (B, K) to the context."""
+        self.kept = ids
+
+
 class IterativeSurprisal:
-    """LLMLingua's token-level step (Jiang et al. 2023, section 3.2): surprisal given the earlier segments as they were compressed.
+    """LLMLingua's token-level step (Jiang et al. 2023, section 3.2): surprisal given the earlier segments as compressed.
 
     Deviations: 1. every segment keeps the same share, exact to the token over the whole text, where LLMLingua thresholds at a
     percentile; 2. the embedded base model instead of LLaMA; 3. segments of `segment` tokens, shorter in proportion to the texts.
@@ -106,21 +152,29 @@ class IterativeSurprisal:
     def __init__(self, model, bos_id, segment=32):
         self.model, self.bos_id, self.segment, self.lm_passes = model.eval(), bos_id, segment, None
 
+    @torch.inference_mode()
     def scores(self, ids, valid, keep_ratio):
-        lengths = valid.sum(1)
-        scores, kept = np.zeros(ids.shape), [np.empty(0, dtype=np.int64) for _ in ids]
+        check_length(self.model, ids.shape[1])
+        lengths, scores = valid.sum(1), np.zeros(ids.shape)
+        rows, context = np.arange(len(ids)), KeptContext(self.model, self.bos_id, len(ids))
         starts = range(0, ids.shape[1], self.segment)
         for start in starts:
-            rows = np.flatnonzero(lengths > start)
-            ends = np.minimum(start + self.segment, lengths[rows])
-            contexts = [np.concatenate([kept[row], ids[row, start:end]]) for row, end in zip(rows, ends, strict=True)]
-            surprisal = causal_nats(self.model, self.bos_id, *pad_batch(contexts, 0))
-            for row, end, context, nats in zip(rows, ends, contexts, surprisal, strict=True):
-                quota = budget(end, keep_ratio) - budget(start, keep_ratio)
-                nats = nats[len(kept[row]) : len(context)]
-                chosen = np.sort(np.argsort(-nats, kind="stable")[:quota])
-                scores[row, start + chosen] = 1  # what is kept of each segment is settled here
-                kept[row] = np.concatenate([kept[row], ids[row, start + chosen]])
+            going_on = lengths[rows] > start
+            rows = rows[going_on]
+            context.select(np.flatnonzero(going_on))
+            segment = ids[rows, start : start + self.segment]
+            surprisal = context.surprisal(torch.as_tensor(segment, device=self.model.device))
+            within = valid[rows, start : start + self.segment]
+            ends = start + within.sum(1)
+            quota = budget(ends, keep_ratio) - budget(start, keep_ratio)
+            order = np.argsort(np.where(within, -surprisal, np.inf), axis=1, kind="stable")
+            rank = order.argsort(axis=1)
+            chosen = rank < quota[:, None]
+            scores[rows, start : start + self.segment] = chosen  # what is kept of each segment is settled here
+            # A row that goes on has kept as many tokens as every other; of one that ends here anything may follow.
+            most = quota.max()
+            kept = np.sort(order[:, :most], axis=1)
+            context.keep(torch.as_tensor(np.take_along_axis(segment, kept, 1), device=self.model.device))
         self.lm_passes = len(starts)
         return scores
 
@@ -140,53 +194,43 @@ class MeanMaskedNats:
     def scores(self, ids, valid, keep_ratio):
         rng, times, total = np.random.default_rng(self.seed), np.zeros(ids.shape), np.zeros(ids.shape)
         lengths = valid.sum(1)
-        self.lm_passes = max(self.passes, int(np.ceil(lengths / np.maximum(lengths - keep_counts(valid, keep_ratio), 1)).max()))
+        masked = np.maximum(lengths - keep_counts(valid, keep_ratio), 1)
+        self.lm_passes = max(self.passes, int(np.ceil(lengths / masked).max()))
         for _ in range(self.lm_passes):
             keep_mask = keep_highest(times + rng.random(ids.shape), valid, keep_ratio)
             times += ~keep_mask
-            total += self.reconstructor.predict(ids, keep_mask, valid).nats.cpu().numpy()
+            total += score(self.reconstructor, ids, keep_mask, valid).nats
         return total / np.maximum(times, 1)
 
 
 class VerifiedOnce:
-    """What a single reading by the reconstructor is worth without training: mask too much, see what each token would cost, send the dearest.
+    """What one reading by the reconstructor is worth without training: mask too much, see what tokens cost, send the dearest.
 
     `proposer` is a method whose highest-scored `keep_ratio ** power` of a text is sent in any case. This is the agent's own
-    budget of one reading, which no per-token score uses. The larger the power, the more is masked in it; 1.5 was best on validation texts.
+    budget of one reading, which no per-token score uses. The larger the power, the more is masked in it; 1.5 was best on
+    validation texts.
     """
 
     name, depends_on_rate = "surprisal verified once", True
 
     def __init__(self, reconstructor, proposer, power=1.5):
-        self.reconstructor, self.proposer, self.power, self.lm_passes = reconstructor, proposer, power, proposer.lm_passes + 1
+        self.reconstructor, self.proposer, self.power = reconstructor, proposer, power
+        self.lm_passes = proposer.lm_passes + 1
 
     def scores(self, ids, valid, keep_ratio):
         sent = keep_highest(self.proposer.scores(ids, valid, keep_ratio), valid, keep_ratio**self.power)
-        return np.where(sent, SENT, self.reconstructor.predict(ids, sent, valid).nats.cpu().numpy())
+        return np.where(sent, SENT, score(self.reconstructor, ids, sent, valid).nats)
 
 
-class VerifiedMasks:
-    """The practical oracle: mask `surplus` times too many, reconstruct, send what came back dearest, and again, `rounds` times.
-
-    It looks at the reconstructor's answer under the joint mask, which no per-token score does. `proposer` is a method whose
-    scores say what to mask at first.
-    """
-
-    name, depends_on_rate = "reconstructor-verified masks", True
-
-    def __init__(self, reconstructor, proposer, surplus=1.6, rounds=8):
-        self.reconstructor, self.proposer, self.surplus, self.rounds, self.lm_passes = reconstructor, proposer, surplus, rounds, None
-
-    def scores(self, ids, valid, keep_ratio):
-        proposal = self.proposer.scores(ids, valid, keep_ratio)
-        target = valid.sum(1) - keep_counts(valid, keep_ratio)
-        first = np.minimum(np.ceil(self.surplus * target), valid.sum(1)).astype(np.int64)
-        order = np.where(valid, proposal, np.inf).argsort(1, kind="stable").argsort(1)
-        masked = order < first[:, None]
-        for left in range(self.rounds, 0, -1):
-            nats = np.where(masked, self.reconstructor.predict(ids, ~masked, valid).nats.cpu().numpy(), -np.inf)
-            surplus = masked.sum(1) - target
-            dearest = (-nats).argsort(1, kind="stable").argsort(1)
-            masked &= dearest >= np.ceil(surplus / left).astype(np.int64)[:, None]
-        self.lm_passes = self.proposer.lm_passes + self.rounds
-        return (~masked).astype(float)
+def build_opponents(args, models, counts):
+    """The `--methods` in their order, from the Models of an evaluation and the tokens' `counts` (V,) in training texts."""
+    base, reconstructor = (models.base, models.bos), models.reconstructor
+    makers = {
+        "causal": lambda: CausalSurprisal(*base),
+        "iterative": lambda: IterativeSurprisal(*base),
+        "frequency": lambda: TokenFrequency(counts),
+        "random": lambda: Random(args.seed),
+        "verified-once": lambda: VerifiedOnce(reconstructor, CausalSurprisal(*base)),
+        "mean-nats": lambda: MeanMaskedNats(reconstructor, args.seed),
+    }
+    return [makers[name]() for name in dict.fromkeys(args.methods)]

@@ -1,15 +1,22 @@
 """Figures of merit and their uncertainty. Each is implemented once, here.
 
 A *cell* is one method at one keep ratio. Its sums per document, columns SUMS, are all that the figures need: every
-figure is a ratio of sums, and the bootstrap draws documents, because sentences of one document are not independent. Sums are
-(documents, 6), or (runs, documents, 6) where a method was trained several times: its figures are then means over runs.
+figure is a ratio of sums. Sums are (documents, 6), or (runs, documents, 6) where a method was trained several times: its
+figures are then means over runs.
 """
 
-import numpy as np
+import warnings
 
-SUMS = ("tokens", "masked", "nats", "right", "exact", "texts")  # summed over the texts of a document
+import numpy as np
+from scipy import stats
+
+from models.reconstructor.scoring import SUMS
+
 CONFIDENCE = 0.95
 MIN_DOCUMENTS = 6  # with fewer, resampling documents says nothing: no difference is called significant
+INTERVAL = (
+    "95 %, BCa bootstrap over documents; with several agents widened by Student's t over them, interval_over_documents is without"
+)
 
 
 def binary_entropy(rate):
@@ -25,62 +32,104 @@ def figures(sums):
     top1: share of masked tokens restored. nats: per masked token. distortion: nats per original token.
     exact_text: share of texts restored without an error.
     """
-    tokens, masked, nats, right, exact, texts = np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
+    tokens, masked, nats, right, exact, texts = columns(sums)
     return {"top1": right / masked, "nats": nats / masked, "distortion": nats / tokens, "exact_text": exact / texts}
 
 
-class Bootstrap:
-    """Resampled documents for all cells alike, which makes differences paired by document.
-
-    `counts` (samples, documents): how often each document is drawn, rows summing to `documents`. Two or three training runs
-    can't be resampled; what an interval widens by for them is drawn from Student's t with runs − 1 degrees of freedom, `t`
-    (samples,), in standard deviations between runs.
-    """
-
-    def __init__(self, documents, samples, seed, runs=1):
-        rng = np.random.default_rng(seed)
-        self.counts = rng.multinomial(documents, np.full(documents, 1 / documents), size=samples)
-        self.t = rng.standard_t(runs - 1, samples) / np.sqrt(runs) if runs > 1 else None
-
-    def intervals(self, resampled, by_run):
-        """{"interval": [low, high]} of bootstrap values (samples,) of a figure with the values `by_run` (runs,).
-
-        With several runs it allows for what another training would have given, and `interval_over_documents` does not.
-        """
-        if len(by_run) == 1:
-            return {"interval": interval(resampled)}
-        return {"interval": interval(resampled + self.t * np.std(by_run, ddof=1)), "interval_over_documents": interval(resampled)}
+def reward(sums, price):
+    """J = λ (1 − R) − D in nats per original token from sums (..., 6), at `price` λ in nats per token saved."""
+    tokens, masked, nats, *_ = columns(sums)
+    return (price * masked - nats) / tokens
 
 
-def interval(values):
-    """The central CONFIDENCE percentile interval [low, high] of bootstrap values."""
-    tail = (1 - CONFIDENCE) / 2
-    return [float(x) for x in np.quantile(values, [tail, 1 - tail])]
+def columns(sums):
+    """Six arrays (...) from sums (..., 6), in the order of SUMS."""
+    assert SUMS == ("tokens", "masked", "nats", "right", "exact", "texts")
+    return np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
 
 
 def mean_over_runs(sums):
-    """Sums (documents, K) from (documents, K) or (runs, documents, K)."""
+    """Sums (documents, 6) from (documents, 6) or (runs, documents, 6)."""
     return sums if sums.ndim == 2 else sums.mean(0)
 
 
-def estimates(sums, bootstrap, of=figures):
-    """What `of` makes of the totals of a cell: of all, of every bootstrap sample, and of every run."""
-    pooled = mean_over_runs(sums)
-    return of(pooled.sum(0)), of(bootstrap.counts @ pooled), of(np.reshape(sums, (-1, *pooled.shape)).sum(1))
+def count_documents(drawn, documents):
+    """How often each document is among the drawn ones: (..., documents) from document numbers (..., any)."""
+    rows = drawn.reshape(-1, drawn.shape[-1])
+    numbers = rows + documents * np.arange(len(rows))[:, None]
+    return np.bincount(numbers.ravel(), minlength=documents * len(rows)).reshape(*drawn.shape[:-1], documents)
 
 
-def with_intervals(sums, bootstrap):
-    """{name: {"value", "interval"}} of one cell from its sums."""
-    centre, resampled, by_run = estimates(sums, bootstrap)
-    return {name: {"value": float(centre[name]), **bootstrap.intervals(resampled[name], by_run[name])} for name in centre}
+class Bootstrap:
+    """Intervals over `documents` documents, drawn `samples` times, the same ones for every cell.
+
+    Documents are drawn, because sentences of one document are not independent. Intervals are bias-corrected and accelerated
+    (BCa; Efron 1987), by SciPy. Two or three training runs can't be drawn from; what an interval widens by for them comes from
+    Student's t with runs − 1 degrees of freedom.
+    """
+
+    def __init__(self, documents, samples, seed, runs=1):
+        self.documents, self.samples, self.seed = documents, samples, seed
+        rng = np.random.default_rng([seed, runs])
+        self.t = rng.standard_t(runs - 1, samples) / np.sqrt(runs) if runs > 1 else None  # in standard deviations between runs
+
+    def estimate(self, of, *cells):
+        """{name: {"value", "interval"}} of the figures {name: value} that `of` makes of the totals (..., 6) of the cells.
+
+        With several runs the interval allows for what another training would have given, and `interval_over_documents` does not.
+        """
+        runs = [np.reshape(sums, (-1, *sums.shape[-2:])) for sums in cells]
+        means = [each.mean(0) for each in runs]
+
+        def statistic(drawn, axis=-1):  # numbers of documents (..., documents) -> figures (figures, ...)
+            counts = count_documents(drawn, self.documents)
+            return np.stack(list(of(*(counts @ mean for mean in means)).values()))
+
+        low_high, resampled = self._over_documents(statistic)
+        found = {}
+        values, by_run = of(*(mean.sum(0) for mean in means)), of(*(each.sum(1) for each in runs))
+        for name, interval, samples in zip(values, low_high, resampled, strict=True):
+            found[name] = {"value": float(values[name]), "interval": interval.tolist()}
+            if np.size(by_run[name]) > 1:
+                wider = samples + self.t * np.std(by_run[name], ddof=1)
+                found[name]["interval_over_documents"] = interval.tolist()
+                found[name]["interval"] = (interval + percentiles(wider) - percentiles(samples)).tolist()
+        return found
+
+    def _over_documents(self, statistic):
+        """BCa intervals (figures, 2) and bootstrap distributions (figures, samples) of a statistic."""
+        every = np.arange(self.documents)
+        if self.documents == 1:  # one document can only be drawn as it is
+            resampled = np.repeat(statistic(every)[:, None], self.samples, 1)
+            return percentiles(resampled), resampled
+        with warnings.catch_warnings():
+            # Where all documents are alike there is nothing to correct, SciPy warns, and the interval is the point itself.
+            warnings.simplefilter("ignore", (stats.DegenerateDataWarning, RuntimeWarning))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found = stats.bootstrap(
+                    (every,), statistic, n_resamples=self.samples, confidence_level=CONFIDENCE, method="BCa",
+                    vectorized=True, rng=self.seed,
+                )
+        resampled = found.bootstrap_distribution
+        bca = np.stack(found.confidence_interval, -1)
+        return np.where(np.isnan(bca), percentiles(resampled), bca), resampled
+
+
+def percentiles(resampled):
+    """The central CONFIDENCE percentile intervals (..., 2) of bootstrap values (..., samples)."""
+    tail = (1 - CONFIDENCE) / 2
+    return np.moveaxis(np.quantile(resampled, [tail, 1 - tail], axis=-1), 0, -1)
 
 
 def difference(first, second, bootstrap):
     """Paired differences first - second of two cells over the same documents, with `significant`: the interval excludes 0."""
-    result, (a, b) = {}, (estimates(sums, bootstrap) for sums in (first, second))
-    for name in a[0]:
-        value, resampled, by_run = (x[name] - y[name] for x, y in zip(a, b, strict=True))
-        found = bootstrap.intervals(resampled, by_run)
-        low, high = found["interval"]
-        result[name] = {"value": float(value), **found, "significant": bool(low > 0 or high < 0) and first.shape[-2] >= MIN_DOCUMENTS}
-    return result
+
+    def less(a, b):
+        a, b = figures(a), figures(b)
+        return {name: a[name] - b[name] for name in a}
+
+    found = bootstrap.estimate(less, first, second)
+    for each in found.values():
+        low, high = each["interval"]
+        each["significant"] = bool(low > 0 or high < 0) and bootstrap.documents >= MIN_DOCUMENTS
+    return found

@@ -1,4 +1,4 @@
-"""The whole pipeline on the embedded corpus and base model, on a CPU, without a network: about 15 minutes on two cores.
+"""The whole pipeline on the embedded corpus and base model, on a CPU, without a network: at most 10 minutes on two cores.
 
     python eval/quickstart.py
 
@@ -18,43 +18,38 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run
-from eval.evaluate import SCHEMA, format_table
+from eval.evaluate import SCHEMA
+from eval.report import format_table
 
 
 def stages(root, args):
-    """The five commands: a title and the words of the command line after `python`."""
-    data, tuned, agent, results, plots = (
-        str(root / p) for p in ("data/processed", "models/reconstructor/fine-tuned", "models/agent/output", "eval/test_output", "plots/output")
-    )
-    processed = f"{data}/processed_data.json"
-    return [
-        ("prepare data", ["data/prepare.py", "--output_dir", data, "--max_length", "128"]),
-        (
-            "fine-tune the reconstructor",
-            ["models/reconstructor/train_cpu.py", "--data_path", processed, "--output_dir", tuned]
-            + f"--max_steps {args.finetune_steps} --batch_size 8 --learning_rate 1e-4 --eval_steps 75 --eval_sequences 64 --seed {args.seed}".split(),
-        ),
-        (
-            "train the agent",
-            ["rl/train.py", "--data_path", processed, "--output_dir", agent, "--reconstructor_path", tuned]
-            + f"--num_timesteps {args.num_timesteps} --n_steps 64 --batch_size 16 --eval_freq 640 --seed {args.seed}".split(),
-        ),
-        (
-            "evaluate",
-            ["eval/evaluate.py", "--model_path", f"{agent}/best_model.zip", "--data_path", f"{data}/test_data.json", "--output_dir", results]
-            + f"--num_sequences {args.num_sequences} --seed {args.seed}".split(),
-        ),
-        ("draw the figures", ["plots/visualize.py", "--log_dir", f"{agent}/tb_logs", "--results_path", f"{results}/evaluation_results.json", "--output_dir", plots]),
-    ]
+    """The five commands: a title and the command line after `python`."""
+    folders = ("data/processed", "models/reconstructor/fine-tuned", "models/agent/output", "eval/test_output")
+    data, tuned, agent, results = (shlex.quote(str(root / folder)) for folder in folders)
+    seed = f"--seed {args.seed}"
+    commands = {
+        "prepare data": f"data/prepare.py --output_dir {data} --max_length 128",
+        "fine-tune the reconstructor": f"models/reconstructor/train_cpu.py --data_path {data}/processed_data.json "
+        f"--output_dir {tuned} --max_steps {args.finetune_steps} --batch_size 8 --learning_rate 1e-4 --eval_steps 60 "
+        f"--eval_sequences 64 {seed}",
+        "train the agent": f"rl/train.py --data_path {data}/processed_data.json --output_dir {agent} "
+        f"--reconstructor_path {tuned} --num_timesteps {args.num_timesteps} --n_steps 64 --batch_size 16 --eval_freq 640 {seed}",
+        "evaluate": f"eval/evaluate.py --model_path {agent}/best_model.zip --data_path {data}/test_data.json "
+        f"--output_dir {results} --num_sequences {args.num_sequences} {seed}",
+        "draw the figures": f"plots/visualize.py --log_dir {agent}/tb_logs --results_path {results}/evaluation_results.json "
+        f"--output_dir {shlex.quote(str(root / 'plots/output'))}",
+    }
+    return [(title, shlex.split(command)) for title, command in commands.items()]
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--root", type=Path, default=Path("."), help="directory under which data, models, results and figures are written")
-    parser.add_argument("--finetune_steps", type=bounded(int, 1, 10**9), default=150, help="optimiser steps of the reconstructor")
-    parser.add_argument("--num_timesteps", type=bounded(int, 64, 10**12), default=2560, help="texts the agent is trained on")
-    parser.add_argument("--seed", type=SEED, default=42, help="seeds reconstructor, agent and evaluation; the data stay the same")
-    parser.add_argument("--num_sequences", type=bounded(int, 1, 10**9), default=150, help="held-out texts to evaluate on")
+    add = parser.add_argument
+    add("--root", type=Path, default=Path("."), help="directory under which data, models, results and figures are written")
+    add("--finetune_steps", type=bounded(int, 1, 10**9), default=60, help="optimiser steps of the reconstructor")
+    add("--num_timesteps", type=bounded(int, 64, 10**12), default=2560, help="texts the agent is trained on")
+    add("--seed", type=SEED, default=42, help="seeds reconstructor, agent and evaluation; the data stay the same")
+    add("--num_sequences", type=bounded(int, 1, 10**9), default=100, help="held-out texts to evaluate on")
     return parser.parse_args(argv)
 
 
@@ -76,7 +71,8 @@ def main(argv=None):
     print(f"\n{format_table(record)}\n\nFigures:")
     for path in sorted((root / "plots/output").glob("*.png")):
         print(f"  {path}")
-    print(f"\nTraining curves: tensorboard --logdir {root / 'models/agent/output/tb_logs'}\nThe whole pipeline took {(time.monotonic() - start) / 60:.1f} minutes.")
+    print(f"\nTraining curves: tensorboard --logdir {root / 'models/agent/output/tb_logs'}")
+    print(f"The whole pipeline took {(time.monotonic() - start) / 60:.1f} minutes.")
 
 
 if __name__ == "__main__":

@@ -4,29 +4,25 @@ None of these is a method for use: each knows the answer and asks dozens to thou
 one text, `N` masks. J = λ (1 − R) − D in nats per token, as in rl/env.py.
 """
 
-import itertools
-
 import numpy as np
 
-from rl.env import token_rewards
+from eval.metrics import reward
+from models.reconstructor.scoring import score
 
 NEIGHBOURHOOD = 8  # tokens; flips further apart than this are accepted in one round of local search
 
 
-def J_of_masks(reconstructor, text, keep_masks, price):
-    """J (N,) of N keep masks (N, T) of one text (T,) at a price λ in nats per token."""
-    ids = np.broadcast_to(text, keep_masks.shape)
-    valid = np.ones(keep_masks.shape, dtype=bool)
-    nats = reconstructor.predict(ids.copy(), keep_masks, valid).nats.cpu().numpy()
-    return token_rewards(keep_masks, valid, nats, np.full(len(keep_masks), price)).sum(1)
+def score_text(reconstructor, text, keep_masks):
+    """The Score of N keep masks (N, T) of one text (T,)."""
+    return score(reconstructor, np.repeat(text[None], len(keep_masks), 0), keep_masks, np.ones(keep_masks.shape, dtype=bool))
 
 
 def verified_mask(reconstructor, text, first, price):
     """Start from a keep mask (T,), send the dearer half of what comes back dearer than λ, and again, until nothing does."""
     keep_mask = first.copy()
     while True:
-        nats = reconstructor.predict(text[None], keep_mask[None]).nats[0].cpu().numpy()
-        dear = np.flatnonzero(~keep_mask & (nats > price))
+        nats = score_text(reconstructor, text, keep_mask[None]).nats[0]
+        dear = np.flatnonzero(nats > price)
         if not len(dear):
             return keep_mask
         keep_mask[dear[np.argsort(-nats[dear], kind="stable")[: (len(dear) + 1) // 2]]] = True
@@ -39,28 +35,20 @@ def local_search(reconstructor, text, first, price, rounds=40):
     more than the best one alone, which is made otherwise.
     """
     T = len(text)
-    keep_mask, current = first.copy(), J_of_masks(reconstructor, text, first[None], price)[0]
+
+    def J(keep_masks):
+        return reward(score_text(reconstructor, text, keep_masks).sums, price)
+
+    keep_mask, current = first.copy(), J(first[None])[0]
     for _ in range(rounds):
-        gains = J_of_masks(reconstructor, text, keep_mask ^ np.eye(T, dtype=bool), price) - current
+        gains = J(keep_mask ^ np.eye(T, dtype=bool)) - current
         if gains.max() <= 1e-7:
             break
-        peaks = [i for i in range(T) if gains[i] > 1e-7 and gains[i] == gains[max(0, i - NEIGHBOURHOOD) : i + NEIGHBOURHOOD + 1].max()]
+        near = [gains[max(0, i - NEIGHBOURHOOD) : i + NEIGHBOURHOOD + 1] for i in range(T)]
+        peaks = [i for i in range(T) if gains[i] > 1e-7 and gains[i] == near[i].max()]
         steps = np.repeat(keep_mask[None], 2, 0)
         steps[0, peaks] ^= True
         steps[1, gains.argmax()] ^= True
-        found = J_of_masks(reconstructor, text, steps, price)
+        found = J(steps)
         keep_mask, current = steps[found.argmax()], found.max()
     return keep_mask
-
-
-def all_masks(T):
-    """Every keep mask of T tokens, (2^T, T)."""
-    return np.array(list(itertools.product([True, False], repeat=T)))
-
-
-def optima(reconstructor, text, prices):
-    """The highest J over all 2^T masks of a short text at each price, [(J, keep_mask (T,)), …]; the reconstructor is asked once."""
-    masks = all_masks(len(text))
-    kept_all = J_of_masks(reconstructor, text, masks, 0.0)  # at λ = 0 J is −D
-    J = [kept_all + price * (1 - masks.mean(1)) for price in prices]
-    return [(float(j.max()), masks[j.argmax()]) for j in J]

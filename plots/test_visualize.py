@@ -11,22 +11,16 @@ import numpy as np
 import pytest
 
 from data.artifacts import InputError
-from data.testing.toy import check_refusal, run_pipeline
+from data.testing.toy import check_refusal
 from eval import methods
+from eval.conftest import record, stages  # fixtures
 from plots import visualize
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """What the five stages wrote for the toy corpus; the last one is the script under test."""
-    folder = tmp_path_factory.mktemp("stages")
-    run_pipeline(folder)
-    return folder
-
-
 @pytest.fixture
-def record(folder):
-    return json.loads((folder / "results/evaluation_results.json").read_text())
+def folder(stages):
+    """What the five stages wrote for the toy corpus; the last one is the script under test."""
+    return stages[0]
 
 
 def test_four_figures_with_something_on_them(folder):
@@ -54,27 +48,56 @@ def test_methods_have_colours_of_their_own():
     assert named == set(visualize.STYLE), "every method of eval/methods.py"
 
 
-def test_results_without_examples_give_the_other_figures(folder, record, tmp_path, capsys):
+def draw(tmp_path, *words):
+    """Names of the figures that a command line draws."""
+    visualize.main([str(word) for word in (*words, "--output_dir", tmp_path / "out")])
+    return sorted(path.stem for path in (tmp_path / "out").iterdir())
+
+
+def test_log_and_results_are_enough_each(folder, record, tmp_path, capsys, monkeypatch):
+    assert draw(tmp_path / "1", "--log_dir", folder / "agent/tb_logs") == ["training_curves"]
+    results = folder / "results/evaluation_results.json"
+    assert draw(tmp_path / "2", "--results_path", results) == ["masked_top1", "rate_distortion", "texts"]
     (tmp_path / "results.json").write_text(json.dumps(record | {"examples": []}))
-    visualize.main(["--results_path", str(tmp_path / "results.json"), "--log_dir", str(folder / "agent/tb_logs"), "--output_dir", str(tmp_path / "out")])
-    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == ["masked_top1", "rate_distortion", "training_curves"]
+    assert draw(tmp_path / "3", "--results_path", tmp_path / "results.json") == ["masked_top1", "rate_distortion"]
     assert "has no examples" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="missing.json is missing"):
+        draw(tmp_path / "4", "--log_dir", folder / "agent/tb_logs", "--results_path", tmp_path / "missing.json")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="found neither; run: python rl/train.py or python eval/evaluate.py"):
+        draw(tmp_path / "4")
 
 
-def test_wrapped_texts_lose_no_token_and_fit_the_columns(record):
+@pytest.mark.parametrize("show", [visualize.as_sent, visualize.as_restored])
+def test_texts_are_laid_out_without_losing_a_token(record, show):
     pieces = record["examples"][0]["pieces"]
-    laid = visualize.wrap_pieces(pieces)
+    laid = visualize.lay_out(pieces, show)
     assert [piece for *_, piece in laid] == pieces
-    assert all(column + width <= visualize.COLUMNS for _, column, _, width, _ in laid)
+    assert all(column + len(text) <= visualize.COLUMNS for _, column, text, _ in laid)
 
 
-def test_underlines_show_the_importances(record):
-    """One underline per token, the more opaque the more the policy looks at it."""
-    figure = visualize.texts_figure(record, 1)
-    lines = [p for p in figure.axes[0].patches if p.get_height() == visualize.UNDERLINE][1:]  # the first is the legend's
-    pieces = record["examples"][0]["pieces"]
-    most = max(p["importance"] for p in pieces)
-    np.testing.assert_allclose([p.get_alpha() for p in lines], [p["importance"] / most for p in pieces])
+def test_lines_break_between_words(monkeypatch):
+    monkeypatch.setattr(visualize, "COLUMNS", 10)
+    pieces = [{"token": token, "restored": "x", "state": "kept"} for token in (" be", "twe", "en", " wo", "rds")]
+    laid = visualize.lay_out(pieces, visualize.as_restored)
+    assert [place[:3] for place in laid] == [(0, 0, "be"), (0, 2, "twe"), (0, 5, "en"), (1, 0, "wo"), (1, 2, "rds")]
+
+
+def test_a_text_shows_its_gaps_and_what_came_back(record):
+    """A grey box for every token that was not sent, a coloured one for what came back, and importances below."""
+    pieces = record["examples"][1]["pieces"]
+    axis = visualize.texts_figure(record, 1, 1, underline=True).axes[0]
+    colours = [plt.matplotlib.colors.to_hex(patch.get_facecolor()).upper() for patch in axis.patches]
+    states = [piece["state"] for piece in pieces]
+    for state, (_, colour) in visualize.STATES.items():
+        expected = len(states) - states.count("kept") if state == "hidden" else states.count(state)
+        assert colours.count(colour) == expected + 1, "and one in the legend"
+    lines, most = [p.get_alpha() for p in axis.patches if p.get_alpha() is not None], max(p["importance"] for p in pieces)
+    np.testing.assert_allclose(lines, [p["importance"] / most for p in pieces])
+    written = " ".join(text.get_text() for text in axis.texts)
+    assert f"sent: {states.count('kept')} of {len(states)} tokens" in written
+    with pytest.raises(InputError, match="expected a number below 10"):
+        visualize.texts_figure(record, 10, 1)
     plt.close("all")
 
 
@@ -92,7 +115,8 @@ def test_bad_input_is_refused(folder, record, tmp_path):
     with pytest.raises(InputError, match="found 'stranger'"):
         visualize.curves_by_method(record, "top1", "t", "share")
     (tmp_path / "results.json").write_text('{"schema": "other"}')
-    check_refusal("plots/visualize.py", "--results_path", tmp_path / "results.json", "--log_dir", folder / "agent/tb_logs", "--output_dir", tmp_path / "out", expect=["expected schema", "found 'other'"])
+    words = ["--results_path", tmp_path / "results.json", "--log_dir", folder / "agent/tb_logs", "--output_dir", tmp_path / "out"]
+    check_refusal("plots/visualize.py", *words, expect=["expected schema", "found 'other'"])
     assert not (tmp_path / "out").exists()
 
 

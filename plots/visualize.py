@@ -1,9 +1,11 @@
-"""Draw the figures: training curves, rate–distortion, masked top-1, and texts with their tokens coloured.
+"""Draw the figures: training curves, rate–distortion, masked top-1, and texts as they are sent and as they are restored.
 
-    python plots/visualize.py --log_dir models/agent/output/tb_logs --results_path eval/test_output/evaluation_results.json --output_dir plots/output
+    python plots/visualize.py --log_dir models/agent/output/tb_logs --results_path eval/test_output/evaluation_results.json \\
+        --output_dir plots/output
 
-Reads only what rl/train.py logged for TensorBoard and what eval/evaluate.py wrote; computes no results of its own.
-Writes `training_curves.png`, `rate_distortion.png`, `masked_top1.png` and, if the results have examples, `texts.png`.
+Reads only what rl/train.py logged for TensorBoard and what eval/evaluate.py wrote, each where it is there; computes no results of
+its own. Writes `training_curves.png` from the log; `rate_distortion.png`, `masked_top1.png` and, if they have examples,
+`texts.png` from the results.
 """
 
 import sys
@@ -21,47 +23,44 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.artifacts import InputError, Parser, bounded, make_output_dir, read_json, run, written_aside
 from eval.evaluate import SCHEMA
 
+LOGS, RESULTS = Path("models/agent/output/tb_logs"), Path("eval/test_output/evaluation_results.json")
 # One colour and marker per method in every figure; colours from Okabe and Ito's colour-blind-safe palette.
 STYLE = {
-    "agent": ("#D55E00", "o"), "causal surprisal": ("#0072B2", "s"), "token frequency": ("#009E73", "^"), "random": ("#7F7F7F", "x"),
-    "iterative surprisal": ("#56B4E9", "D"), "mean nats under random masks": ("#CC79A7", "v"), "surprisal verified once": ("#E69F00", "P"), "reconstructor-verified masks": ("#000000", "*"),
+    "agent": ("#D55E00", "o"), "causal surprisal": ("#0072B2", "s"),
+    "token frequency": ("#009E73", "^"), "random": ("#7F7F7F", "x"),
+    "iterative surprisal": ("#56B4E9", "D"), "mean nats under random masks": ("#CC79A7", "v"),
+    "surprisal verified once": ("#E69F00", "P"),
 }
-STATE_COLOUR = {"kept": None, "right": "#BFE5D3", "wrong": "#F6B8A6"}
-IMPORTANCE_COLOUR, UNDERLINE = "#0072B2", 0.12  # height in lines
+STATES = {"hidden": ("hidden", "#C8C8C8"), "right": ("restored, right", "#B5DCF2"), "wrong": ("restored, wrong", "#F7BE81")}
 CURVES = (
     ("rollout/J", "J in training", "nats per original token"), ("eval/J", "J on held-out texts", "nats per original token"),
-    ("rollout/keep_ratio", "keep ratio in training", "kept per original token"), ("rollout/nats", "reconstruction loss in training", "nats per masked token"),
-    ("rollout/top1", "masked top-1 in training", "share of masked tokens"), ("train/entropy", "policy entropy", "nats per decision"),
-    ("train/clip_fraction", "clip fraction", "share of decisions"), ("time/decisions_per_second", "throughput", "decisions per second"),
+    ("rollout/keep_ratio", "keep ratio in training", "kept per original token"),
+    ("rollout/nats", "reconstruction loss in training", "nats per masked token"),
+    ("rollout/top1", "masked top-1 in training", "share of masked tokens"),
+    ("train/entropy", "policy entropy", "nats per decision"),
+    ("train/clip_fraction", "clip fraction", "share of decisions"),
+    ("time/decisions_per_second", "throughput", "decisions per second"),
 )
-COLUMNS = 116  # characters per line of the figure of texts
-LINES_PER_TEXT = 7
-
-
-def read_curve(events, tag, log_dir):
-    """Steps and values of one TensorBoard scalar. Raises InputError if the log does not have it."""
-    if tag not in events.Tags()["scalars"]:
-        raise InputError(f"{log_dir}: expected the TensorBoard scalar '{tag}', found {', '.join(events.Tags()['scalars']) or 'none'}; train with: python rl/train.py")
-    points = events.Scalars(tag)
-    return np.array([p.step for p in points]), np.array([p.value for p in points])
-
-
-def moving_average(values, width):
-    """Centred mean over up to `width` points, narrower at the ends."""
-    half = width // 2
-    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
+COLUMNS, WIDTH = 78, 8.0  # characters per line and inches of the figure of texts: 800 pixels at 100 dots per inch
+GLYPH = 0.602  # width of a character of DejaVu Sans Mono, as a share of the font size
+FONT_SIZE = 72 * WIDTH / (COLUMNS + 2) / GLYPH  # points
+LINE = 1.55 * FONT_SIZE / 72  # inches
 
 
 def training_curves(log_dir):
-    """The figure of CURVES. Raises FileNotFoundError if there is no log."""
+    """The figure of CURVES. Raises FileNotFoundError if there is no log, InputError if it has not every curve."""
     if not any(log_dir.glob("events.out.tfevents.*")):
         raise FileNotFoundError(f"{log_dir}: expected TensorBoard event files, found none. Train with: python rl/train.py")
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0}).Reload()
     figure, axes = plt.subplots(2, 4, figsize=(16, 6.4), layout="constrained")
     for axis, (tag, title, unit) in zip(axes.flat, CURVES, strict=True):
-        steps, values = read_curve(events, tag, log_dir)
+        if tag not in (tags := events.Tags()["scalars"]):
+            found = ", ".join(tags) or "none"
+            raise InputError(f"{log_dir}: expected the TensorBoard scalar '{tag}', found {found}; train with: python rl/train.py")
+        steps, values = np.array([(point.step, point.value) for point in events.Scalars(tag)]).T
         few = len(values) < 30
-        axis.plot(steps, values, color="#0072B2", alpha=1 if few else 0.25, marker="o" if few else None, markersize=3, linewidth=1.2)
+        thin = {"alpha": 1, "marker": "o", "markersize": 3} if few else {"alpha": 0.25}
+        axis.plot(steps, values, color="#0072B2", linewidth=1.2, **thin)
         if not few:
             axis.plot(steps, moving_average(values, len(values) // 12), color="#0072B2", linewidth=2)
         axis.set(title=title, xlabel="texts", ylabel=unit)
@@ -70,110 +69,161 @@ def training_curves(log_dir):
     return figure
 
 
+def moving_average(values, width):
+    """Centred mean over up to `width` points, narrower at the ends."""
+    half = width // 2
+    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
+
+
 def series(record, method, name):
     """x = keep ratio, y, low, high of a figure of merit over the keep ratios of one method, sorted by x."""
     rows = sorted((r for r in record["results"] if r["method"] == method), key=lambda r: r["keep_ratio"])
     try:
         return np.array([[r["keep_ratio"], r[name]["value"], *r[name]["interval"]] for r in rows]).T
     except KeyError as error:
-        raise InputError(f"evaluation results: expected the figure {error} for {method}, found none; run again: python eval/evaluate.py") from None
+        expected = f"evaluation results: expected the figure {error} for {method}, found none"
+        raise InputError(f"{expected}; run again: python eval/evaluate.py") from None
 
 
 def curves_by_method(record, name, title, unit):
     """One line with a 95 % band per method, against the keep ratio."""
     figure, axis = plt.subplots(figsize=(7.5, 5.2), layout="constrained")
-    methods = list(dict.fromkeys(r["method"] for r in record["results"]))
-    for method in methods:
+    several = len(record["agents"]) > 1
+    for method in dict.fromkeys(r["method"] for r in record["results"]):
         if method not in STYLE:
-            raise InputError(f"evaluation results: expected the methods {', '.join(STYLE)}, found '{method}'; give it a colour in plots/visualize.py")
+            expected = f"evaluation results: expected the methods {', '.join(STYLE)}, found '{method}'"
+            raise InputError(f"{expected}; give it a colour in plots/visualize.py")
         colour, marker = STYLE[method]
         x, y, low, high = series(record, method, name)
         axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        runs = f", mean of {len(record['agents'])}" if method == "agent" and len(record["agents"]) > 1 else ""
-        axis.plot(x, y, color=colour, marker=marker, label=method + runs, linewidth=2.4 if method == "agent" else 1.6, zorder=3 if method == "agent" else 2)
+        bold = {"linewidth": 2.4, "zorder": 3} if method == "agent" else {"linewidth": 1.6, "zorder": 2}
+        runs = f", mean of {len(record['agents'])}" if method == "agent" and several else ""
+        axis.plot(x, y, color=colour, marker=marker, label=method + runs, **bold)
     axis.set(title=title, xlabel="keep ratio (tokens sent per original token)", ylabel=unit)
     axis.invert_xaxis()
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
-    figure.supxlabel(f"{record['texts']} texts of {record['documents']} documents; bands: 95 %, over documents{' and agents' if len(record['agents']) > 1 else ''}", fontsize=8, color="#555555")
+    over = " and agents" if several else ""
+    texts = f"{record['texts']} texts of {record['documents']} documents; bands: 95 %, over documents{over}"
+    figure.supxlabel(texts, fontsize=8, color="#555555")
     return figure
 
 
-def wrap_pieces(pieces):
-    """Lay tokens out in lines of COLUMNS characters: (line, column, text, width, piece) for each token."""
-    laid, line, column = [], 0, 0
+def lay_out(pieces, show):
+    """Tokens in lines of COLUMNS characters, broken between words: (line, column, text, piece) each. `show(piece)`: its text."""
+    words = []
     for piece in pieces:
-        shown = (piece["token"] if piece["state"] != "wrong" else piece["restored"]).replace("\n", "¶").replace("\t", " ") or "∅"
-        width = len(shown)
-        if column and column + width > COLUMNS:
-            line, column, shown = line + 1, 0, shown.lstrip(" ") or " "
-            width = len(shown)
-        if line >= LINES_PER_TEXT:
-            break
-        laid.append((line, column, shown, width, piece))
-        column += width
+        text = show(piece).replace("\n", "¶").replace("\t", " ") or "∅"
+        if not words or text.startswith(" "):
+            words.append([])
+        words[-1].append((text, piece))
+    laid, line, column = [], 0, 0
+    for word in words:
+        if column and column + sum(len(text) for text, _ in word) > COLUMNS:
+            line, column = line + 1, 0
+        for text, piece in word:
+            text = text if column else text.lstrip(" ") or " "
+            laid.append((line, column, text, piece))
+            column += len(text)
     return laid
 
 
-def texts_figure(record, count):
-    """Example texts as the receiver reads them: kept tokens plain, restored ones green if right, red if wrong.
+def as_sent(piece):
+    """A kept token, or a gap one character wide."""
+    return piece["token"] if piece["state"] == "kept" else " _"
 
-    A line under a token shows how much TokenImportanceAttention looks at it, relative to the token it looks at most.
-    Results of an agent without it have no such lines.
+
+def as_restored(piece):
+    """What the receiver reads."""
+    return piece["token"] if piece["state"] == "kept" else piece["restored"]
+
+
+def draw_text(axis, laid, top, sent, underline=False):
+    """Draw a laid-out text below `top`, in lines; returns where it ends. Gaps and restored tokens get the colours of STATES."""
+    most = max(piece["importance"] for *_, piece in laid) if underline else 1
+    lines = [""] * (laid[-1][0] + 1)
+    for line, column, text, piece in laid:
+        y, hidden = top + line, sent and piece["state"] != "kept"
+        lines[line] += " " * len(text) if hidden else text
+        if hidden:
+            axis.add_patch(plt.Rectangle((column + len(text) - 1, y - 0.3), 1, 0.6, color=STATES["hidden"][1], linewidth=0))
+        elif piece["state"] != "kept":
+            space = len(text) - len(text.lstrip(" ")) if text.strip() else 0
+            box = (column + space - 0.1, y - 0.42), len(text) - space + 0.2, 0.84
+            axis.add_patch(plt.Rectangle(*box, color=STATES[piece["state"]][1], linewidth=0))
+        if underline:
+            shade = piece["importance"] / most
+            axis.add_patch(plt.Rectangle((column, y + 0.36), len(text), 0.12, color="#0072B2", alpha=shade, linewidth=0))
+    for line, text in enumerate(lines):
+        axis.text(0, top + line, text.replace("$", r"\$"), family="DejaVu Sans Mono", fontsize=FONT_SIZE, va="center")
+    return top + len(lines)
+
+
+def texts_figure(record, first, count, underline=False):
+    """Example texts, each as it is sent, with its gaps, and as it is restored.
+
+    `underline`: a line under a token shows how much TokenImportanceAttention looks at it, relative to the token it looks at most.
     """
-    shown = record["examples"][:count]
-    rows = [(e, wrap_pieces(e["pieces"])) for e in shown]
-    height = sum(laid[-1][0] + 1 + 1.9 for _, laid in rows) + 1
-    figure = plt.figure(figsize=(11, 0.25 * height + 0.5))
-    axis = figure.add_axes((0.015, 0.01, 0.97, 0.98), xlim=(0, COLUMNS), ylim=(height + 1, 0))
+    shown = record["examples"][first : first + count]
+    if not shown:
+        found = len(record["examples"])
+        raise InputError(f"--first_text {first}: expected a number below {found}, the examples in the results; choose another")
+    texts = [(e, lay_out(e["pieces"], as_sent), lay_out(e["pieces"], as_restored)) for e in shown]
+    height = 1.2 + sum(sent[-1][0] + restored[-1][0] + 6.6 for _, sent, restored in texts)
+    figure = plt.figure(figsize=(WIDTH, height * LINE))
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(-1, COLUMNS + 1), ylim=(height, 0))
     axis.axis("off")
-    axis.text(0, 0.7, "What the receiver reads: ", fontsize=11, weight="bold", va="center")
-    for x, state, label in ((27, "kept", "sent"), (33, "right", "restored, right"), (50, "wrong", "restored, wrong")):
-        axis.text(x, 0.7, label, fontsize=10, va="center", bbox={"facecolor": STATE_COLOUR[state] or "white", "edgecolor": "#999999", "pad": 2, "linewidth": 0.5})
-    underlined = "importance" in shown[0]["pieces"][0]
-    if underlined:
-        axis.text(68, 0.7, "underlined: what the policy's pooling attends to", fontsize=10, va="center")
-        axis.add_patch(plt.Rectangle((68, 1.12), 10, UNDERLINE, color=IMPORTANCE_COLOUR, linewidth=0))
-    top = 2.0
-    for example, laid in rows:
-        wrong = sum(p["state"] == "wrong" for p in example["pieces"])
-        masked = sum(p["state"] != "kept" for p in example["pieces"])
-        axis.text(0, top + 0.3, f"{example['doc']}: {example['keep_ratio']:.0%} of {len(example['pieces'])} tokens sent, {masked - wrong} of {masked} masked tokens restored", fontsize=9, weight="bold", color="#333333", va="center")
-        most = max(p.get("importance", 0) for p in example["pieces"])
-        for line, column, text, width, piece in laid:
-            y = top + 1.4 + line
-            if colour := STATE_COLOUR[piece["state"]]:
-                axis.add_patch(plt.Rectangle((column, y - 0.45), width, 0.9, color=colour, linewidth=0))
-            if underlined:
-                axis.add_patch(plt.Rectangle((column, y + 0.45 - UNDERLINE), width, UNDERLINE, color=IMPORTANCE_COLOUR, alpha=piece["importance"] / most, linewidth=0))
-            for offset, character in enumerate(text):
-                axis.text(column + offset + 0.5, y, character.replace("$", r"\$"), family="monospace", fontsize=10.4, ha="center", va="center")
-        top += laid[-1][0] + 1 + 1.9
+    small = {"fontsize": 0.95 * FONT_SIZE, "va": "center"}
+    for x, (label, colour) in zip((0, 11, 30), STATES.values(), strict=True):
+        axis.add_patch(plt.Rectangle((x, 0.65), 1.6, 0.7, color=colour, linewidth=0))
+        axis.text(x + 2.2, 1.0, label, **small)
+    top = 2.6
+    for example, sent, restored in texts:
+        states = [piece["state"] for piece in example["pieces"]]
+        kept, wrong = states.count("kept"), states.count("wrong")
+        axis.text(0, top, f"sent: {kept} of {len(states)} tokens", weight="bold", **small)
+        axis.text(COLUMNS, top, example["doc"], ha="right", color="#666666", **small)
+        top = draw_text(axis, sent, top + 1.2, sent=True) + 0.4
+        title = f"restored: {len(states) - kept - wrong} of the {len(states) - kept} hidden tokens are right"
+        axis.text(0, top, title, weight="bold", **small)
+        top = draw_text(axis, restored, top + 1.2, sent=False, underline=underline) + 0.8
     return figure
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--log_dir", type=Path, default=Path("models/agent/output/tb_logs"), help="TensorBoard log of rl/train.py")
-    parser.add_argument("--results_path", type=Path, default=Path("eval/test_output/evaluation_results.json"), help="results of eval/evaluate.py")
-    parser.add_argument("--output_dir", type=Path, default=Path("plots/output"), help="directory for the figures")
-    parser.add_argument("--num_texts", type=bounded(int, 1, 100), default=5, help="example texts in texts.png")
-    parser.add_argument("--dpi", type=bounded(int, 30, 1200), default=130, help="resolution, dots per inch")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("--log_dir", type=Path, default=None, help=f"TensorBoard log of rl/train.py; default: {LOGS}, if it is there")
+    add("--results_path", type=Path, default=None, help=f"results of eval/evaluate.py; default: {RESULTS}, if they are there")
+    add("--output_dir", type=Path, default=Path("plots/output"), help="directory for the figures")
+    add("--first_text", type=bounded(int, 0, 10**6), default=0, help="number of the first example text in texts.png")
+    add("--num_texts", type=bounded(int, 1, 100), default=3, help="example texts in texts.png")
+    add("--underline", action="store_true", help="underline what the policy's pooling attends to in texts.png")
+    add("--dpi", type=bounded(int, 30, 1200), default=130, help="resolution, dots per inch")
+    args = parser.parse_args(argv)
+    if args.log_dir is None and args.results_path is None:
+        args.log_dir = LOGS if LOGS.is_dir() else None
+        args.results_path = RESULTS if RESULTS.is_file() else None
+    return args
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    record = read_json(args.results_path, SCHEMA, "eval/evaluate.py")
-    drawn = {
-        "training_curves": training_curves(args.log_dir),
-        "rate_distortion": curves_by_method(record, "distortion", "Rate–distortion on held-out documents (lower is better)", "distortion (nats per original token)"),
-        "masked_top1": curves_by_method(record, "top1", "Restored tokens on held-out documents (higher is better)", "top-1 (share of masked tokens restored)"),
-    }
-    if record["examples"]:
-        drawn["texts"] = texts_figure(record, args.num_texts)
-    else:
-        print(f"{args.results_path} has no examples, so texts.png is left out; for one, run: python eval/evaluate.py --num_examples 10")
+    args, drawn = parse_args(argv), {}
+    if args.log_dir is None and args.results_path is None:
+        commands = "python rl/train.py or python eval/evaluate.py"
+        raise FileNotFoundError(f"expected a log in {LOGS} or results in {RESULTS}, found neither; run: {commands}")
+    if args.results_path:
+        record = read_json(args.results_path, SCHEMA, "eval/evaluate.py")
+        title, unit = "Rate–distortion on held-out documents (lower is better)", "distortion (nats per original token)"
+        drawn["rate_distortion"] = curves_by_method(record, "distortion", title, unit)
+        title, unit = "Restored tokens on held-out documents (higher is better)", "top-1 (share of masked tokens restored)"
+        drawn["masked_top1"] = curves_by_method(record, "top1", title, unit)
+        if record["examples"]:
+            drawn["texts"] = texts_figure(record, args.first_text, args.num_texts, args.underline)
+        else:
+            print(f"{args.results_path} has no examples for texts.png; for some: python eval/evaluate.py --num_examples 10")
+    if args.log_dir:
+        drawn["training_curves"] = training_curves(args.log_dir)
     make_output_dir(args.output_dir)
     for name, figure in drawn.items():
         with written_aside(args.output_dir / f"{name}.png") as temporary:

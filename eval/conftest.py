@@ -1,0 +1,63 @@
+"""What the tests of evaluation and figures share: the files of the five stages for the toy corpus, made once."""
+
+import functools
+import json
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pytest
+
+from data.testing.toy import run_pipeline
+
+
+@functools.cache
+def run_stages(parent):
+    folder = parent / "stages"
+    folder.mkdir()
+    return folder, run_pipeline(folder)
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory):
+    """A folder with everything that the five real command lines write for the toy corpus, and what they printed."""
+    return run_stages(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def record(stages):
+    return json.loads((stages[0] / "results/evaluation_results.json").read_text())
+
+
+def evaluate_words(folder, *words):
+    """Words of a command line that evaluates the toy agent."""
+    paths = ["--model_path", folder / "agent/best_model.zip", "--data_path", folder / "data/test_data.json"]
+    return [str(word) for word in (*paths, "--device", "cpu", "--quiet", *words)]
+
+
+@pytest.fixture(scope="session")
+def agents(stages, tmp_path_factory):
+    """Two runs of one training, as far as their configs tell: the toy agent at its best and, in a directory, at the end."""
+    folder = tmp_path_factory.mktemp("agents") / "second"
+    with zipfile.ZipFile(stages[0] / "agent/final_model.zip") as file:
+        file.extractall(folder)
+    change_flags(folder, seed=43)
+    return [stages[0] / "agent/best_model.zip", folder]
+
+
+def change_flags(agent, **flags):
+    """Write other flags into the config of an agent in a directory."""
+    config = json.loads((agent / "config.json").read_text())
+    (agent / "config.json").write_text(json.dumps(config | {"args": config["args"] | flags}))
+
+
+def copy_with_another_tokenizer(source, target):
+    """Copy a model and swap the ids of two of its words."""
+    shutil.copytree(source, target)
+    tokenizer = json.loads((target / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer))

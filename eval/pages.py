@@ -1,0 +1,147 @@
+"""Write the tables of the pages from the JSON files that they come from, or name those that say something else.
+
+    python eval/pages.py --write
+
+A page is a Markdown file of the repository. A table that belongs to results stands behind a comment that makes it:
+
+    <!-- table r=eval/results/addresses/evaluation_results.json
+    | method | top-1 at 0.7 |
+    |---|---|
+    % for c in r.results if c.keep_ratio_asked == 0.7
+    | {{ c.method }} | {{ c.top1 | estimate }} |
+    % endfor
+    -->
+
+In its first line JSON files get names, paths are relative to the repository; the rest is a template of Jinja, whose control lines
+begin with %. Beside what Jinja has there are the filters and functions of FILTERS and FUNCTIONS.
+"""
+
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import jinja2
+
+from data.artifacts import InputError, Parser, run, write_text
+
+STAGES = ("data", "models", "rl", "eval", "plots")
+TABLE = re.compile(r"<!-- table (?P<sources>[^\n]+)\n(?P<template>.*?)\n-->\n(?P<table>(?:\|[^\n]*\n)*)", re.DOTALL)
+
+
+def number(figure, digits=3):
+    """A number, or the value of a figure {"value", "interval"}: 1.23 with two digits, .123 and −.123 with three or more."""
+    value = figure["value"] if isinstance(figure, dict) else figure
+    text = f"{value:,.{digits}f}"
+    if digits >= 3:
+        text = re.sub(r"^(-?)0\.", r"\1.", text)
+    return text.replace("-", "−")
+
+
+def half(figure, digits=3):
+    """Half the width of a figure's interval."""
+    low, high = figure["interval"]
+    return number((high - low) / 2, digits)
+
+
+def interval(figure, digits=3):
+    """(low to high) of a figure, or of anything else that has an interval."""
+    low, high = figure["interval"]
+    return f"({number(low, digits)} to {number(high, digits)})"
+
+
+def estimate(figure, digits=3):
+    """A figure and its interval."""
+    return f"{number(figure, digits)} {interval(figure, digits)}"
+
+
+def one(rows, **where):
+    """The only one of the rows (dicts) with these values."""
+    found = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
+    if len(found) != 1:
+        raise InputError(f"expected one row with {where}, found {len(found)}")
+    return found[0]
+
+
+def by_keep_ratio(record, methods=None):
+    """A table of an evaluation: top-1 / nats of `methods`, default: all, by keep ratio; ± is half of the agent's interval."""
+    ratios = sorted({r["keep_ratio_asked"] for r in record["results"]}, reverse=True)
+    lines = ["| keep ratio | " + " | ".join(map(str, ratios)) + " |", "|---" * (len(ratios) + 1) + "|"]
+    for method in methods or dict.fromkeys(r["method"] for r in record["results"]):
+        cells = [one(record["results"], method=method, keep_ratio_asked=ratio) for ratio in ratios]
+        bold = "**" if method == "agent" else ""
+        pairs = [f"{bold}{number(c['top1'])} / {number(c['nats'], 2)}{bold}" for c in cells]
+        lines.append(f"| {method} | {' | '.join(pairs)} |")
+        if bold:
+            lines.append("| ± | " + " | ".join(f"{half(c['top1'])} / {half(c['nats'], 2)}" for c in cells) + " |")
+    return "\n".join(lines)
+
+
+FILTERS = {"number": number, "half": half, "interval": interval, "estimate": estimate}
+FUNCTIONS = {"one": one, "by_keep_ratio": by_keep_ratio}
+
+
+def environment():
+    """Jinja with FILTERS and FUNCTIONS; a name that a file does not have is an error."""
+    jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, line_statement_prefix="%", trim_blocks=True)
+    jinja.filters |= FILTERS
+    jinja.globals |= FUNCTIONS
+    return jinja
+
+
+def make_table(sources, template):
+    """The table that a comment makes. Raises InputError if a file is missing or has not what the template asks for."""
+    try:
+        named = dict(source.split("=", 1) for source in sources.split())
+        files = {name: json.loads((REPOSITORY / path).read_text(encoding="utf-8")) for name, path in named.items()}
+        return environment().from_string(template).render(files).strip("\n") + "\n"
+    except (jinja2.TemplateError, ValueError, OSError, KeyError, TypeError) as error:
+        raise InputError(f"table {sources}: {type(error).__name__}: {error}") from None
+
+
+def renew(text):
+    """A page's text with all its tables made anew."""
+
+    def replace(found):
+        return found[0][: found.start("table") - found.start()] + make_table(found["sources"], found["template"])
+
+    return TABLE.sub(replace, text)
+
+
+def differences(text):
+    """Lines of a page's tables that are not what the JSON files say: [(line number, expected, found), …]."""
+    pairs = itertools.zip_longest(renew(text).splitlines(), text.splitlines(), fillvalue="")
+    return [(line, expected, found) for line, (expected, found) in enumerate(pairs, 1) if expected != found]
+
+
+def pages():
+    """The Markdown files of the repository that have such tables."""
+    found = [*REPOSITORY.glob("*.md"), *(path for stage in STAGES for path in (REPOSITORY / stage).rglob("*.md"))]
+    return sorted(path for path in found if TABLE.search(path.read_text(encoding="utf-8")))
+
+
+def parse_args(argv=None):
+    parser = Parser(__doc__)
+    parser.add_argument("--write", action="store_true", help="write the tables anew; default: name those that differ")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    for path in pages():
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(REPOSITORY)
+        if args.write:
+            write_text(path, renew(text))
+        elif wrong := differences(text):
+            line, expected, found = wrong[0]
+            remedy = "write it with: python eval/pages.py --write"
+            raise InputError(f"{name}:{line}: expected '{expected}', found '{found}'; {remedy}")
+        print(f"{name}: {len(TABLE.findall(text))} tables")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,136 @@
+"""Tests of the methods that the agent is compared with: `python eval/test_methods.py` or pytest."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pytest
+import torch
+
+from data.artifacts import InputError
+from data.sequences import pad_batch
+from data.testing.toy import write_base
+from eval import evaluate
+from eval.inputs import draw_texts
+from eval.methods import CausalSurprisal, IterativeSurprisal, KeptContext, MeanMaskedNats, Random, TokenFrequency, VerifiedOnce
+from eval.methods import causal_nats
+from eval.metrics import figures
+from models.reconstructor.masking import budget, keep_highest
+from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory):
+    """A tiny random GPT-2; its BOS is 0."""
+    return load_causal_lm(write_base(tmp_path_factory.mktemp("base"))).eval()
+
+
+@pytest.fixture(scope="module")
+def reconstructor(stages):
+    return Reconstructor.load(stages[0] / "tuned")
+
+
+def test_causal_surprisal_is_the_models_own_cross_entropy(causal):
+    ids, valid = pad_batch([np.arange(2, 14), np.arange(5, 9)], 0)
+    found = CausalSurprisal(causal, 0).scores(ids, valid, 0.5)
+    for row, length in ((0, 12), (1, 4)):
+        text = torch.tensor([[0, *ids[row, :length]]])
+        with torch.no_grad():
+            expected = -causal(text).logits[0, :-1].log_softmax(-1).gather(1, text[0, 1:, None])[:, 0]
+        np.testing.assert_allclose(found[row, :length], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_frequency_keeps_rare_tokens_and_random_repeats_by_seed():
+    ids, valid = np.array([[0, 1, 2, 1]]), np.ones((1, 4), bool)
+    scores = TokenFrequency(np.array([100, 5, 0])).scores(ids, valid, 0.5)
+    assert keep_highest(scores, valid, 0.5).tolist() == [[False, True, True, False]]
+    a, b, c = (Random(seed).scores(ids, valid, 0.5) for seed in (1, 1, 2))
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+def iterative_by_hand(model, segment, ids, valid, keep_ratio):
+    """Iterative surprisal without a cache: every context is read anew. The mask, and the nats (B, T) that it came from."""
+    lengths, mask, found = valid.sum(1), ~valid, np.zeros(ids.shape)
+    for row, length in enumerate(lengths):
+        kept = np.empty(0, dtype=np.int64)
+        for start in range(0, length, segment):
+            end = min(start + segment, length)
+            context = np.concatenate([kept, ids[row, start:end]])
+            nats = causal_nats(model, 0, context[None], np.ones((1, len(context)), bool))[0, len(kept) :]
+            quota = budget(end, keep_ratio) - budget(start, keep_ratio)
+            chosen = start + np.sort(np.argsort(-nats, kind="stable")[:quota])
+            found[row, start:end], mask[row, chosen] = nats, True
+            kept = np.concatenate([kept, ids[row, chosen]])
+    return mask, found
+
+
+@pytest.mark.parametrize("keep_ratio", [0.9, 0.5, 0.12])  # of a segment of 4 tokens the last keeps none, or one
+def test_iterative_surprisal_with_a_cache_is_that_of_contexts_read_anew(causal, monkeypatch, keep_ratio):
+    rng, seen = np.random.default_rng(0), []
+    ids, valid = pad_batch([rng.integers(2, 20, length) for length in (23, 5, 16, 1, 12)], 0)
+    surprisal = KeptContext.surprisal
+    monkeypatch.setattr(KeptContext, "surprisal", lambda *args: seen.append(surprisal(*args)) or seen[-1])
+    for segment in (4, 6, 32):
+        seen.clear()
+        mask, nats = iterative_by_hand(causal, segment, ids, valid, keep_ratio)
+        method = IterativeSurprisal(causal, 0, segment)
+        assert np.array_equal(keep_highest(method.scores(ids, valid, keep_ratio), valid, keep_ratio), mask)
+        assert method.lm_passes == len(seen) == -(-23 // segment)
+        for start, found in zip(range(0, 23, segment), seen, strict=True):
+            rows = np.flatnonzero(valid.sum(1) > start)
+            there = valid[rows, start : start + segment]
+            np.testing.assert_allclose(found[there], nats[rows, start : start + segment][there], atol=1e-4)
+    with pytest.raises(InputError, match="expected at most 32"):
+        method.scores(np.ones((1, 33), int), np.ones((1, 33), bool), keep_ratio)
+
+
+def test_asking_the_reconstructor_beats_chance(stages, reconstructor):
+    """At 0.6 most that is masked has to be echoes."""
+    args = evaluate.parse_args(["--data_path", str(stages[0] / "data/test_data.json"), "--num_sequences", "30"])
+    corpus = draw_texts(args, [reconstructor], 16)
+    methods = {"random": Random(0), "asked": MeanMaskedNats(reconstructor, 0), "once": VerifiedOnce(reconstructor, Random(0))}
+    found = {name: evaluate.evaluate_method([method], [0.6], corpus, reconstructor)[0.6] for name, method in methods.items()}
+    sums = {name: by_document[0].sum(0) for name, (by_document, *_) in found.items()}
+    nats = {name: figures(s)["nats"] for name, s in sums.items()}
+    assert nats["asked"] < 0.8 * nats["random"] and nats["once"] < 0.8 * nats["random"], nats
+    assert len({s[1] for s in sums.values()}) == 1, "all mask equally many"
+
+
+def test_mean_nats_are_those_of_random_masks_of_the_rate(reconstructor):
+    """Every mask is exact to the token, every token is hidden equally often, and a text's scores are no other's business."""
+    asked = []
+
+    class Spy:
+        def predict(self, ids, keep_mask, valid):
+            asked.append(valid & ~keep_mask)
+            return reconstructor.predict(ids, keep_mask, valid)
+
+    ids, valid = pad_batch([np.arange(2, 12), np.arange(3, 7)], 0)
+    for keep_ratio, each in ((0.7, 3), (0.6, 4), (0.9, 1)):
+        asked.clear()
+        method = MeanMaskedNats(Spy(), 0, passes=20)
+        found = method.scores(ids, valid, keep_ratio)
+        hidden = np.array(asked)
+        assert (hidden[:, 0].sum(1) == each).all() and np.ptp(hidden[:, 0].sum(0)) <= 1 and len(hidden) == method.lm_passes == 20
+        nats = sum(reconstructor.predict(ids, ~mask & valid | ~valid, valid).nats.numpy() for mask in asked)
+        np.testing.assert_allclose(found[0], nats[0] / hidden[:, 0].sum(0), rtol=1e-4)
+    scores = MeanMaskedNats(reconstructor, 0, passes=2).scores(ids, valid, 0.9)
+    assert scores[0].all(), "more masks, so that every token is hidden"
+
+
+def test_verified_once_sends_what_came_back_dearest(reconstructor):
+    """By hand: 10 tokens at 0.6, of which those that the proposer ranks highest are sent before the reading, 0.36 of them."""
+    ids, proposed = np.arange(2, 12)[None], np.array([[5, 1, 9, 2, 8, 3, 7, 0, 6, 4]])
+    proposer = type("Proposer", (), {"lm_passes": 1, "scores": lambda *_: proposed})()
+    method, valid = VerifiedOnce(reconstructor, proposer, power=2), np.ones((1, 10), bool)
+    sent = proposed >= 6
+    nats = reconstructor.predict(ids, sent).nats.numpy()
+    dearest = np.argsort(-np.where(sent, 0, nats)[0])[:2]
+    found = keep_highest(method.scores(ids, valid, 0.6), valid, 0.6)
+    assert sorted(np.flatnonzero(found[0])) == sorted([*np.flatnonzero(sent[0]), *dearest]) and method.lm_passes == 2
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))

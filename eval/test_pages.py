@@ -1,0 +1,65 @@
+"""Tests of the tables in the pages: `python eval/test_pages.py` or pytest."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pytest
+
+from data.artifacts import InputError
+from eval import pages
+
+PAGE = """before
+<!-- table r={path}
+| method | top-1 |
+|---|---|
+% for c in r.results
+| {{{{ c.method }}}} | {{{{ c.top1 | estimate }}}} |
+% endfor
+-->
+{table}
+after
+"""
+TABLE = "| method | top-1 |\n|---|---|\n| agent | .856 (.829 to .880) |\n"
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A page whose table is missing."""
+    results = {"results": [{"method": "agent", "top1": {"value": 0.8561, "interval": [0.829, 0.88]}}]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    return PAGE.format(path=tmp_path / "results.json", table="")
+
+
+@pytest.mark.parametrize("path", pages.pages(), ids=lambda path: str(path.relative_to(pages.REPOSITORY)))
+def test_tables_say_what_the_results_say(path):
+    assert pages.differences(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_table_is_written_from_its_file_and_a_wrong_digit_is_found(page):
+    written = pages.renew(page)
+    assert TABLE in written and pages.differences(written) == [] and pages.renew(written) == written
+    wrong = written.replace(".856", ".857")
+    assert pages.differences(wrong) == [(11, "| agent | .856 (.829 to .880) |", "| agent | .857 (.829 to .880) |")]
+    assert pages.differences(page) and pages.renew(wrong) == written
+
+
+def test_numbers_are_written_in_one_way():
+    figure = {"value": -0.0721, "interval": [-0.087, 0.055]}
+    assert pages.estimate(figure) == "−.072 (−.087 to .055)" and pages.half(figure) == ".071"
+    assert [pages.number(1234.5, 1), pages.number(0.5, 2), pages.number(1.0)] == ["1,234.5", "0.50", "1.000"]
+
+
+MISTAKES = [("c.top1", "c.top2"), ("results.json", "nowhere.json"), ("r.results", "one(r.results, method='random')")]
+
+
+@pytest.mark.parametrize("old, new", MISTAKES)
+def test_a_table_without_its_figure_is_refused(page, old, new):
+    with pytest.raises(InputError, match="table r=.*:|expected one row"):
+        pages.renew(page.replace(old, new))
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))

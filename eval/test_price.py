@@ -1,0 +1,80 @@
+"""Tests of the evaluation at a price and of the masks it searches for: `python eval/test_price.py` or pytest."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pytest
+
+from data.sequences import load_sequences
+from eval import evaluate_price, search
+from eval.conftest import evaluate_words
+from eval.metrics import reward
+from models.reconstructor.reconstructor import Reconstructor
+
+
+def test_searched_masks_beside_all_masks_of_a_short_text(stages):
+    """Of 6 tokens all 64 masks: no flip betters what local search found; verified masks hide nothing dear."""
+    reconstructor = Reconstructor.load(stages[0] / "tuned")
+    text = load_sequences(stages[0] / "data/test_data.json", reconstructor.fingerprint)[0][:6]
+
+    def J(keep_masks):
+        return reward(search.score_text(reconstructor, text, keep_masks).sums, 1.2)
+
+    every = np.array(list(itertools.product([True, False], repeat=6)))
+    nats = [float(reconstructor.predict(text[None], keep_mask[None]).nats.sum()) for keep_mask in every]
+    np.testing.assert_allclose(J(every), (1.2 * (~every).sum(1) - nats) / 6, atol=1e-5)
+    everything, nothing = np.ones(6, bool), np.zeros(6, bool)
+    found = search.local_search(reconstructor, text, everything, 1.2)
+    reached = J(found[None])[0]
+    assert 0.2 < reached <= J(every).max() + 1e-6 and J(found ^ np.eye(6, dtype=bool)).max() <= reached + 1e-6
+    verified = search.verified_mask(reconstructor, text, nothing, 1.2)
+    assert (search.score_text(reconstructor, text, verified[None]).nats <= 1.2).all() and (~verified).any() and verified.any()
+
+
+@pytest.mark.parametrize("price", np.linspace(0, 1, 23))
+def test_a_rule_is_found_without_trying_all(price):
+    class Hill(evaluate_price.Rules):
+        def __init__(self):
+            self.kinds, self.asked = [[evaluate_price.Rule(keep_ratio=r) for r in np.linspace(0, 1, n)] for n in (43, 19)], set()
+
+        def J(self, rule, price):
+            self.asked.add(rule)
+            return -((rule.keep_ratio - price) ** 2)
+
+    hill = Hill()
+    best = max((rule for kind in hill.kinds for rule in kind), key=lambda rule: hill.J(rule, price))
+    hill.asked.clear()
+    assert hill.best(price).keep_ratio == best.keep_ratio and len(hill.asked) < sum(map(len, hill.kinds)) / 2
+
+
+def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
+    """On the toy language the agent at λ = 1.2 drops echoes: nearly λ / 2, as no rule for all texts does better."""
+    words = "--prices 0.01 1.2 90 --num_sequences 20 --tune_sequences 10 --search_sequences 2 --bootstrap_samples 200"
+    evaluate_price.main(evaluate_words(stages[0], *words.split(), "--output_dir", tmp_path, "--model_path", *agents))
+    record = json.loads((tmp_path / "price_results.json").read_text())
+    cheap, middle, dear = ({r["method"]: r for r in at["results"]} for at in record["prices"])
+    assert cheap["random"]["rule"] == "everything kept" and cheap["random"]["J"] == 0
+    assert dear["random"]["rule"] == "nothing kept" and dear["random"]["keep_ratio"] == 0, "no token is worth a price of 90"
+    methods = {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "surprisal verified once"}
+    assert set(middle) == methods | {evaluate_price.VERIFIED, evaluate_price.AGENT_VERIFIED}
+    agent, verified = middle["agent"], middle[evaluate_price.AGENT_VERIFIED]
+    assert verified["J"] >= agent["runs"][0] - 1e-3, "what is dear is sent"
+    assert agent["J"] == pytest.approx(np.mean(agent["runs"])) and len(agent["runs"]) == 2
+    found = record["prices"][1]["local_search"]
+    assert agent["J"] > middle["random"]["J"] > -0.1 and found["J"] >= found["agent"] - 1e-6
+    for r in middle.values():
+        assert r["interval"][0] <= r["J"] <= r["interval"][1]
+        if lead := r.get("agent_leads_by"):
+            theirs = agent["runs"][0] if r is verified else agent["J"]
+            assert lead["value"] == pytest.approx(theirs - r["J"], abs=1e-6)
+            assert ("interval_over_documents" in lead) == (r is not verified)
+    assert "agent leads by" in capsys.readouterr().out
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))
