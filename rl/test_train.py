@@ -46,7 +46,7 @@ def test_training_writes_models_logs_and_a_record(toy, tmp_path):
     assert logged - {"time/fps", "time/iterations", "time/time_elapsed", "time/total_timesteps"} == SCALARS
     page = (Path(train.__file__).parent / "README.md").read_text()
     assert not [name for name in SCALARS if f"`{name.replace('_at_1', '_at_L').replace('_at_2', '_at_L')}`" not in page]
-    best = max(record["evaluations"], key=lambda row: row["J"])
+    best = max(reversed(record["evaluations"]), key=lambda row: row["J"])  # the last of equals
     for name, row in (("best_model.zip", best), ("final_model.zip", record["evaluations"][-1])):
         policy = load_policy(tmp_path / name)
         config = policy.config
