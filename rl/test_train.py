@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.artifacts import InputError, sha256_of
 from data.testing.toy import check_refusal
 from models.agent.files import load_policy
-from models.agent.test_files import old_style
+from models.agent.test_files import bare_pickle, old_style, pickled_parts
+from models.reconstructor import train_cpu
 from models.reconstructor.reconstructor import find_device
 from rl import benchmark, train
 from rl.callbacks import mean_figures
@@ -134,19 +135,32 @@ def test_an_agent_reads_with_the_reconstructor_of_today(toy, earlier, tmp_path):
 def test_an_agent_that_cannot_be_begun_with_is_refused_before_anything_is_lost(toy, earlier, tmp_path, capsys):
     train_agent(toy, tmp_path, "--num_timesteps", 64)
     before = sorted((tmp_path / "checkpoints").iterdir())
-    old = old_style(earlier.parent / "old.zip", tmp_path / "planted")
     for path, words, error, said in (
         (earlier, ("--width", 32), InputError, "expected the weights of a network with .*width 32.*, found others"),
         (earlier.parent / "nowhere.zip", (), FileNotFoundError, "is missing"),
         (earlier.parent, (), InputError, "expected an agent"),
-        (old, (), InputError, "expected an agent"),
     ):
         with pytest.raises(error, match=said):
             train_agent(toy, tmp_path, "--num_timesteps", 64, "--init_from", path, *words)
-    assert sorted((tmp_path / "checkpoints").iterdir()) == before and before and not (tmp_path / "planted").exists()
+    assert sorted((tmp_path / "checkpoints").iterdir()) == before and before
     with pytest.raises(SystemExit, match="2"):
         train_agent(toy, tmp_path, "--num_timesteps", 64, "--init_from", tmp_path / "best_model.zip")
     assert "outside of --output_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("write", [old_style, pickled_parts, bare_pickle])
+def test_a_planted_pickle_is_refused_by_all_who_take_an_agent(toy, tmp_path, write):
+    path = write(tmp_path / "agent.zip", tmp_path / "planted")
+    flags = [*agent_words(toy, tmp_path / "out")[:6], "--quiet"]
+    base = ["--base_model", str(toy / "base")]
+    readers = {
+        "--init_from": lambda: train.main([*flags, "--init_from", str(path)]),
+        "--mask_policy": lambda: train_cpu.main([*flags[:2], *flags[4:], *base, "--mask_policy", str(path)]),
+    }
+    for flag, reader in readers.items():
+        with pytest.raises(InputError, match="expected an agent, config.json and model.safetensors"):
+            reader()
+        assert not (tmp_path / "planted").exists(), flag
 
 
 def test_held_out_evaluation_runs_every_text_at_every_price_once():
