@@ -152,6 +152,7 @@ def agent(check):
 
 def evaluation(check, device):
     paths = ["--model_path", check.work / "agent/best_model.zip", "--data_path", check.work / "data/test_data.json"]
+    paths += ["--base_model", check.work / "base"]
     words = f"--num_sequences {check.count} --max_length {check.length} --methods causal random --device {device} --quiet"
     check.script("eval/evaluate.py", *paths, "--output_dir", check.work / f"results-{device}", *words.split())
 
