@@ -99,6 +99,17 @@ def test_the_critic_alone_trains_and_is_told_apart(toy, tmp_path):
     assert "train/value_loss" in logged and not {"train/policy_gradient_loss", "train/draft_loss"} & logged
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_training_and_going_on_on_a_card_and_deciding_there_and_here(toy, tmp_path):
+    for words in (("--num_timesteps", 64), ("--num_timesteps", 128, "--resume")):
+        train_agent(toy, tmp_path, "--device", "cuda", *words)
+    here, there = (load_policy(tmp_path / "final_model.zip", device) for device in ("cpu", "cuda"))
+    ids, valid = torch.randint(2, 26, (8, 16)), torch.arange(16) < torch.arange(16, 8, -1)[:, None]
+    found = [policy.keep_probability(ids, valid, 1.5)[valid] for policy in (here, there)]
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+    assert there.device.type == there.reader.reconstructor.device.type == "cuda"
+
+
 def test_training_goes_on_from_another_agent(toy, earlier, tmp_path):
     """At a learning rate of nothing the new agent is the old one; with other seeds it takes other decisions."""
     train_agent(toy, tmp_path, "--num_timesteps", 64, "--init_from", earlier, "--learning_rate", 1e-12)
