@@ -33,7 +33,6 @@ from data.partial import Partial
 from data.pipeline import BATCH_CHARACTERS
 from data.sequences import INFO, SCHEMA, SPLITS, SequenceWriter, load_sequences
 from data.sources import SotuDocuments, TextDocuments
-from data.testing.preparation import write_jsonl
 from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer, text_vocab_size
 
 MIB = 2**20
@@ -52,7 +51,7 @@ def write_corpus(path, documents):
                 pieces.append(text)
                 text = ""
     texts = [f"{number} {text}" for number, text in zip(range(documents), cycle(pieces))]
-    write_jsonl(path, texts)
+    Path(path).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return texts
 
 

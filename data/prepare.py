@@ -115,7 +115,7 @@ def parse_args(argv=None):
     add("--text_column", help="field or column that holds the text; default 'text', for reddit 'content'")
     add("--subreddits", nargs="+", help="for --source reddit: only posts in these, in upper or lower case")
     add("--retries", type=bounded(int, 0, 1000), default=5,
-        help="for --source reddit: times in a row that a lost connection is opened again, after waits of 1, 2, 4, ... seconds")
+        help="for --source reddit: times in a row that a lost connection is opened again")
     add("--near_duplicates", type=bounded(float, 0.1, 0.95), help="drop documents that share more than this Jaccard similarity, "
         "0.1 to 0.95, of their runs of five words with one kept before; takes 11 KB of memory a document at 0.5, 5 KB at 0.8")
     add("--resume", action="store_true", help="go on with the interrupted run in --output_dir; the other arguments must be its")

@@ -15,9 +15,12 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
 from data.artifacts import InputError, make_output_dir, written_aside
+from models.agent.files import check_reconstructor, load_weights
 
 LIMIT = 3  # newest checkpoints to keep
 FREE = ("resume", "quiet", "num_timesteps", "checkpoint_freq", "output_dir", "device")  # flags that may change when a run goes on
+PARTS = ("args", "reconstructor", "seconds", "history", "evaluation_seconds", "texts", "updates", "policy", "optimizer", "env",
+         "torch", "numpy", "cuda")  # of a checkpoint
 # What torch.load can raise.
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
 
@@ -82,7 +85,8 @@ def read_newest(directory):
         raise FileNotFoundError(f"--resume: expected a checkpoint in {directory}, found none; leave --resume away to start anew")
     for path in reversed(found):
         try:
-            return path, torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            return path, {name: content[name] for name in PARTS}
         except UNREADABLE as error:
             print(f"skipped {path.stem}, which is damaged ({type(error).__name__})")
     raise InputError(
@@ -93,7 +97,8 @@ def read_newest(directory):
 def go_on(agent, directory, args):
     """Put a new agent and its environment where the newest whole checkpoint was. Returns what its `state()` had given.
 
-    Raises FileNotFoundError if there is none, InputError if none can be read or it was made with other flags.
+    Raises FileNotFoundError if there is none, InputError if none can be read or it was made with other flags or another
+    reconstructor.
     """
     path, state = read_newest(directory)
     now = {name: str(value) for name, value in vars(args).items()}
@@ -103,7 +108,8 @@ def go_on(agent, directory, args):
             f"--resume: {path} was made with --{name} {before}, found --{name} {now[name]}; "
             "give the same, or leave --resume away to start anew"
         )
-    agent.policy.load_state_dict(state["policy"], strict=False)
+    check_reconstructor(state, path, agent.env.judge.reconstructor)
+    load_weights(agent.policy, state["policy"], path)
     agent.policy.optimizer.load_state_dict(state["optimizer"])
     agent.num_timesteps, agent._n_updates = state["texts"], state["updates"]
     agent.env.restore(converted(state["env"], torch.Tensor, torch.Tensor.numpy))
@@ -112,7 +118,7 @@ def go_on(agent, directory, args):
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy(), *rest))
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
     return state
 
 

@@ -106,8 +106,11 @@ class TokenRolloutBuffer:
         self.steps.append(samples._replace(text=text, draft=draft))
 
     def all(self):
-        """The Samples of all steps as one."""
-        return Samples(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*self.steps, strict=True)))
+        """The Samples of all steps as one, which takes their place."""
+        if len(self.steps) > 1:
+            joined = (None if parts[0] is None else torch.cat(parts) for parts in zip(*self.steps, strict=True))
+            self.steps = [Samples(*joined)]
+        return self.steps[0]
 
     def get(self, batch_size):
         """Yield the Samples in random minibatches of `batch_size` texts, cut to the longest of them."""
@@ -161,7 +164,7 @@ class TokenPPO(PPO):
         return F.poisson_nll_loss(cost[masked], found, log_input=False, reduction="sum") / masked.sum().clamp(min=1)
 
     def losses(self, samples, clip_range):
-        """{name: loss} of one minibatch, means over valid tokens, and its diagnostics, approx_kl and clip_fraction.
+        """{name: loss} of one minibatch and its diagnostics, entropy, approx_kl and clip_fraction: means over valid tokens.
 
         value_loss is summed over both passes, draft_loss is the first pass's cross entropy with the second.
         """
@@ -173,20 +176,19 @@ class TokenPPO(PPO):
         logits, cost = self.policy.decide(*samples.texts, *readings)
         found = {"value_loss": self.critic_error(cost, samples) + self.critic_error(first_cost, samples)}
         log_ratio = (F.logsigmoid(torch.where(samples.masked, -logits, logits)) - samples.log_probs)[valid]
-        ratio = log_ratio.exp()
+        ratio, decided = log_ratio.exp(), logits.detach().sigmoid()[valid]
         if not self.policy.critic_only:
             advantages = (samples.advantages / samples.price**PRICE_EXPONENT)[valid]
             if len(advantages) > 1:
                 advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
             clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-            decided = logits.detach().sigmoid()[valid]
             found["policy_gradient_loss"] = -torch.min(advantages * ratio, advantages * clipped).mean()
-            found["entropy_loss"] = -self.policy.action_dist.proba_distribution(logits).entropy()[valid].mean()
             found["draft_loss"] = F.binary_cross_entropy_with_logits(first[valid], decided)
         with torch.no_grad():
+            entropy = F.binary_cross_entropy_with_logits(logits[valid], decided)
             approx_kl = (ratio - 1 - log_ratio).mean()  # Schulman's k3 estimator
             clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
-        return found, {"approx_kl": approx_kl, "clip_fraction": clip_fraction}
+        return found, {"entropy": entropy, "approx_kl": approx_kl, "clip_fraction": clip_fraction}
 
     def train(self):
         """Update the policy from the rollout buffer: `n_epochs` passes in minibatches of `batch_size` texts."""
@@ -194,17 +196,21 @@ class TokenPPO(PPO):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         clip_range, history = self.clip_range(self._current_progress_remaining), []
-        weights = {"value_loss": self.vf_coef, "entropy_loss": self.ent_coef}
         for _ in range(self.n_epochs):
             for samples in self.rollout_buffer.get(self.batch_size):
                 found, diagnostics = self.losses(samples, clip_range)
-                loss = sum(weights.get(name, 1.0) * value for name, value in found.items())
-                history.append({name: value.item() for name, value in {**found, "loss": loss, **diagnostics}.items()})
-                if not np.isfinite(list(history[-1].values())).all():
-                    raise InputError(f"PPO: the loss is {loss.item()} after {self.num_timesteps} texts; lower --learning_rate")
+                loss = sum(self.vf_coef * value if name == "value_loss" else value for name, value in found.items())
                 self.policy.optimizer.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                figures = {**found, "loss": loss, **diagnostics}
+                *values, norm = torch.stack([*figures.values(), norm]).tolist()  # one wait for the device
+                if not np.isfinite([*values, norm]).all():
+                    raise InputError(
+                        f"PPO: expected a finite loss and gradient, found {loss.item()} and {norm} after {self.num_timesteps} "
+                        "texts; lower --learning_rate"
+                    )
+                history.append(dict(zip(figures, values, strict=True)))
                 self.policy.optimizer.step()
             self._n_updates += 1
         self._log_update(history, clip_range)
@@ -215,8 +221,6 @@ class TokenPPO(PPO):
         values, returns = (x[rollout.valid].cpu().numpy() for x in (rollout.values, rollout.returns))
         for name in history[0]:
             self.logger.record(f"train/{name}", float(np.mean([row[name] for row in history])))
-        if "entropy_loss" in history[0]:
-            self.logger.record("train/entropy", -float(np.mean([row["entropy_loss"] for row in history])))
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         self.logger.record("train/clip_range", clip_range)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, sha256_of, stamped, write_json
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import SCHEMA as AGENT_SCHEMA
-from models.agent.files import load_weights, read_agent, save_agent
+from models.agent.files import common_tokens, load_weights, read_agent, save_agent
 from models.agent.reader import Reader
 from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.training import open_splits
@@ -130,7 +130,8 @@ def build_agent(args, env, train, device):
     reconstructor = env.judge.reconstructor
     counts = token_counts(train, reconstructor.vocab_size)
     sizes = {"embedding_dim": EMBEDDING_DIM, "width": args.width, "layers": args.layers, "heads": HEADS}
-    reader = Reader(reconstructor, earlier[1]["common_tokens"] if earlier else Reader.common_tokens(counts))
+    common = common_tokens(earlier[1], reconstructor.vocab_size, args.init_from) if earlier else Reader.common_tokens(counts)
+    reader = Reader(reconstructor, common)
     agent = TokenPPO(
         TokenCompressionPolicy, env, n_steps=args.n_steps // env.num_envs, batch_size=args.batch_size, n_epochs=args.n_epochs,
         gamma=args.gamma, learning_rate=LinearSchedule(args.learning_rate, LAST_RATE * args.learning_rate, 1.0),
@@ -156,6 +157,7 @@ class Run:
         device = find_device(args.device)
         self.env, train, held_out = training_environment(args, device)
         self.reconstructor, length = self.env.judge.reconstructor, self.env.judge.max_length
+        self.read_with = {"path": str(args.reconstructor_path), "sha256": sha256_of(self.reconstructor.directory)}
         self.agent = build_agent(args, self.env, train, device)
         self.logs, self.checkpoint_dir = make_output_dir(args.output_dir) / "tb_logs", args.output_dir / "checkpoints"
         before = {"seconds": 0.0, "history": [], "evaluation_seconds": 0.0}
@@ -177,16 +179,15 @@ class Run:
     def state(self):
         """What a checkpoint holds beside agent and environment."""
         return {
-            "args": {name: str(value) for name, value in vars(self.args).items()}, "seconds": self.seconds(),
-            "history": self.evaluation.history, "evaluation_seconds": self.evaluation.own_seconds,
+            "args": {name: str(value) for name, value in vars(self.args).items()}, "reconstructor": self.read_with,
+            "seconds": self.seconds(), "history": self.evaluation.history, "evaluation_seconds": self.evaluation.own_seconds,
         }
 
     def save(self, name):
         """Write the agent as it is, with all that a reader of its file has to know."""
-        where = {"path": str(self.args.reconstructor_path), "sha256": sha256_of(self.reconstructor.directory)}
         row = self.evaluation.history[-1]
         config = stamped(
-            AGENT_SCHEMA, self.args, UNITS, reconstructor=where, tokenizer_fingerprint=self.reconstructor.fingerprint,
+            AGENT_SCHEMA, self.args, UNITS, reconstructor=self.read_with, tokenizer_fingerprint=self.reconstructor.fingerprint,
             max_length=self.env.judge.max_length, texts=row["texts"], held_out=row, **self.agent.policy.config,
         )
         save_agent(self.agent.policy, config, self.args.output_dir / name)

@@ -85,6 +85,11 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     def reader(self):
         return self.features_extractor.reader
 
+    @property
+    def lm_passes(self):
+        """What a decision costs, in passes of the whole reconstructor without its output layer."""
+        return self.reader.passes
+
     def own_state(self):
         """The tensors that are the agent's own, by name: what its file holds."""
         shared = ("pi_features_extractor.", "vf_features_extractor.")  # Stable-Baselines3's second and third name of one module

@@ -9,6 +9,7 @@ What is the reconstructor's is not among them: the config names it by path and S
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,18 @@ from rl.env import observation_space
 
 SCHEMA = "rltc.agent/2"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FIELDS = ("reconstructor", "tokenizer_fingerprint", "max_length", "sizes", "blocks", "critic_only", "prices")  # that are read
 RELEASED = "models/agent/released"  # relative to the repository
+# What opening a file can raise that is no agent, or half of one.
+UNREADABLE = (OSError, EOFError, LookupError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError)
 
 
 def pack(policy, config):
     """{file name: bytes} of an agent. `config`: a JSON-able dict of the schema SCHEMA."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.own_state().items()}
     tensors["common_tokens"] = policy.reader.common.cpu()
-    return {CONFIG: json.dumps(config, indent=1, ensure_ascii=False).encode() + b"\n", WEIGHTS: safetensors.torch.save(tensors)}
+    written = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return {CONFIG: written.encode(), WEIGHTS: safetensors.torch.save(tensors)}
 
 
 def save_agent(policy, config, path):
@@ -58,7 +63,7 @@ def read_agent(path):
             with zipfile.ZipFile(path) as file:
                 parts = {name: file.read(name) for name in (CONFIG, WEIGHTS)}
         config, tensors = json.loads(parts[CONFIG]), safetensors.torch.load(parts[WEIGHTS])
-    except (OSError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{path}: expected an agent, {CONFIG} and {WEIGHTS} in a directory or a .zip, found: {reason}; {remedy}"
@@ -66,6 +71,8 @@ def read_agent(path):
     found = config.get("schema") if isinstance(config, dict) else type(config).__name__
     if found != SCHEMA:
         raise InputError(f"{path}: expected an agent of schema '{SCHEMA}', found '{found}'; {remedy}")
+    if absent := [name for name in FIELDS if name not in config]:
+        raise InputError(f"{path}: expected {', '.join(FIELDS)} in {CONFIG}, found no {absent[0]}; {remedy}")
     return config, tensors
 
 
@@ -86,8 +93,16 @@ def check_reconstructor(config, path, reconstructor):
         )
 
 
+def common_tokens(tensors, vocab_size, path):
+    """The list of common tokens of the agent at `path`. Raises InputError if it has none for this vocabulary."""
+    common = tensors.get("common_tokens", torch.zeros(0))
+    if common.dtype != torch.int64 or common.ndim != 1 or not len(common) or common.min() < 0 or common.max() >= vocab_size:
+        raise InputError(f"{path}: expected common_tokens, ids from 0 to {vocab_size - 1}, found others or none; train it anew")
+    return common
+
+
 def load_weights(policy, tensors, path):
-    """Give a policy the weights of the agent at `path`. Raises InputError if they are those of another network."""
+    """Give a policy the weights of the agent or checkpoint at `path`. Raises InputError if they are another network's."""
     tensors = {name: tensor for name, tensor in tensors.items() if name != "common_tokens"}
     own, theirs = ({name: tensor.shape for name, tensor in some.items()} for some in (policy.own_state(), tensors))
     if differing := [name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)]:
@@ -103,20 +118,20 @@ def load_weights(policy, tensors, path):
 def load_policy(path, device="cpu", reconstructor=None):
     """The policy of an agent, a directory or a .zip, ready to decide; `policy.config` is its config.
 
-    `reconstructor`: the one that the agent names, if it is loaded already. Raises FileNotFoundError if there is no such
-    agent, InputError if it is none or if the reconstructor is another one than it was trained with.
+    `reconstructor`: the one that the agent names, if it is loaded already; the policy then goes to its device. Raises
+    FileNotFoundError if there is no such agent, InputError if it is none or was trained with another reconstructor.
     """
     config, tensors = read_agent(path)
     if reconstructor is None:
         reconstructor = load_reconstructor(config, path, device)
     else:
         check_reconstructor(config, path, reconstructor)
-    reader = Reader(reconstructor, tensors["common_tokens"], config["blocks"])
+    reader = Reader(reconstructor, common_tokens(tensors, reconstructor.vocab_size, path), config["blocks"])
     policy = TokenCompressionPolicy(
         observation_space(reconstructor.vocab_size, 1, config["prices"][1]), spaces.Box(0.0, 1.0, (1,), np.float32),
         lambda _: 0.0, prices=config["prices"], critic_only=config["critic_only"],
         features_extractor_kwargs={"reader": reader, **config["sizes"]},
-    ).to(torch.device(device))
+    ).to(reconstructor.device)
     policy.config, policy.tokenizer_fingerprint = config, config["tokenizer_fingerprint"]
     load_weights(policy, tensors, path)
     policy.set_training_mode(False)
@@ -135,7 +150,7 @@ class TrainedAgent(ModelHubMixin, library_name="rl-token-compression", tags=["te
                 temporary.write_bytes(content)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id, device="cpu", revision=None, cache_dir=None, token=None, **_):
+    def _from_pretrained(cls, *, model_id, device="cpu", reconstructor=None, **of_the_hub):
         if not Path(locate(model_id)).is_dir():
-            model_id = snapshot_download(model_id, revision=revision, cache_dir=cache_dir, token=token)
-        return cls(load_policy(model_id, device))
+            model_id = snapshot_download(model_id, allow_patterns=[CONFIG, WEIGHTS], **of_the_hub)
+        return cls(load_policy(model_id, device, reconstructor))

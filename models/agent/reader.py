@@ -54,7 +54,7 @@ class Reader:
 
     @torch.no_grad()
     def _states(self, model, ids, keep_mask, valid):
-        """(B, T, S): the state at each token and the one before it, which predicts it; zero at padding."""
+        """(B, T, S): the state at each token and the one before it, which predicts it; what is at padding means nothing."""
         r = self.reconstructor
         found = ids.new_zeros(*ids.shape, self.states, dtype=torch.float32)
         for rows, length in passes(valid, ids.device):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from data.artifacts import InputError
+from data.artifacts import REPOSITORY, InputError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 BASE_MODEL = "models/reconstructor/base"  # the embedded base model, relative to the repository
 MASK_TOKEN = "<|mask|>"  # stands for "a token was here and was not sent"; neither padding nor end of text
 PROBE = "It's 3.14159 €uro — naïve\n\n\tTokens 🙂!"  # a text on which different tokenizers differ

@@ -1,9 +1,10 @@
 """Fine-tune the reconstructor on a GPU (CUDA or Apple's MPS): it learns to restore masked tokens.
 
-    python models/reconstructor/train_gpu.py --device cuda --max_length 512 --use_amp --gradient_accumulation_steps 4 --batch_size 4
+    python models/reconstructor/train_gpu.py --data_path data/processed/processed_data.json \
+        --output_dir models/reconstructor/fine-tuned --device cuda --max_length 512 --use_amp \
+        --gradient_accumulation_steps 4 --batch_size 4
 
-Reads the sequence files of data/prepare.py and a base model; writes a model directory that stock transformers
-loads, `checkpoint-*`, `training.json` and TensorBoard logs. The implementation is in `training.py`.
+What it reads and writes is in `train_cpu.py`, the implementation in `training.py`.
 """
 
 import sys

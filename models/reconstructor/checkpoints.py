@@ -1,0 +1,91 @@
+"""Checkpoints of a training: directories `checkpoint-STEP` that are there whole or not at all, and known to be undamaged."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+
+from data.artifacts import InputError, write_text
+
+UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
+MANIFEST = "checksums.json"  # SHA-256 of every file of a checkpoint, written last: without it a checkpoint is not whole
+REMEDY = "leave --resume away to start anew"
+
+
+def write_checkpoint(directory, step, fill, limit):
+    """Let `fill(folder)` write `directory`/checkpoint-`step`, whole or not at all, and keep the newest `limit`."""
+    aside, final = Path(directory) / UNFINISHED, Path(directory) / f"checkpoint-{step}"
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    aside.mkdir()
+    fill(aside)
+    write_text(aside / MANIFEST, json.dumps(checksums(aside), indent=1) + "\n")
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(aside, final)
+    for old in by_age(directory)[:-limit]:
+        shutil.rmtree(old)
+
+
+def by_age(directory):
+    """The checkpoints of a directory, the one that was finished last at the end."""
+    return sorted(Path(directory).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def checksums(directory):
+    """{name: SHA-256} of the files of a directory but the manifest."""
+    found = {}
+    for path in sorted(directory.iterdir()):
+        if path.name != MANIFEST:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def damage(directory):
+    """What is wrong with a checkpoint, in a few words; None if every file is as it was written."""
+    try:
+        expected = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or unreadable: it was never finished"
+    found = checksums(directory)
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    return f"{', '.join(differing)} not as written" if differing else None
+
+
+def newest_checkpoint(directory):
+    """The undamaged `checkpoint-*` of `directory` that was finished last; damaged ones are named and skipped.
+
+    Raises FileNotFoundError if there is none, InputError if all are damaged.
+    """
+    damaged = []
+    for path in reversed(by_age(directory)):
+        if not (reason := damage(path)):
+            if damaged:
+                print(f"skipped {'; '.join(damaged)}; going on from {path.name}")
+            return path
+        damaged.append(f"{path.name} ({reason})")
+    if damaged:
+        found = f"found only damaged ones: {'; '.join(damaged)}"
+        raise InputError(f"--resume: expected a whole checkpoint in {directory}, {found}; {REMEDY}")
+    raise FileNotFoundError(f"--resume: expected a checkpoint-* directory in {directory}, found none; {REMEDY}")
+
+
+def check_flags(path, before, args, names):
+    """A run goes on with the flags `names` that it began with, as {name: value} in `before`. Raises InputError."""
+    for name in names:
+        began, now = before.get(name, "nothing of the kind"), getattr(args, name)
+        if str(began) != str(now):
+            raise InputError(f"--resume: {path} was made with --{name} {began}, found --{name} {now}; give the same, or {REMEDY}")
+
+
+def read_state(path, names):
+    """The dict with the keys `names` that torch.save wrote to `path`. Runs nothing that is in the file. Raises InputError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: state[name] for name in names}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise InputError(f"--resume: expected a training's state in {path}, found another content ({reason}); {REMEDY}") from None

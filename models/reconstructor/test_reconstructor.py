@@ -1,0 +1,182 @@
+"""Tests of masks, loss and prediction: `python models/reconstructor/test_reconstructor.py` or pytest."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
+
+from data.artifacts import InputError
+from models.reconstructor.loss import summed_nats
+from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
+from models.reconstructor.reconstructor import Reconstructor
+from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, load_tokenizer
+
+
+@pytest.fixture
+def reconstructor(toy):
+    return Reconstructor.from_base(toy / "base").eval()
+
+
+def random_batch(reconstructor, seed=0, lengths=(16, 9, 1)):
+    """ids, keep_mask and valid of texts of unequal length."""
+    rng = np.random.default_rng(seed)
+    valid = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    ids = np.where(valid, rng.integers(2, reconstructor.vocab_size, valid.shape), 0)
+    return ids, random_keep_mask(valid, 0.4, rng), valid
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("span_share", [0.0, 1.0])
+def test_random_masks_are_exact_and_never_mask_padding(span_share):
+    valid = np.arange(50) < np.array([50, 20, 7])[:, None]
+    keep_mask = random_keep_mask(valid, np.array([0.3, 0.5, 0.1]), np.random.default_rng(0), span_share)
+    assert (~keep_mask).sum(1).tolist() == [15, 10, 1] and keep_mask[~valid].all()
+
+
+def test_spans_are_longer_than_single_tokens():
+    valid = np.ones((200, 64), bool)
+    runs = []
+    for share in (0.0, 1.0):
+        masked = ~random_keep_mask(valid, 0.25, np.random.default_rng(1), share)
+        starts = masked & ~np.pad(masked, ((0, 0), (1, 0)))[:, :-1]
+        runs.append(masked.sum() / starts.sum())
+    # Independent masking at 0.25 has runs of mean 1 / 0.75; segments of mean 3 tokens give runs well over 2.
+    assert runs[0] == pytest.approx(1 / 0.75, abs=0.1) and runs[1] > 2.5
+
+
+def test_keep_highest_is_exact_and_prefers_earlier_tokens_among_equals():
+    valid = np.array([[True] * 5, [True, True, True, False, False]])
+    scores = np.array([[1, 5, 5, 0, 5], [0, 0, 9, 99, 99]])
+    assert keep_highest(scores, valid, 0.4).tolist() == [[False, True, True, False, False], [False, False, True, True, True]]
+
+
+def test_mask_ratios_stay_in_range():
+    ratios = draw_mask_ratios(1000, 0.3, 0.5, np.random.default_rng(0))
+    assert ratios.min() == 0.01 and 0.7 < ratios.max() <= 0.8
+
+
+# --- loss and prediction
+
+
+def test_fused_loss_and_gradients_equal_torch(monkeypatch):
+    monkeypatch.setattr("models.reconstructor.loss.CHUNK", 7)
+    torch.manual_seed(0)
+    inputs = torch.randn(25, 6, dtype=torch.float64), torch.randn(40, 6, dtype=torch.float64), torch.randint(40, (25,))
+    found, expected = ([x.clone().requires_grad_(x.is_floating_point()) for x in inputs] for _ in range(2))
+    a, b = summed_nats(*found) * 0.3, F.cross_entropy(expected[0] @ expected[1].T, expected[2], reduction="sum") * 0.3
+    a.backward(), b.backward()
+    # The total is summed in float32.
+    torch.testing.assert_close(a, b, check_dtype=False)
+    for x, y in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=1e-8)
+
+
+def full_model_log_probabilities(reconstructor, ids, keep_mask):
+    """An independent reference: the stock model's forward over [BOS, text], with a full 4-D mask, at every position."""
+    ids, keep_mask = torch.as_tensor(ids), torch.as_tensor(keep_mask)
+    shown = torch.where(keep_mask, ids, reconstructor.mask_id)
+    inputs = F.pad(shown, (1, 0), value=reconstructor.bos_id)
+    mask = torch.zeros(len(ids), 1, inputs.shape[1], inputs.shape[1])
+    with torch.no_grad():
+        logits = reconstructor.model(input_ids=inputs, attention_mask=mask).logits[:, :-1, : reconstructor.vocab_size]
+    return logits.log_softmax(-1)
+
+
+def llama(toy):
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=26, max_position_embeddings=32, bos_token_id=0, eos_token_id=0, **shape)
+    torch.manual_seed(0)
+    return Reconstructor(LlamaForCausalLM(config), load_tokenizer(toy / "base")).eval()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_logits_at_masked_positions_equal_the_full_models(toy, reconstructor, architecture):
+    model = reconstructor if architecture == "gpt2" else llama(toy)
+    ids, keep_mask, valid = random_batch(model, lengths=(16, 16))
+    reference = full_model_log_probabilities(model, ids, keep_mask)
+    prediction = model.predict(ids, keep_mask, valid)
+    truth = torch.as_tensor(ids)
+    nats = -reference.gather(2, truth[..., None])[..., 0]
+    masked = ~torch.as_tensor(keep_mask)
+    torch.testing.assert_close(prediction.nats[masked], nats[masked], rtol=1e-4, atol=1e-4)
+    assert (prediction.nats[~masked] == 0).all() and (prediction.top1[~masked] == truth[~masked]).all()
+    assert (prediction.top1[masked] == reference.argmax(-1)[masked]).all()
+    torch.testing.assert_close(prediction.confidence[masked], reference.exp().amax(-1)[masked], rtol=1e-4, atol=1e-5)
+    batch = truth, torch.as_tensor(keep_mask), torch.as_tensor(valid)
+    with torch.no_grad():
+        (total, count), (causal, _) = model(*batch), model(*batch, as_causal_lm=True)
+        stock = model.model(F.pad(truth, (1, 0), value=model.bos_id)).logits[:, :-1, : model.vocab_size].log_softmax(-1)
+    assert count == masked.sum() and float(total) == pytest.approx(float(nats[masked].sum()), rel=1e-4)
+    assert float(causal) == pytest.approx(-float(stock.gather(2, truth[..., None])[..., 0][masked].sum()), rel=1e-4)
+
+
+def test_padding_changes_nothing(reconstructor):
+    ids, keep_mask, valid = random_batch(reconstructor)
+    together = reconstructor.predict(ids, keep_mask, valid)
+    for row, length in enumerate(valid.sum(1)):
+        alone = reconstructor.predict(ids[row : row + 1, :length], keep_mask[row : row + 1, :length])
+        torch.testing.assert_close(together.nats[row, :length], alone.nats[0], rtol=1e-4, atol=1e-4)
+        assert (together.nats[row, length:] == 0).all()
+
+
+def test_the_answer_does_not_leak(reconstructor):
+    ids, keep_mask, valid = random_batch(reconstructor)
+    other = np.where(keep_mask, ids, 2 + (ids + 5) % 20)
+    first, second = (reconstructor.predict(x, keep_mask, valid) for x in (ids, other))
+    masked = torch.as_tensor(valid & ~keep_mask)
+    assert (first.top1[masked] == second.top1[masked]).all() and torch.equal(first.confidence[masked], second.confidence[masked])
+    assert not torch.equal(first.nats, second.nats), "the truth is not looked up at all"
+
+
+@pytest.mark.parametrize("attention, sees_future", [("bidirectional", True), ("causal", False)])
+def test_attention_direction(toy, attention, sees_future):
+    model = Reconstructor.from_base(toy / "base", attention).eval()
+    ids, keep_mask = np.full((1, 8), 5), np.arange(8)[None] != 2
+    changed = ids.copy()
+    changed[0, 6] = 9
+    same = torch.allclose(model.predict(ids, keep_mask).nats, model.predict(changed, keep_mask).nats, atol=1e-6)
+    assert same != sees_future
+
+
+def test_reconstruct_is_predict_where_the_text_fits(reconstructor):
+    ids, keep_mask, valid = random_batch(reconstructor)
+    one, single = reconstructor.reconstruct(ids, keep_mask, valid), reconstructor.predict(ids, keep_mask, valid)
+    assert all(torch.equal(a, b) for a, b in zip(one, single, strict=True))
+
+
+def test_long_texts_go_through_in_windows(reconstructor):
+    ids, keep_mask, valid = random_batch(reconstructor, lengths=(75,))
+    long = reconstructor.reconstruct(ids, keep_mask, valid)
+    assert long.nats.shape == (1, 75) and (long.nats[torch.as_tensor(~keep_mask)] > 0).all()
+    # The first tokens are furthest from an edge in the first window, which is what `predict` sees of it.
+    first = reconstructor.predict(ids[:, : reconstructor.max_length], keep_mask[:, : reconstructor.max_length])
+    torch.testing.assert_close(long.nats[:, :10], first.nats[:, :10], rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="expected at most 31"):
+        reconstructor.predict(ids, keep_mask)
+
+
+def test_gpt2_tokenizer():
+    tokenizer = load_tokenizer(BASE_MODEL)
+    assert len(tokenizer) == 50_258, "GPT-2's 50,257 tokens and the mask token"
+    assert tokenizer.convert_tokens_to_ids(MASK_TOKEN) == 50_257
+    assert tokenizer("Hello world")["input_ids"] == [15496, 995]  # as in GPT-2's documentation
+    assert tokenizer("Hello world, naïve 🙂")["input_ids"] == [15496, 995, 11] + tokenizer(" naïve 🙂")["input_ids"]
+
+
+def test_a_head_with_a_bias_is_refused(toy):
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = PhiForCausalLM(PhiConfig(vocab_size=26, **shape))
+    with pytest.raises(InputError, match="expected a plain linear output layer"):
+        Reconstructor(model, load_tokenizer(toy / "base"))
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))
