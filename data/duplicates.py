@@ -10,6 +10,8 @@ from itertools import islice
 
 import numpy as np
 
+from data.artifacts import InputError
+
 SHINGLE = 5  # words
 PERMUTATIONS = 128  # the standard error of a similarity of 0.8 is 0.035
 CHUNK = 10_000  # runs of words hashed at a time
@@ -27,22 +29,28 @@ class Seen:
     """The texts kept so far. `near` is the Jaccard similarity from which a text is a near duplicate, None for exact ones only."""
 
     def __init__(self, near=None):
-        self.near, self.digests = near, set()
+        self.near, self.digests = near, {}  # {start of the SHA-256: part of the mixture}
         if near:
             from datasketch import MinHash, MinHashLSH  # takes half a second, and most runs don't need it
 
             self.empty = MinHash(num_perm=PERMUTATIONS)
             self.bands = MinHashLSH(threshold=near, num_perm=PERMUTATIONS, weights=WEIGHTS)
 
-    def fault(self, text, digest):
-        """The count under which a text with SHA-256 `digest` is dropped; None if it is kept, from now on among those seen."""
+    def fault(self, text, digest, part):
+        """The count under which a text with SHA-256 `digest` is dropped; None if it is kept, from now on among those seen.
+
+        Raises InputError for a text that was in another part of the mixture.
+        """
         if text is None:
             return "other_subreddits"
         if not text.strip():
             return "blank"
         if digest[:DIGEST] in self.digests:
+            if (other := self.digests[digest[:DIGEST]]) != part:
+                found = f"the same text in {other} and {part}: {text.strip()[:60]!a}"
+                raise InputError(f"--source mixed: expected each document in one part, found {found}; leave it out of one")
             return "duplicates"
-        self.digests.add(digest[:DIGEST])
+        self.digests[digest[:DIGEST]] = part
         return "near_duplicates" if self.near and self.is_near(text) else None
 
     def is_near(self, text):

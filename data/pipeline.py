@@ -37,10 +37,10 @@ def quotas(args):
 
 
 def with_digests(source):
-    """Yield `(name, text, SHA-256 of the text)`; the last two are None for a document that is not wanted. Raises InputError."""
+    """Yield `(part of the mixture, name, text, SHA-256)`; the last two are None for a document that is not wanted."""
     for name, text in source:
         try:
-            yield name, text, None if text is None else hashlib.sha256(text.encode()).digest()
+            yield source.part, name, text, None if text is None else hashlib.sha256(text.encode()).digest()
         except UnicodeEncodeError as error:
             found = f"{text[error.start]!a} at character {error.start}"
             raise InputError(f"{name}: expected text that UTF-8 can hold, found {found}; repair the file") from None
@@ -51,7 +51,7 @@ def batches(documents):
     batch, characters = [], 0
     for document in documents:
         batch.append(document)
-        characters += len(document[1] or "")
+        characters += len(document[2] or "")
         if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
             yield batch
             batch, characters = [], 0
@@ -75,7 +75,7 @@ def encoded(documents, encode):
     with ThreadPoolExecutor(1) as pool:
         waiting = deque()
         for batch in batches(documents):
-            waiting.append((batch, pool.submit(encode, [text or "" for _, text, _ in batch])))
+            waiting.append((batch, pool.submit(encode, [text or "" for _, _, text, _ in batch])))
             if len(waiting) > AHEAD:
                 batch, encodings = waiting.popleft()
                 yield zip(batch, encodings.result())
@@ -95,18 +95,18 @@ def write_splits(source, tokenizer, writers, partial, counts, args):
         return time.monotonic()
 
     saved = save()
-    for _, text, digest in islice(documents, counts["read"] + counts["other_subreddits"]):
-        seen.fault(text, digest)
+    for part, _, text, digest in islice(documents, counts["read"] + counts["other_subreddits"]):
+        seen.fault(text, digest, part)
     with tqdm(total=args.max_sequences, unit="seq", desc="tokenize", disable=args.quiet) as progress:
         for batch in encoded(documents, encoder(tokenizer)):
-            for (name, text, digest), encoding in batch:
-                fault = seen.fault(text, digest)
+            for (part, name, text, digest), encoding in batch:
+                fault = seen.fault(text, digest, part)
                 counts["read"] += fault != "other_subreddits"
                 if fault:
                     counts[fault] += 1
                 else:
                     split = split_of(digest, args.val_ratio, args.test_ratio)
-                    counts["short"] += write_document(name, text, encoding, writers[split], limits[split], args)
+                    counts["short"] += write_document(part, name, text, encoding, writers[split], limits[split], args)
             progress.set_postfix(read=counts["read"], refresh=False)
             progress.update(sum(writer.size["sequences"] for writer in writers.values()) - progress.n)
             if all(writer.size["sequences"] == limits[split] for split, writer in writers.items()):
@@ -115,7 +115,7 @@ def write_splits(source, tokenizer, writers, partial, counts, args):
                 saved = save()
 
 
-def write_document(name, text, encoding, writer, limit, args):
+def write_document(part, name, text, encoding, writer, limit, args):
     """Cut one document and write it, as far as the limit of its split allows. Returns the remainders dropped (0 or 1)."""
     tokens = np.fromiter(encoding.ids, np.int32, len(encoding))
     for index, start in enumerate(range(0, len(tokens), args.max_length)):
@@ -124,5 +124,5 @@ def write_document(name, text, encoding, writer, limit, args):
             return 1
         if writer.size["sequences"] == limit:
             break
-        writer.write(name, index, piece, len(text))
+        writer.write(name, index, piece, len(text), part)
     return 0

@@ -6,6 +6,7 @@ sequences and writes `processed_data.json` (training), `val_data.json`, `test_da
     python data/prepare.py --output_dir data/processed --max_sequences 50000 --max_length 1024
     python data/prepare.py --source text --input 'notes/**/*.txt' posts.csv.gz --text_column body
     python data/prepare.py --source reddit --subreddits AskReddit tifu --near_duplicates 0.8
+    python data/prepare.py --source mixed --input sotu wiki=2 notes.jsonl
 
 A document belongs to one split for ever: the split is read off the SHA-256 of its text, so it depends on no seed,
 no source and no order, and the embedded base model, which was pre-trained on the training split alone, has never
@@ -22,11 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
+from data.mixed import MixedDocuments
 from data.partial import Partial, Resumable
 from data.pipeline import write_splits
 from data.reddit import RedditDocuments
 from data.sequences import SCHEMA, SPLITS, SequenceWriter
-from data.sources import SotuDocuments, TextDocuments
+from data.sources import SotuDocuments, TextDocuments, WikiDocuments
 from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer, text_vocab_size
 
 UNITS = {
@@ -34,6 +36,7 @@ UNITS = {
     "splits.*.characters": "Unicode code points of these documents, whole", "splits.*.sequences": "sequences",
     "splits.*.tokens": "tokens", "splits.*.distinct_tokens": "token ids", "splits.*.shortest": "tokens",
     "splits.*.mean": "tokens per sequence", "splits.*.longest": "tokens",
+    "splits.*.parts": "documents, sequences and tokens of each part of a mixture",
 }
 COUNTS = ("read", "blank", "duplicates", "near_duplicates", "other_subreddits", "short")
 # What a run that goes on must have in common with the one that was interrupted, besides the tokenizer.
@@ -43,7 +46,7 @@ AGREED = (
 )
 
 
-def check_splits(writers, counts, args):
+def check_splits(writers, counts, source, args):
     """Raise InputError if a split that was asked for is empty, or if there is nothing to learn."""
     if args.subreddits and not counts["read"]:
         wanted, found = " or ".join(args.subreddits), f"none among the {counts['other_subreddits']:,} posts read"
@@ -56,6 +59,12 @@ def check_splits(writers, counts, args):
             f"{counts['near_duplicates']} near duplicates, {counts['short']} pieces too short); give more documents (say, one "
             "paragraph a row of a .jsonl file), a smaller --min_length, or other --val_ratio and --test_ratio"
         )
+    for part in getattr(source, "parts", ()):
+        if empty := [split for split, writer in writers.items() if shares[split] and part not in writer.size.get("parts", {})]:
+            raise InputError(
+                f"--input {part}: expected documents of this part in every split, found none for {' and '.join(empty)}; "
+                "give more of them, a greater weight or --max_sequences, or leave the part out"
+            )
     if writers["train"].statistics()["distinct_tokens"] < 2:
         raise InputError("expected text with at least two different tokens, found one token again and again; give more text")
 
@@ -72,7 +81,7 @@ def prepare(source, tokenizer, identity, partial, args):
     before, began = sum(writer.size["tokens"] for writer in writers.values()), time.monotonic()
     try:
         write_splits(source, tokenizer, writers, partial, counts, args)
-        check_splits(writers, counts, args)
+        check_splits(writers, counts, source, args)
     finally:
         for writer in writers.values():
             writer.close()
@@ -94,6 +103,8 @@ def report(counts, splits, tokens, seconds, args):
             f"{split:5s} {size['documents']:>10,} {size['characters']:>12,} {size['sequences']:>10,} {size['tokens']:>12,} "
             f"{size['distinct_tokens']:>9,} {size['shortest']:>9,} {size['mean']:>8,.1f} {size['longest']:>8,}"
         )
+        for part, found in size.get("parts", {}).items():
+            print(f"  {part}: {found['documents']:,} documents, {found['sequences']:,} sequences, {found['tokens']:,} tokens")
     print(
         f"read {counts['read']:,} documents: {counts['duplicates']:,} duplicates, {counts['near_duplicates']:,} near duplicates, "
         f"{counts['blank']:,} blank; {counts['short']:,} remainders too short"
@@ -108,10 +119,12 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("data/processed"), help="directory for the three splits and dataset_info.json")
-    add("--source", choices=("sotu", "text", "reddit"), default="sotu",
-        help="sotu: the embedded presidential addresses; text: your own files; reddit: webis/tldr-17 from the Hugging Face hub")
+    add("--source", choices=("sotu", "wiki", "text", "mixed", "reddit"), default="sotu",
+        help="sotu: the embedded presidential addresses; wiki: the embedded leads of Wikipedia articles; text: your own files; "
+        "mixed: several of these; reddit: webis/tldr-17 from the Hugging Face hub")
     add("--input", nargs="+", help="for --source text: files, folders or globs of .txt (one document a file), .jsonl, .csv, "
-        ".parquet (one a row); all but .parquet also with .gz")
+        ".parquet (one a row); all but .parquet also with .gz; for --source mixed: parts, each sotu, wiki or files, with "
+        "=WEIGHT, its share of the characters as long as it lasts (1 if not given)")
     add("--text_column", help="field or column that holds the text; default 'text', for reddit 'content'")
     add("--subreddits", nargs="+", help="for --source reddit: only posts in these, in upper or lower case")
     add("--retries", type=bounded(int, 0, 1000), default=5,
@@ -142,9 +155,9 @@ def checked(parser, args):
         parser.error(f"--val_ratio + --test_ratio: expected less than 1, found {found:g}; nothing would be left to train on")
     if args.min_length > args.max_length:
         parser.error(f"--min_length {args.min_length}: expected at most --max_length {args.max_length}")
-    for flag, source in (("input", "text"), ("subreddits", "reddit")):
-        if getattr(args, flag) and args.source != source:
-            parser.error(f"--{flag}: expected --source {source}, found --source {args.source}")
+    for flag, sources in (("input", ("text", "mixed")), ("subreddits", ("reddit",))):
+        if getattr(args, flag) and args.source not in sources:
+            parser.error(f"--{flag}: expected --source {' or '.join(sources)}, found --source {args.source}")
     args.text_column = args.text_column or ("content" if args.source == "reddit" else "text")
     args.subreddits = sorted({name.lower().removeprefix("/").removeprefix("r/") for name in args.subreddits or []})
     return args
@@ -156,6 +169,10 @@ def source_of(args):
         return SotuDocuments(args.seed)
     if args.source == "text":
         return TextDocuments(args.input, args.text_column)
+    if args.source == "wiki":
+        return WikiDocuments(args.seed)
+    if args.source == "mixed":
+        return MixedDocuments(args.input, args.text_column, args.seed)
     return RedditDocuments(args.text_column, args.subreddits, args.retries)
 
 

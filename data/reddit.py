@@ -19,6 +19,8 @@ class RedditDocuments:
     Raises InputError if the hub can't be reached or has other columns, Resumable if it was lost on the way.
     """
 
+    part = None
+
     def __init__(self, text_column, subreddits, retries):
         self.text_column, self.subreddits, self.retries = text_column, subreddits, retries
         self.stamp = None  # not known before the first post is read

@@ -1,8 +1,8 @@
 """Sequence files: what data preparation writes and every later stage reads.
 
-JSON Lines, one object a line: ``{"doc": str, "index": int, "tokens": [int, ...]}``, with ``dataset_info.json``
-beside them. Files are streamed out, and read through `datasets`, which memory-maps them as Arrow: opening
-50,000 sequences of 1,024 tokens needs neither minutes nor gigabytes.
+JSON Lines, one object a line: ``{"doc": str, "index": int, "tokens": [int, ...]}``, in a mixture with ``"part": str`` before the
+tokens, with ``dataset_info.json`` beside them. Files are streamed out, and read through `datasets`, which memory-maps them as
+Arrow: opening 50,000 sequences of 1,024 tokens needs neither minutes nor gigabytes.
 """
 
 import json
@@ -40,10 +40,14 @@ class SequenceWriter:
             self._used[state["used"]] = True
             self._file.truncate(self._file.seek(state["bytes"]))
 
-    def write(self, doc, index, tokens, characters):
-        """Append one sequence: `tokens`, int32 (T,), is number `index` of document `doc`, which has `characters` characters."""
+    def write(self, doc, index, tokens, characters, part=None):
+        """Append one sequence: `tokens`, int32 (T,), is number `index` of document `doc`, which has `characters` characters.
+
+        `part` names the part of the mixture that the document is from.
+        """
         numerals = self._numerals.take(tokens).tobytes().translate(None, b"\0")[:-1]
-        self._file.write(b'{"doc":%s,"index":%d,"tokens":[%s]}\n' % (json.dumps(doc).encode(), index, numerals))
+        head = json.dumps({"doc": doc, "index": index} | ({"part": part} if part else {}), separators=(",", ":"))
+        self._file.write(b'%s,"tokens":[%s]}\n' % (head[:-1].encode(), numerals))
         self._used[tokens] = True
         size, length = self.size, len(tokens)
         size["documents"] += index == 0
@@ -52,6 +56,11 @@ class SequenceWriter:
         size["tokens"] += length
         size["shortest"] = min(size["shortest"] or length, length)
         size["longest"] = max(size["longest"], length)
+        if part:
+            of_part = size.setdefault("parts", {}).setdefault(part, {"documents": 0, "sequences": 0, "tokens": 0})
+            of_part["documents"] += index == 0
+            of_part["sequences"] += 1
+            of_part["tokens"] += length
 
     def state(self):
         """What another writer needs to go on from here, JSON-able, once the file's content is safe on the disk."""
@@ -85,6 +94,7 @@ class Sequences:
         self._start = number * lengths[self._row] // pieces[self._row]
         self.lengths = (number + 1) * lengths[self._row] // pieces[self._row] - self._start
         self._doc = dataset.data.column("doc")
+        self._part = dataset.data.column("part") if "part" in dataset.column_names else None
 
     def __len__(self):
         return len(self._row)
@@ -97,6 +107,16 @@ class Sequences:
     def docs(self):
         """The document of every item, as an array of str."""
         return np.asarray(self._doc.to_pylist(), dtype=object)[self._row]
+
+    @property
+    def parts(self):
+        """The part of the mixture that each item is from, as an array of str; None if the data is no mixture."""
+        return None if self._part is None else np.asarray(self._part.to_pylist(), dtype=object)[self._row]
+
+
+def features_of(info):
+    """The columns of the files that `info` describes."""
+    return datasets.Features({**FEATURES, "part": datasets.Value("string")}) if info.get("source") == "mixed" else FEATURES
 
 
 def load_info(path):
@@ -124,7 +144,8 @@ def load_sequences(path, tokenizer_fingerprint, max_length=None):
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; {remedy}")
     try:
-        dataset = datasets.Dataset.from_json(str(path), features=FEATURES, cache_dir=str(make_scratch(path.parent / CACHE)))
+        cache = str(make_scratch(path.parent / CACHE))
+        dataset = datasets.Dataset.from_json(str(path), features=features_of(info), cache_dir=cache)
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         example = '{"doc": "a", "index": 0, "tokens": [1, 2]}'

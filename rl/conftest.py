@@ -1,4 +1,4 @@
-"""What the tests of this folder share: toy data and a toy reconstructor, made once."""
+"""What the tests of this folder share: toy data and a toy reconstructor, made once, and a short training on them."""
 
 import sys
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
+import torch
 
 from data.sequences import load_sequences
 from data.testing.toy import write_toy
+from models.agent.files import load_policy
 from models.reconstructor import train_cpu
 from models.reconstructor.reconstructor import Reconstructor
+from rl import train
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +34,31 @@ def reconstructor(toy):
 @pytest.fixture(scope="session")
 def texts(toy, reconstructor):
     return load_sequences(toy / "data/processed_data.json", reconstructor.fingerprint)
+
+
+@pytest.fixture(scope="session")
+def earlier(toy, tmp_path_factory):
+    """An agent to begin with."""
+    folder = tmp_path_factory.mktemp("earlier")
+    train_agent(toy, folder, "--num_timesteps", 64)
+    return folder / "best_model.zip"
+
+
+def agent_words(toy, output):
+    """The flags of a short training on a CPU."""
+    paths = f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --output_dir {output}"
+    return f"{paths} --quiet --device cpu --width 16 --layers 1 --n_steps 32 --batch_size 16 --eval_sequences 8".split()
+
+
+def train_agent(toy, output, *words):
+    train.main([*agent_words(toy, output), *(str(w) for w in words)])
+
+
+def weights(path):
+    """The tensors of an agent's file."""
+    return load_policy(path).own_state()
+
+
+def alike(ours, theirs):
+    """Whether two {name: tensor} are the same to the last bit."""
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -42,8 +42,8 @@ from data.artifacts import InputError
 from models.agent.actor_critic import Readings
 from models.reconstructor.masking import KEEP_THRESHOLD
 
-CREDIT_WINDOW = 2  # tokens; the best of 0, 1, 2 and 4 (rl/README.md)
-PRICE_EXPONENT = 0.5  # between 0, where a low λ hardly counts, and 1, where all count alike (rl/README.md)
+CREDIT_WINDOW = 2  # tokens; the best of 0, 1, 2 and 4 (eval/results/NOTES.md)
+PRICE_EXPONENT = 0.5  # between 0, where a low λ hardly counts, and 1, where all count alike (eval/results/NOTES.md)
 READINGS_BYTES = 512 * 2**20  # of a rollout's readings
 
 

@@ -49,7 +49,8 @@ def golden_reconstructor():
 def golden_policy(reconstructor):
     reader, box = Reader(reconstructor, np.arange(V), blocks=1), spaces.Box(0.0, 1.0, (max(LENGTHS),), np.float32)
     kwargs = {"reader": reader, "embedding_dim": 4, "width": 8, "layers": 1, "heads": 2}
-    policy = TokenCompressionPolicy(observation_space(V, max(LENGTHS), 12.0), box, lambda _: 1e-3, features_extractor_kwargs=kwargs)
+    observations, rate = observation_space(V, max(LENGTHS), 12.0), lambda _: 1e-3
+    policy = TokenCompressionPolicy(observations, box, rate, features_extractor_kwargs=kwargs)
     policy.network.start_from(reconstructor.model, np.arange(V, 0, -1))
     with torch.no_grad():
         for name, tensor in policy.own_state().items():

@@ -24,7 +24,7 @@ from models.agent.files import SCHEMA as AGENT_SCHEMA
 from models.agent.files import common_tokens, load_weights, read_agent, save_agent
 from models.agent.reader import Reader
 from models.reconstructor.reconstructor import Reconstructor, find_device
-from models.reconstructor.training import open_splits
+from models.reconstructor.texts import open_splits
 from rl.callbacks import HeldOutEvaluation, RolloutFigures
 from rl.checkpoints import Checkpoints, ContinuedLog, go_on
 from rl.env import PRICES, TokenCompressionVecEnv
