@@ -79,14 +79,14 @@ def format_table(record):
     lines = [title, "", by_keep_ratio(record), ""]
     if record["documents"] < MIN_DOCUMENTS:
         lines += [f"only {record['documents']} documents: with fewer than {MIN_DOCUMENTS} no difference is significant", ""]
-    behind, unsure = [], []
+    behind, unsure = {}, {}  # {method: keep ratios}
     for d in record["differences"]:
         ahead = d["top1"]["value"] > 0 > d["nats"]["value"]
         significant = ahead and d["top1"]["significant"] and d["nats"]["significant"]
         if not significant:
-            (unsure if ahead else behind).append(f"{d['method']} at {d['keep_ratio_asked']:g}")
-    against = f"the agent does NOT lead against: {', '.join(behind)}"
-    lines.append(against if behind else "the agent leads everywhere in top-1 and nats")
+            (unsure if ahead else behind).setdefault(d["method"], []).append(f"{d['keep_ratio_asked']:g}")
+    against, not_sure = ("; ".join(f"{name} at {', '.join(r)}" for name, r in some.items()) for some in (behind, unsure))
+    lines.append(f"the agent does NOT lead against: {against}" if behind else "the agent leads everywhere in top-1 and nats")
     if unsure:
-        lines.append(f"its lead in top-1 or nats is not significant against: {', '.join(unsure)}")
+        lines.append(f"its lead in top-1 or nats is not significant against: {not_sure}")
     return "\n".join(lines)
