@@ -5,10 +5,9 @@
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
 validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. Beside them:
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
-method's masks or from nothing sent, whichever ends higher), the same from the first agent's masks, and local search. Intervals
-are 95 %, BCa, over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count
-as one method, whose intervals allow for the differences between them; masks that start from an agent's start from the first
-one's. Writes `price_results.json`.
+method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %, BCa,
+over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one method,
+whose intervals allow for the differences between them. Writes `price_results.json`.
 """
 
 import sys
@@ -25,8 +24,8 @@ from data.sequences import SPLITS, load_sequences
 from eval.inputs import Scores, add_model_flags, add_text_flags, draw_texts, open_models
 from eval.methods import CHEAP, build_opponents
 from eval.metrics import INTERVAL, Bootstrap, reward
-from eval.search import local_search, score_text, verified_mask
 from models.reconstructor.masking import KEEP_THRESHOLD, keep_highest
+from models.reconstructor.scoring import score
 from rl.train import token_counts
 
 SCHEMA = "rltc.price_evaluation/4"
@@ -42,7 +41,7 @@ AGENT, VERIFIED, AGENT_VERIFIED = "agent", "masks verified at λ", "the agent's 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, some = parser.add_argument, bounded(int, 0, 10**9)
+    add = parser.add_argument
     add_model_flags(add)
     add_text_flags(add, "price_results.json", num_sequences=100)
     add("--methods", nargs="+", choices=[*CHEAP, "verified-once", "mean-nats"], default=[*CHEAP, "verified-once"],
@@ -50,7 +49,6 @@ def parse_args(argv=None):
     add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[1.5, 3.0], help="λ, nats per token saved")
     add("--tune_sequences", type=bounded(int, 1, 10**9), default=64,
         help="texts of val_data.json, beside --data_path, on which the rules of the other methods are chosen")
-    add("--search_sequences", type=some, default=12, help="texts for local search, half a minute each; 0: leave it out")
     return parser.parse_args(argv)
 
 
@@ -126,15 +124,13 @@ class Evaluation:
         batches = self.corpus.batches
         return [(policy.keep_probability(ids, valid, price).numpy() > KEEP_THRESHOLD) | ~valid for ids, valid in batches]
 
-    def searched(self, starts, price, search, count=None):
-        """Rows of SUMS of the masks that `search` finds from keep masks `starts`, of the first `count` texts."""
-        texts = self.corpus.texts
+    def verified(self, starts, price):
+        """Rows of SUMS of the masks that verification makes of keep masks `starts`, one (B, T) per batch."""
+        texts, rows = self.corpus.texts, []
         first = [mask[: len(text)] for mask, text in zip((m for masks in starts for m in masks), texts, strict=True)]
-        pairs = list(zip(texts, first, strict=True))[:count]
-        rows = []
-        for text, start in tqdm(pairs, desc=search.__name__, unit="text", disable=self.args.quiet):
-            keep_mask = search(self.reconstructor, text, start, price)
-            rows.append(score_text(self.reconstructor, text, keep_mask[None]).sums)
+        pairs = zip(texts, first, strict=True)
+        for text, start in tqdm(pairs, desc="verify", total=len(texts), unit="text", disable=self.args.quiet):
+            rows.append(verify(self.reconstructor, text, start, price).sums)
         return np.concatenate(rows)
 
     def summary(self, name, rule, rows, price, agents=None):
@@ -163,21 +159,28 @@ class Evaluation:
         rows = {name: self.corpus.sums(self.reconstructor, found) for name, found in masks.items()}
         best = max(rows, key=lambda name: reward(rows[name].sum(0), price))
         starts = {"from the best method": masks[best], "from nothing sent": [~valid for _, valid in self.corpus.batches]}
-        checked = {start: self.searched(first, price, verified_mask) for start, first in starts.items()}
+        checked = {start: self.verified(first, price) for start, first in starts.items()}
         start = max(checked, key=lambda start: reward(checked[start].sum(0), price))
-        verified, agents_verified = checked[start], self.searched(own[0], price, verified_mask)
         results = [self.summary(AGENT, "its own decisions", agents, price)]
         results += [self.summary(name, rules[name], found[None], price, agents) for name, found in rows.items()]
-        results.append(self.summary(VERIFIED, start, verified[None], price, agents))
-        results.append(self.summary(AGENT_VERIFIED, "what comes back dear is sent", agents_verified[None], price, agents[:1]))
-        found = {"price": price, "results": results}
-        if count := self.args.search_sequences:
-            searched = self.searched(own[0], price, local_search, count)
-            rows = {"J": searched, "agent": agents[0, :count], "verified": verified[:count]}
-            documents = len(set(self.corpus.document[: len(searched)]))
-            J = {name: float(reward(row.sum(0), price)) for name, row in rows.items()}
-            found["local_search"] = {"texts": len(searched), "documents": documents, **J}
-        return found
+        results.append(self.summary(VERIFIED, start, checked[start][None], price, agents))
+        own = self.verified(own[0], price)[None]
+        results.append(self.summary(AGENT_VERIFIED, "what comes back dear is sent", own, price, agents[:1]))
+        return {"price": price, "results": results}
+
+
+def verify(reconstructor, text, first, price):
+    """Start from a keep mask (T,) of a text, send the dearer half of what is dearer than λ, and again, until nothing is.
+
+    Returns the Score of the last mask: of all that it masks, nothing costs more than λ.
+    """
+    keep_mask, valid = first[None].copy(), np.ones((1, len(text)), dtype=bool)
+    while True:
+        found = score(reconstructor, text[None], keep_mask, valid)
+        dear = np.flatnonzero(found.nats[0] > price)
+        if not len(dear):
+            return found
+        keep_mask[0, dear[np.argsort(-found.nats[0, dear], kind="stable")[: (len(dear) + 1) // 2]]] = True
 
 
 def format_price(at, agents):
@@ -192,10 +195,6 @@ def format_price(at, agents):
             low, high = lead["interval"]
             line += f"  agent leads by {lead['value']:+.4f} ({low:+.4f} to {high:+.4f})"
         lines.append(line)
-    if s := at.get("local_search"):
-        first = "first " if agents > 1 else ""
-        found = f"local search {s['J']:.4f}, {first}agent {s['agent']:.4f}, verified {s['verified']:.4f}"
-        lines.append(f"  on {s['texts']} texts: {found}")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from data.artifacts import InputError, Parser, bounded, make_output_dir, run, wr
 from eval.evaluate import UNITS
 from eval.inputs import add_text_flags, draw_texts
 from eval.metrics import Bootstrap, difference, figures
-from eval.report import half_width
+from eval.report import half, markdown, number
 from models.reconstructor.masking import random_keep_mask
 from models.reconstructor.reconstructor import Reconstructor, find_device
 
@@ -66,12 +66,12 @@ def score_curve(models, corpus, args):
 
 def format_curve(results):
     """The results as a Markdown table; behind ± stands half of the interval."""
-    lines = ["| model | attention | masked | top-1 | nats per masked token | nats less the first's |", "|---" * 6 + "|"]
+    rows = [["model", "attention", "masked", "top-1", "nats per masked token", "nats less the first's"]]
     for r in results:
         found = (r["top1"], r["nats"], r.get("difference_to_first", {}).get("nats"))
-        cells = (f"{figure['value']:.3f} ±{half_width(figure):.3f}" if figure else "" for figure in found)
-        lines.append(f"| {r['model']} | {r['attention']} | {r['mask_ratio']:g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = (f"{number(figure)} ±{half(figure)}" if figure else "" for figure in found)
+        rows.append([r["model"], r["attention"], f"{r['mask_ratio']:g}", *cells])
+    return markdown(rows)
 
 
 def main(argv=None):

@@ -28,24 +28,10 @@ sys.path.insert(0, str(REPOSITORY))
 import jinja2
 
 from data.artifacts import InputError, Parser, run, write_text
+from eval.report import by_keep_ratio, half, number
 
 STAGES = ("data", "models", "rl", "eval", "plots")
 TABLE = re.compile(r"<!-- table (?P<sources>[^\n]+)\n(?P<template>.*?)\n-->\n(?P<table>(?:\|[^\n]*\n)*)", re.DOTALL)
-
-
-def number(figure, digits=3):
-    """A number, or the value of a figure {"value", "interval"}: 1.23 with two digits, .123 and −.123 with three or more."""
-    value = figure["value"] if isinstance(figure, dict) else figure
-    text = f"{value:,.{digits}f}"
-    if digits >= 3:
-        text = re.sub(r"^(-?)0\.", r"\1.", text)
-    return text.replace("-", "−")
-
-
-def half(figure, digits=3):
-    """Half the width of a figure's interval."""
-    low, high = figure["interval"]
-    return number((high - low) / 2, digits)
 
 
 def interval(figure, digits=3):
@@ -67,30 +53,8 @@ def one(rows, **where):
     return found[0]
 
 
-def by_keep_ratio(record, methods=None):
-    """A table of an evaluation: top-1 / nats of `methods`, default: all, by keep ratio; ± is half of the agent's interval."""
-    ratios = sorted({r["keep_ratio_asked"] for r in record["results"]}, reverse=True)
-    lines = ["| keep ratio | " + " | ".join(map(str, ratios)) + " |", "|---" * (len(ratios) + 1) + "|"]
-    for method in methods or dict.fromkeys(r["method"] for r in record["results"]):
-        cells = [one(record["results"], method=method, keep_ratio_asked=ratio) for ratio in ratios]
-        bold = "**" if method == "agent" else ""
-        pairs = [f"{bold}{number(c['top1'])} / {number(c['nats'], 2)}{bold}" for c in cells]
-        lines.append(f"| {method} | {' | '.join(pairs)} |")
-        if bold:
-            lines.append("| ± | " + " | ".join(f"{half(c['top1'])} / {half(c['nats'], 2)}" for c in cells) + " |")
-    return "\n".join(lines)
-
-
 FILTERS = {"number": number, "half": half, "interval": interval, "estimate": estimate}
 FUNCTIONS = {"one": one, "by_keep_ratio": by_keep_ratio}
-
-
-def environment():
-    """Jinja with FILTERS and FUNCTIONS; a name that a file does not have is an error."""
-    jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, line_statement_prefix="%", trim_blocks=True)
-    jinja.filters |= FILTERS
-    jinja.globals |= FUNCTIONS
-    return jinja
 
 
 def make_table(sources, template):
@@ -98,7 +62,9 @@ def make_table(sources, template):
     try:
         named = dict(source.split("=", 1) for source in sources.split())
         files = {name: json.loads((REPOSITORY / path).read_text(encoding="utf-8")) for name, path in named.items()}
-        return environment().from_string(template).render(files).strip("\n") + "\n"
+        jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, line_statement_prefix="%", trim_blocks=True)
+        jinja.filters |= FILTERS
+        return jinja.from_string(template, globals=FUNCTIONS).render(files).strip("\n") + "\n"
     except (jinja2.TemplateError, ValueError, OSError, KeyError, TypeError) as error:
         raise InputError(f"table {sources}: {type(error).__name__}: {error}") from None
 
@@ -124,14 +90,10 @@ def pages():
     return sorted(path for path in found if TABLE.search(path.read_text(encoding="utf-8")))
 
 
-def parse_args(argv=None):
-    parser = Parser(__doc__)
-    parser.add_argument("--write", action="store_true", help="write the tables anew; default: name those that differ")
-    return parser.parse_args(argv)
-
-
 def main(argv=None):
-    args = parse_args(argv)
+    parser = Parser(__doc__)
+    parser.add_argument("--write", action="store_true", help="write the tables anew instead of naming one that differs")
+    args = parser.parse_args(argv)
     for path in pages():
         text, name = path.read_text(encoding="utf-8"), path.relative_to(REPOSITORY)
         if args.write:

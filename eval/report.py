@@ -1,5 +1,7 @@
 """The results of eval/evaluate.py for a reader: texts as sent and as restored, and a table of every method."""
 
+import re
+
 import numpy as np
 
 from data.sequences import pad_batch
@@ -38,46 +40,53 @@ def examples_as_text(found):
     return "\n".join(blocks)
 
 
-def format_table(record):
-    """Top-1 and nats per masked token of every method at every keep ratio, as lines of text."""
-    ratios = sorted({r["keep_ratio_asked"] for r in record["results"]}, reverse=True)
-    names = list(dict.fromkeys(r["method"] for r in record["results"]))
-    cell = {(r["method"], r["keep_ratio_asked"]): r for r in record["results"]}
-    lead_over = {(d["method"], d["keep_ratio_asked"]): d for d in record["differences"]}
-    several, width = len(record["agents"]) > 1, 2 + max(map(len, ["keep ratio", *names]))
-
-    def line(title, pairs, before="", after=None):
-        after = after or [" "] * len(pairs)
-        cells = (f"{before}{top1:.3f} / {before}{nats:.2f}{mark}" for (top1, nats), mark in zip(pairs, after, strict=True))
-        return f"{title:{width}s}" + "".join(f"{text:^22s}" for text in cells)
-
-    over = " and agents" if several else ""
-    title = f"masked top-1 / nats per masked token, 95 % over documents{over}; * the agent's lead is significant in both"
-    lines = [title, "", f"{'keep ratio':{width}s}" + "".join(f"{r:^22g}" for r in ratios)]
-    for name in names:
-        cells, marks = [cell[name, r] for r in ratios], ["*" if ahead(lead_over.get((name, r))) else " " for r in ratios]
-        lines.append(line(name, [(c["top1"]["value"], c["nats"]["value"]) for c in cells], after=marks))
-        lines.append(line("", [(half_width(c["top1"]), half_width(c["nats"])) for c in cells], before="±"))
-    if several:
-        spans = [[np.ptp([run[figure] for run in cell[names[0], r]["runs"]]) for figure in ("top1", "nats")] for r in ratios]
-        lines += ["", line("agents apart", spans)]
-        lines.append(f"agent: the mean of {len(record['agents'])} training runs; agents apart: the highest less the lowest")
-    lost = [d for d in record["differences"] if d["top1"]["value"] <= 0 or d["nats"]["value"] >= 0]
-    if record["documents"] < MIN_DOCUMENTS:
-        few = f"only {record['documents']} documents: intervals over fewer than {MIN_DOCUMENTS} say little"
-        lines += ["", f"{few}, and no difference counts as significant"]
-    where = ", ".join(f"{d['method']} at {d['keep_ratio_asked']:g}" for d in lost)
-    lines += ["", f"the agent does NOT lead against: {where}" if lost else "the agent leads everywhere in top-1 and nats"]
-    return "\n".join(lines)
+def number(figure, digits=3):
+    """A number, or the value of a figure {"value", "interval"}: 1.23 with two digits, .123 and −.123 with three or more."""
+    text = f"{figure['value'] if isinstance(figure, dict) else figure:,.{digits}f}"
+    text = re.sub(r"^(-?)0\.", r"\1.", text) if digits >= 3 else text
+    return text.replace("-", "−")
 
 
-def half_width(figure):
+def half(figure, digits=3):
     """Half the width of a figure's interval."""
-    return float(np.ptp(figure["interval"]) / 2)
+    return number(float(np.ptp(figure["interval"])) / 2, digits)
 
 
-def ahead(lead):
-    """Whether the agent's difference to a method is a significant lead in top-1 and nats."""
-    if not lead or lead["top1"]["value"] <= 0 or lead["nats"]["value"] >= 0:
-        return False
-    return lead["top1"]["significant"] and lead["nats"]["significant"]
+def markdown(rows):
+    """Rows of text as a Markdown table, the first one its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(f"{text:{width}s}" for text, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def by_keep_ratio(record, methods=None):
+    """A table of an evaluation: top-1 / nats of `methods`, default: all, by keep ratio; ± is half of the agent's interval."""
+    ratios, results = sorted({r["keep_ratio_asked"] for r in record["results"]}, reverse=True), record["results"]
+    rows = [["keep ratio", *map(str, ratios)]]
+    for method in methods or dict.fromkeys(r["method"] for r in results):
+        cells = [next(r for r in results if r["method"] == method and r["keep_ratio_asked"] == ratio) for ratio in ratios]
+        bold = "**" if method == "agent" else ""
+        rows.append([method, *(f"{bold}{number(c['top1'])} / {number(c['nats'], 2)}{bold}" for c in cells)])
+        if bold:
+            rows.append(["±", *(f"{half(c['top1'])} / {half(c['nats'], 2)}" for c in cells)])
+    return markdown(rows)
+
+
+def format_table(record):
+    """Top-1 and nats per masked token of every method at every keep ratio, and whom the agent leads, as lines of text."""
+    over = f" and {len(record['agents'])} agents, of which the first row is the mean" if len(record["agents"]) > 1 else ""
+    title = f"masked top-1 / nats per masked token; ±: half of the agent's 95 % interval over documents{over}"
+    lines = [title, "", by_keep_ratio(record), ""]
+    if record["documents"] < MIN_DOCUMENTS:
+        lines += [f"only {record['documents']} documents: with fewer than {MIN_DOCUMENTS} no difference is significant", ""]
+    behind, unsure = {}, {}  # {method: keep ratios}
+    for d in record["differences"]:
+        ahead = d["top1"]["value"] > 0 > d["nats"]["value"]
+        significant = ahead and d["top1"]["significant"] and d["nats"]["significant"]
+        if not significant:
+            (unsure if ahead else behind).setdefault(d["method"], []).append(f"{d['keep_ratio_asked']:g}")
+    against, not_sure = ("; ".join(f"{name} at {', '.join(r)}" for name, r in some.items()) for some in (behind, unsure))
+    lines.append(f"the agent does NOT lead against: {against}" if behind else "the agent leads everywhere in top-1 and nats")
+    if unsure:
+        lines.append(f"its lead in top-1 or nats is not significant against: {not_sure}")
+    return "\n".join(lines)

@@ -89,7 +89,7 @@ def test_several_agents_are_one_method(stages, agents, tmp_path, capsys):
     alone = [pytest.approx(each["nats"]["value"]) for each in (one, other)]
     assert [run["nats"] for run in both["runs"]] == alone and "runs" not in one
     assert both["top1"]["value"] == pytest.approx((one["top1"]["value"] + other["top1"]["value"]) / 2)
-    assert both["masked_tokens"] == one["masked_tokens"] and "agents apart" in capsys.readouterr().out
+    assert both["masked_tokens"] == one["masked_tokens"] and "2 agents" in capsys.readouterr().out
     assert {"interval", "interval_over_documents"} < set(found[2]["differences"][0]["nats"])
     visualize.main(f"--results_path {tmp_path}/evaluation_results.json --output_dir {tmp_path}/plots".split())
     assert (tmp_path / "plots/masked_top1.png").stat().st_size
@@ -123,8 +123,11 @@ def test_examples_are_readable_and_true(record, stages):
 def test_the_table_admits_a_loss(record):
     lost = copy.deepcopy(record)
     for d in lost["differences"]:
-        d["top1"]["value"], d["nats"]["value"] = 0.1, -0.1
-    assert "leads everywhere" in report.format_table(lost)
+        d["top1"] |= {"value": 0.1, "significant": True}
+        d["nats"] |= {"value": -0.1, "significant": True}
+    assert "leads everywhere" in (text := report.format_table(lost)) and "not significant" not in text
+    lost["differences"][1]["nats"]["significant"] = False
+    assert "not significant against: causal surprisal at 0.8" in report.format_table(lost)
     lost["differences"][0]["nats"]["value"] = 0.2
     assert "does NOT lead" in report.format_table(lost)
 

@@ -10,6 +10,7 @@ import pytest
 
 from data.artifacts import InputError
 from eval import pages
+from eval.report import half, number
 
 PAGE = """before
 <!-- table r={path}
@@ -48,8 +49,8 @@ def test_a_table_is_written_from_its_file_and_a_wrong_digit_is_found(page):
 
 def test_numbers_are_written_in_one_way():
     figure = {"value": -0.0721, "interval": [-0.087, 0.055]}
-    assert pages.estimate(figure) == "−.072 (−.087 to .055)" and pages.half(figure) == ".071"
-    assert [pages.number(1234.5, 1), pages.number(0.5, 2), pages.number(1.0)] == ["1,234.5", "0.50", "1.000"]
+    assert pages.estimate(figure) == "−.072 (−.087 to .055)" and half(figure) == ".071"
+    assert [number(1234.5, 1), number(0.5, 2), number(1.0)] == ["1,234.5", "0.50", "1.000"]
 
 
 MISTAKES = [("c.top1", "c.top2"), ("results.json", "nowhere.json"), ("r.results", "one(r.results, method='random')")]
