@@ -23,7 +23,7 @@ from data.toy import REPOSITORY, check_refusal, free_port, run_module, write_bas
 from models.reconstructor import train_cpu, train_gpu
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
-from models.reconstructor.optimizer import Muon
+from models.reconstructor.pretraining.optimizer import Muon
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, load_tokenizer
 from models.reconstructor.training import ReconstructorTrainer, parse_args

@@ -23,7 +23,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, write_json, write_text
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
 from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
-from models.reconstructor.optimizer import MuonAdamW
+from models.reconstructor.pretraining.optimizer import MuonAdamW
 from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
 from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN
