@@ -87,14 +87,14 @@ def command_line(script, args, leave_out=("resume", "quiet")):
     return " ".join(words)
 
 
-def write_json(path, schema, args, units, weights=(), **content):
-    """Write a stage's result.
+def stamped(schema, args, units, weights=(), **content):
+    """A stage's result as a dict, with all that says where it comes from.
 
     `args` is the argparse namespace it ran with; `units` says what each figure means; `weights` are the files or model
     directories whose weights went into it: the record has their SHA-256.
     """
     settings = json.loads(json.dumps(vars(args), default=str))  # paths become text
-    record = {
+    return {
         "schema": schema,
         "args": settings,
         "seed": settings.get("seed"),
@@ -104,6 +104,11 @@ def write_json(path, schema, args, units, weights=(), **content):
         "units": units,
         **content,
     }
+
+
+def write_json(path, schema, args, units, weights=(), **content):
+    """Write a stage's result, `stamped`."""
+    record = stamped(schema, args, units, weights, **content)
     # allow_nan=False: NaN is not JSON, and a NaN in a result is a bug that must not reach a reader.
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -3,13 +3,14 @@
     python data/benchmark.py
     python data/benchmark.py --measures opening --sequences 50000 --length 1024
 
-`speed` runs preparation, from a .jsonl file to the finished splits, and bare batch encoding of the same documents in turn, with the
-same number of threads (RAYON_NUM_THREADS sets it, TOKENIZERS_PARALLELISM=false means one), and prints the medians and their ratio.
-`opening` makes a sequence file and opens it in a new process as a training stage does: once cold, when `datasets` converts it,
-and once warm. `memory` prepares a corpus and one several times as large and prints the peaks of the two processes.
+`speed` runs preparation, from a .jsonl file to the finished data set, and bare batch encoding of the same documents in turn, with
+the same number of threads (RAYON_NUM_THREADS sets it, TOKENIZERS_PARALLELISM=false means one), and prints the medians and their
+ratio. `opening` makes a sequence file and opens it in a new process as a training stage does: once cold, when `datasets` converts
+it, and once warm. `memory` prepares a corpus and one several times as large and prints the peaks of the two processes.
 Reads the embedded corpus; writes into a temporary directory, which it deletes.
 """
 
+import io
 import json
 import resource
 import statistics
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from contextlib import redirect_stdout
 from itertools import cycle
 from pathlib import Path
 
@@ -27,9 +29,11 @@ import numpy as np
 
 from data import prepare
 from data.artifacts import Parser, bounded, run, write_json
-from data.partial import open_partial
-from data.sequences import SCHEMA, SPLITS, SequenceWriter, load_sequences
+from data.partial import Partial
+from data.pipeline import BATCH_CHARACTERS
+from data.sequences import INFO, SCHEMA, SPLITS, SequenceWriter, load_sequences
 from data.sources import SotuDocuments, TextDocuments
+from data.testing.preparation import write_jsonl
 from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer, text_vocab_size
 
 MIB = 2**20
@@ -39,7 +43,7 @@ SIDES = ("prepare", "encode_batch_fast", "encode_batch")
 
 
 def write_corpus(path, documents):
-    """A .jsonl file of that many documents of about DOCUMENT characters from the embedded corpus, over and over, numbered so that no two are equal. Returns the texts."""
+    """A .jsonl file of that many documents of about DOCUMENT characters, numbered so that no two are equal. Returns the texts."""
     pieces, text = [], ""
     for _, address in SotuDocuments(seed=42):
         for paragraph in address.split("\n"):
@@ -48,23 +52,20 @@ def write_corpus(path, documents):
                 pieces.append(text)
                 text = ""
     texts = [f"{number} {text}" for number, text in zip(range(documents), cycle(pieces))]
-    Path(path).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    write_jsonl(path, texts)
     return texts
 
 
 def prepare_seconds(corpus, folder, tokenizer):
     """Seconds of preparation from the corpus to the end of its splits' last byte, and the tokens written."""
-    args = prepare.parse_args(["--source", "text", "--input", str(corpus), "--quiet", "--max_sequences", str(10**9), "--min_length", "1"])
+    words = f"--source text --input {corpus} --output_dir {folder} --quiet --max_sequences {10**9} --min_length 1"
+    args = prepare.parse_args(words.split())
     began = time.perf_counter()
-    partial = open_partial(folder, {}, resume=False)
-    writers = {split: SequenceWriter(partial.folder / name, text_vocab_size(tokenizer)) for split, name in SPLITS.items()}
-    source, state = TextDocuments(args.input, args.text_column), {"batch": 0, "counts": prepare.COUNTS, "position": None}
-    prepare.write_splits(source, tokenizer, writers, partial, state, args)
-    for writer in writers.values():
-        writer.close()
+    with redirect_stdout(io.StringIO()):
+        prepare.prepare(TextDocuments(args.input, args.text_column), tokenizer, {}, Partial(args, {}), args)
     seconds = time.perf_counter() - began
-    partial.discard()
-    return seconds, sum(writer.tokens for writer in writers.values())
+    splits = json.loads((folder / INFO).read_text())["splits"]
+    return seconds, sum(split["tokens"] for split in splits.values())
 
 
 def bare_seconds(texts, encode):
@@ -74,7 +75,7 @@ def bare_seconds(texts, encode):
     for text in texts:
         batch.append(text)
         characters += len(text)
-        if characters >= prepare.BATCH_CHARACTERS:
+        if characters >= BATCH_CHARACTERS:
             encode(batch, add_special_tokens=False)
             batch, characters = [], 0
     encode(batch, add_special_tokens=False)
@@ -94,11 +95,12 @@ def measure_speed(folder, args):
     median = {side: statistics.median(times[1:]) for side, times in seconds.items()}
     print(f"speed: {len(texts):,} documents, {tokens:,} tokens, medians of {args.repeats} rounds")
     for side, value in median.items():
-        print(f"  {side:18s} {value:7.2f} s {tokens / value:>12,.0f} tokens/s; prepare reaches {value / median['prepare']:.2f} of that")
+        share = value / median["prepare"]
+        print(f"  {side:18s} {value:7.2f} s {tokens / value:>12,.0f} tokens/s; prepare reaches {share:.2f} of that")
 
 
 def write_sequences(folder, sequences, length):
-    """A training split of random tokens, each equally likely, so that its numbers are longer than a text's, with its dataset_info.json."""
+    """A training split of random tokens, each equally likely (its numbers are longer than a text's), and its description."""
     tokenizer, rng = load_tokenizer(BASE_MODEL), np.random.default_rng(42)
     vocab_size = text_vocab_size(tokenizer)
     writer = SequenceWriter(folder / SPLITS["train"], vocab_size)
@@ -106,7 +108,7 @@ def write_sequences(folder, sequences, length):
         writer.write(f"document {number}", 0, rng.integers(vocab_size, size=length), 5 * length)
     writer.close()
     write_json(
-        folder / "dataset_info.json", SCHEMA, Namespace(seed=42), prepare.UNITS, max_length=length,
+        folder / INFO, SCHEMA, Namespace(seed=42), prepare.UNITS, max_length=length,
         splits={"train": {"file": SPLITS["train"], **writer.statistics()}},
         tokenizer={"name": BASE_MODEL, "fingerprint": fingerprint(tokenizer), "vocab_size": vocab_size},
     )
@@ -128,18 +130,20 @@ def open_sequences(folder):
     before, began = peak_memory(), time.perf_counter()
     sequences = load_sequences(folder / SPLITS["train"], fingerprint(tokenizer))
     sequences[len(sequences) - 1]
-    print(json.dumps({"seconds": time.perf_counter() - began, "before": before, "peak": peak_memory(), "sequences": len(sequences), "tokens": int(sequences.lengths.sum())}))
+    print(json.dumps({"seconds": time.perf_counter() - began, "before": before, "peak": peak_memory()}))
 
 
 def prepare_corpus(folder):
     """In a process of its own: prepare `folder/corpus.jsonl` and print the peak as JSON."""
-    prepare.main(["--source", "text", "--input", str(folder / "corpus.jsonl"), "--output_dir", str(folder / "out"), "--quiet", "--max_sequences", str(10**9)])
+    words = f"--source text --input {folder / 'corpus.jsonl'} --output_dir {folder / 'out'} --quiet --max_sequences {10**9}"
+    prepare.main(words.split())
     print(json.dumps({"peak": peak_memory()}))
 
 
 def in_new_process(step, folder):
     """Run one of this script's steps in a new process; what it printed last, as JSON."""
-    done = subprocess.run([sys.executable, __file__, "--step", step, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, __file__, "--step", step, "--folder", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -150,7 +154,8 @@ def measure_opening(folder, args):
     print(f"opening: {args.sequences:,} sequences of {args.length:,} tokens, {size / MIB:,.0f} MiB")
     for name in ("cold", "warm"):
         found = in_new_process("open", folder)
-        print(f"  {name} {found['seconds']:5.1f} s, peak of resident memory {found['peak'] / MIB:,.0f} MiB, of which {found['before'] / MIB:,.0f} MiB are PyTorch and the other libraries")
+        seconds, peak, before = found["seconds"], found["peak"] / MIB, found["before"] / MIB
+        print(f"  {name} {seconds:5.1f} s, peak of resident memory {peak:,.0f} MiB, of which {before:,.0f} MiB are libraries")
 
 
 def measure_memory(folder, args):
@@ -168,13 +173,14 @@ STEPS = {"open": open_sequences, "prepare": prepare_corpus}
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to measure")
-    parser.add_argument("--repeats", type=bounded(int, 1, 1000), default=5, help="counted rounds of the speed measurement")
-    parser.add_argument("--documents", type=bounded(int, 1, 10**7), default=8000, help=f"documents of {DOCUMENT} characters or a little more, for speed and memory")
-    parser.add_argument("--sequences", type=bounded(int, 1, 10**7), default=50_000, help="sequences of the file that is opened")
-    parser.add_argument("--length", type=bounded(int, 1, 10**6), default=1024, help="tokens of each of these sequences")
-    parser.add_argument("--step", choices=STEPS, default=None, help="a part of a measurement, which the script runs in a process of its own")
-    parser.add_argument("--folder", type=Path, default=None, help="for --step: where its files are")
+    add, count = parser.add_argument, bounded(int, 1, 10**7)
+    add("--measures", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to measure")
+    add("--repeats", type=count, default=5, help="counted rounds of the speed measurement")
+    add("--documents", type=count, default=8000, help=f"documents of about {DOCUMENT} characters, for speed and memory")
+    add("--sequences", type=count, default=50_000, help="sequences of the file that is opened")
+    add("--length", type=count, default=1024, help="tokens of each of these sequences")
+    add("--step", choices=STEPS, help="a part of a measurement, which the script runs in a process of its own")
+    add("--folder", type=Path, help="for --step: where its files are")
     return parser.parse_args(argv)
 
 

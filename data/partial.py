@@ -1,112 +1,81 @@
-"""A run in progress: what `output_dir/.partial` holds until the results are complete, so that an interrupted run can go on.
+"""A run in progress: what `output_dir/.rltc_partial` holds until the results are complete, so that an interrupted run can go on.
 
-The split files are written there, beside one SQLite file with the texts seen so far (a digest each, so that memory does not
-grow with the corpus) and the state of the last save. Every row carries the number of the batch that it came with. A save is one
-transaction, made after the split files were flushed to the disk: a run that goes on cuts the files to the lengths saved,
-forgets the rows of later batches, and reads on from the position saved.
+The split files are written there, beside `state.json`: how many documents were read at the last save, and how long the files
+were then. A run that goes on cuts the files to these lengths and reads the source from the beginning, as far as the last save
+only to learn again which texts were there. Reading is quick, and nothing is tokenized twice. A run that was killed while it gave
+its files their places begins anew.
 """
 
-import json
-import shutil
-import sqlite3
-from pathlib import Path
+import os
 
-from data.artifacts import InputError
+from filelock import FileLock, Timeout
 
-FOLDER = ".partial"
-PAGE_CACHE = 32_768  # KiB of SQLite's pages held in memory
-TABLES = {
-    "saved": "what TEXT PRIMARY KEY, value TEXT",
-    "digests": "digest BLOB PRIMARY KEY, batch INTEGER",
-    "sketches": "document INTEGER PRIMARY KEY, batch INTEGER, sketch BLOB",
-    "bands": "band BLOB, document INTEGER, batch INTEGER, PRIMARY KEY (band, document)",
-}
+from data.artifacts import InputError, read_json, write_json
+from data.scratch import make_scratch, remove_scratch
+from data.sequences import CACHE, INFO, MADE_BY, SPLITS
+
+FOLDER = ".rltc_partial"
+SCHEMA = "rltc.preparation/1"
 
 
 class Resumable(InputError):
-    """What stopped the run lies outside of it: `.partial` stays, for --resume."""
+    """What stopped the run lies outside of it: the folder stays, for --resume."""
 
 
 class Partial:
-    """The run in progress in `folder`, locked against others. `state` is that of the last save, None before the first.
+    """The run in progress in `args.output_dir`: the interrupted one if `args.resume`, else a new one in place of any other.
 
-    Raises InputError if another run holds it or if it is unreadable.
+    `settings`, {flag: value}, are what the two must have in common. `state` is that of the last save, empty before the first.
+    Raises InputError if another run holds the folder, if there is nothing to resume, or if the settings differ.
     """
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.folder.mkdir(exist_ok=True)
-        self.database = sqlite3.connect(self.folder / "state.sqlite", timeout=0)
+    def __init__(self, args, settings):
+        self.args, self.settings, self.state = args, settings, {}
+        self.folder = args.output_dir / FOLDER
+        self.file = self.folder / "state.json"
+        if args.resume and not self.file.exists():
+            raise InputError(f"--resume: expected an interrupted run in {self.folder}, found none; begin without --resume")
+        self.lock = FileLock(make_scratch(self.folder) / "lock")
         try:
-            # A write-ahead log makes big transactions cheap; the exclusive lock is held until `close`.
-            for setting in (f"cache_size=-{PAGE_CACHE}", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
-                self.database.execute(f"PRAGMA {setting}")
-            for name, columns in TABLES.items():
-                self.database.execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns}) WITHOUT ROWID")
-            self.database.commit()
-            self.state = self._read("state")
-        except sqlite3.DatabaseError as error:
-            self.database.close()
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise InputError(f"{self.folder} is in use: expected no other run that writes there; wait for it, or choose another --output_dir") from None
-            raise InputError(f"{self.folder}: expected the state of an interrupted run, found: {error}; delete that folder and begin anew") from None
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            remedy = "wait for it, or choose another --output_dir"
+            raise InputError(f"{self.folder} is in use: expected no other run that writes there; {remedy}") from None
+        if args.resume:
+            self.go_on()
+        elif self.file.exists():
+            self.file.unlink()
+            print(f"discarded the interrupted run in {self.folder}, which --resume would have gone on with")
 
-    def _read(self, what):
-        row = self.database.execute("SELECT value FROM saved WHERE what = ?", (what,)).fetchone()
-        return json.loads(row[0]) if row else None
+    def go_on(self):
+        state = read_json(self.file, SCHEMA, MADE_BY)
+        for flag, began in state["settings"].items():
+            if (found := self.settings[flag]) != began:
+                self.close()
+                raise InputError(
+                    f"--resume: expected --{flag} {began}, with which the interrupted run began, found {found}; "
+                    "give the same arguments, or begin anew without --resume"
+                )
+        if all((self.folder / name).exists() for name in SPLITS.values()):
+            self.state = state
 
-    def _write(self, what, value):
-        self.database.execute("REPLACE INTO saved VALUES (?, ?)", (what, json.dumps(value)))
-        self.database.commit()
+    def save(self, **state):
+        """Make `state` what a run that goes on finds."""
+        write_json(self.file, SCHEMA, self.args, {"counts": "documents"}, settings=self.settings, **state)
 
-    def begin(self, settings):
-        """Note the `settings`, {flag: value}, that a run which goes on must have in common with this one."""
-        self._write("settings", settings)
-
-    def go_on(self, settings):
-        """Check that the interrupted run began with the same `settings` and forget what was read after the last save. Raises InputError."""
-        for flag, began in (self._read("settings") or {}).items():
-            if settings[flag] != began:
-                raise InputError(f"--resume: expected --{flag} {began}, with which the interrupted run began, found {settings[flag]}; give the same arguments, or begin anew without --resume")
-        for table in ("digests", "sketches", "bands"):
-            self.database.execute(f"DELETE FROM {table} WHERE batch > ?", (self.state["batch"] if self.state else 0,))
-        self.begin(settings)
-
-    def save(self, state):
-        """Make `state`, and with it the rows added so far, what a run that goes on finds."""
-        self._write("state", state)
-
-    def is_new(self, digest, batch):
-        """Whether `digest` (bytes) was not seen before; from now on it was, since batch number `batch`."""
-        return self.database.execute("INSERT OR IGNORE INTO digests VALUES (?, ?)", (digest, batch)).rowcount == 1
+    def publish(self, write_info):
+        """Give the files their places, have `write_info(path)` describe them, and delete the rest."""
+        remove_scratch(self.args.output_dir / CACHE)
+        # Until the new description is there, no reader takes the old one for that of the new files.
+        (self.args.output_dir / INFO).unlink(missing_ok=True)
+        for name in SPLITS.values():
+            os.replace(self.folder / name, self.args.output_dir / name)
+        write_info(self.args.output_dir / INFO)
+        self.discard()
 
     def close(self):
-        self.database.close()
+        self.lock.release()
 
     def discard(self):
         self.close()
-        shutil.rmtree(self.folder)
-
-
-def open_partial(output_dir, settings, resume):
-    """The run in progress in `output_dir`: the interrupted one if `resume`, else a new one in place of any other.
-
-    Raises InputError if there is nothing to resume, or if the interrupted run had other settings.
-    """
-    folder = Path(output_dir) / FOLDER
-    if resume:
-        if not (folder / "state.sqlite").is_file():
-            raise InputError(f"--resume: expected an interrupted run in {folder}, found none; begin without --resume")
-        partial = Partial(folder)
-        try:
-            partial.go_on(settings)
-        except InputError:
-            partial.close()
-            raise
-        return partial
-    if folder.exists():
-        Partial(folder).discard()
-        print(f"discarded the interrupted run in {folder}, which --resume would have gone on with")
-    partial = Partial(folder)
-    partial.begin(settings)
-    return partial
+        remove_scratch(self.folder)

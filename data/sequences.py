@@ -14,9 +14,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data.artifacts import InputError, read_json
+from data.scratch import make_scratch
 
 SCHEMA = "rltc.dataset/1"
 MADE_BY = "data/prepare.py"
+CACHE = ".rltc_cache"  # beside the sequence files: what `datasets` made of them
+INFO = "dataset_info.json"  # beside them: what they are
 SPLITS = {"train": "processed_data.json", "val": "val_data.json", "test": "test_data.json"}
 FEATURES = datasets.Features(
     {"doc": datasets.Value("string"), "index": datasets.Value("int32"), "tokens": datasets.List(datasets.Value("int32"))}
@@ -26,17 +29,14 @@ FEATURES = datasets.Features(
 class SequenceWriter:
     """Stream the sequences of one split into the file `path` and count them; `state` is that of a writer to go on from."""
 
-    COUNTS = ("documents", "characters", "sequences", "tokens", "shortest", "longest")
-
     def __init__(self, path, vocab_size, state=None):
         self.path = Path(path)
-        self.documents = self.characters = self.sequences = self.tokens = self.shortest = self.longest = 0
+        self.size = dict.fromkeys(("documents", "characters", "sequences", "tokens", "shortest", "longest"), 0)
         self._used = np.zeros(vocab_size, dtype=bool)  # token ids that occur
         self._numerals = np.char.add(np.arange(vocab_size).astype("S"), b",").astype("S8").view(np.uint64)  # filled with NULs
         self._file = self.path.open("r+b" if state else "wb")
         if state:
-            for name in self.COUNTS:
-                setattr(self, name, state[name])
+            self.size = state["size"]
             self._used[state["used"]] = True
             self._file.truncate(self._file.seek(state["bytes"]))
 
@@ -45,32 +45,24 @@ class SequenceWriter:
         numerals = self._numerals.take(tokens).tobytes().translate(None, b"\0")[:-1]
         self._file.write(b'{"doc":%s,"index":%d,"tokens":[%s]}\n' % (json.dumps(doc).encode(), index, numerals))
         self._used[tokens] = True
-        if index == 0:
-            self.documents += 1
-            self.characters += characters
-        self.shortest = min(self.shortest or len(tokens), len(tokens))
-        self.longest = max(self.longest, len(tokens))
-        self.sequences += 1
-        self.tokens += len(tokens)
-
-    @property
-    def distinct_tokens(self):
-        """Number of different token ids."""
-        return int(np.count_nonzero(self._used))
+        size, length = self.size, len(tokens)
+        size["documents"] += index == 0
+        size["characters"] += characters if index == 0 else 0
+        size["sequences"] += 1
+        size["tokens"] += length
+        size["shortest"] = min(size["shortest"] or length, length)
+        size["longest"] = max(size["longest"], length)
 
     def state(self):
         """What another writer needs to go on from here, JSON-able, once the file's content is safe on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        return {"bytes": self._file.tell(), "used": np.flatnonzero(self._used).tolist(), **{name: getattr(self, name) for name in self.COUNTS}}
+        return {"bytes": self._file.tell(), "used": np.flatnonzero(self._used).tolist(), "size": self.size}
 
     def statistics(self):
         """The split's part of `dataset_info.json`; lengths of sequences in tokens."""
-        return {
-            "documents": self.documents, "characters": self.characters, "sequences": self.sequences, "tokens": self.tokens,
-            "distinct_tokens": self.distinct_tokens, "shortest": self.shortest, "longest": self.longest,
-            "mean": round(self.tokens / max(1, self.sequences), 2),
-        }
+        mean = round(self.size["tokens"] / max(1, self.size["sequences"]), 2)
+        return {**self.size, "mean": mean, "distinct_tokens": int(np.count_nonzero(self._used))}
 
     def close(self):
         self._file.close()
@@ -110,8 +102,9 @@ class Sequences:
 def load_info(path):
     """The `dataset_info.json` beside sequence file `path`. Raises FileNotFoundError if either is missing."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing; expected a sequence file. Make one with: python {MADE_BY} --output_dir {Path(path).parent}")
-    return read_json(Path(path).parent / "dataset_info.json", SCHEMA, MADE_BY)
+        remedy = f"Make one with: python {MADE_BY} --output_dir {Path(path).parent}"
+        raise FileNotFoundError(f"{path} is missing; expected a sequence file. {remedy}")
+    return read_json(Path(path).parent / INFO, SCHEMA, MADE_BY)
 
 
 def load_sequences(path, tokenizer_fingerprint, max_length=None):
@@ -131,13 +124,14 @@ def load_sequences(path, tokenizer_fingerprint, max_length=None):
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; {remedy}")
     try:
-        dataset = datasets.Dataset.from_json(str(path), features=FEATURES, cache_dir=str(path.parent / ".cache"))
+        dataset = datasets.Dataset.from_json(str(path), features=FEATURES, cache_dir=str(make_scratch(path.parent / CACHE)))
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f'{path}: expected lines like {{"doc": "a", "index": 0, "tokens": [1, 2]}}, found: {reason}; {remedy}') from None
+        example = '{"doc": "a", "index": 0, "tokens": [1, 2]}'
+        raise InputError(f"{path}: expected lines like {example}, found: {reason}; {remedy}") from None
     expected = next((s["sequences"] for s in info["splits"].values() if s["file"] == path.name), None)
     if expected is not None and expected != len(dataset):
-        raise InputError(f"{path}: expected {expected} sequences (dataset_info.json), found {len(dataset)}; {remedy}")
+        raise InputError(f"{path}: expected {expected} sequences ({INFO}), found {len(dataset)}; {remedy}")
     check_tokens(dataset, info["tokenizer"]["vocab_size"], path, remedy)
     return Sequences(dataset, max_length or int(info["max_length"]), info, path)
 
@@ -149,7 +143,8 @@ def check_tokens(dataset, vocab_size, path, remedy):
         raise InputError(f"{path}: expected at least one token in each sequence, found an empty one; {remedy}")
     extremes = pc.min_max(pc.list_flatten(column)).as_py()
     if extremes["min"] is None or extremes["min"] < 0 or extremes["max"] >= vocab_size:
-        raise InputError(f"{path}: expected token ids from 0 to {vocab_size - 1}, found {extremes['min']} to {extremes['max']}; {remedy}")
+        found = f"{extremes['min']} to {extremes['max']}"
+        raise InputError(f"{path}: expected token ids from 0 to {vocab_size - 1}, found {found}; {remedy}")
 
 
 def pad_batch(sequences, pad_id, length=None):

@@ -28,8 +28,7 @@ from models.reconstructor.masking import keep_counts, keep_highest
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
 from models.reconstructor.reconstructor import Reconstructor, check_head, find_device, load_causal_lm
 from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer, locate
-from rl.ppo import load_policy
-from rl.train import SCHEMA as AGENT_SCHEMA
+from models.agent.files import load_policy
 from rl.train import token_counts
 
 SCHEMA = "rltc.evaluation/3"
@@ -275,13 +274,13 @@ def open_models(args):
     """The models that the command line names, all with one tokenizer. Raises FileNotFoundError or InputError."""
     device = find_device(args.device)
     policies = [load_policy(path, device) for path in args.model_path]
-    trained = [read_json(path.parent / "training.json", AGENT_SCHEMA, "rl/train.py") for path in args.model_path]
+    trained = [policy.config for policy in policies]
     check_trained_alike(args.model_path, [record["args"] for record in trained])
     path = args.reconstructor_path or Path(trained[0]["args"]["reconstructor_path"])
     reconstructor = Reconstructor.load(path, device)
     for model_path, policy in zip(args.model_path, policies, strict=True):
-        if policy.features_extractor.tokenizer_fingerprint != reconstructor.fingerprint:
-            raise InputError(f"{model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found {policy.features_extractor.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {path}")
+        if policy.tokenizer_fingerprint != reconstructor.fingerprint:
+            raise InputError(f"{model_path}: expected an agent for tokenizer {reconstructor.fingerprint}, found {policy.tokenizer_fingerprint}; train it with: python rl/train.py --reconstructor_path {path}")
     name = args.base_model or first_base_model(path)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)

@@ -28,9 +28,7 @@ class Agent:
     name, depends_on_rate = "agent", True
 
     def __init__(self, policy):
-        network = policy.features_extractor.network
-        self.policy = policy
-        self.lm_passes = (network.pretrained.share if network.pretrained else 0) + (network.passes - 1 if network.reader else 0)
+        self.policy, self.lm_passes = policy, policy.reader.passes
 
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()

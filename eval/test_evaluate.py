@@ -15,7 +15,7 @@ import torch
 from data import prepare
 from data.artifacts import InputError
 from data.sequences import load_sequences, pad_batch
-from data.toy import check_refusal, run_pipeline, write_base
+from data.testing.toy import check_refusal, run_pipeline, write_base
 from eval import evaluate, evaluate_price, evaluate_reconstructor, quickstart, search
 from eval.methods import Agent, CausalSurprisal, IterativeSurprisal, MeanMaskedNats, Random, TokenFrequency, VerifiedMasks, VerifiedOnce
 from eval.metrics import Bootstrap, binary_entropy, difference, figures, mean_over_runs, with_intervals

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.artifacts import InputError
-from data.toy import check_refusal, run_pipeline
+from data.testing.toy import check_refusal, run_pipeline
 from eval import methods
 from plots import visualize
 

@@ -1,12 +1,12 @@
 """Checkpoints of the agent's training, from which a run that was cut off goes on exactly.
 
-`checkpoints/agent_N_steps.zip` is the agent after N texts, as Stable-Baselines3 saves it; `agent_N_steps.pt` beside it is
-what else the run's future depends on: random states, the place in the stream of texts, the evaluations so far. Both are
-written whole or not at all, the second one last.
+`checkpoints/agent_N_steps.pt` has all that the run's future depends on after N texts: the agent's own tensors, the optimiser,
+random states, the place in the stream of texts, the evaluations so far. It is written whole or not at all, and read without
+running anything.
 """
 
+import pickle
 import re
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +15,16 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
 from data.artifacts import InputError, make_output_dir, written_aside
-from rl.ppo import AGENTS, UNREADABLE, save_agent
 
-FREE = ("resume", "quiet", "num_timesteps", "checkpoint_freq", "save_total_limit", "output_dir", "patience")  # flags that may change when a run goes on
+LIMIT = 3  # newest checkpoints to keep
+FREE = ("resume", "quiet", "num_timesteps", "checkpoint_freq", "output_dir", "device")  # flags that may change when a run goes on
+# What torch.load can raise.
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
+
+
+def different_setting(ours, theirs, free):
+    """The first flag of `ours` that `theirs` has otherwise, both {flag: value}, those in `free` apart; None if they are alike."""
+    return next((name for name in ours if name not in free and str(theirs.get(name)) != str(ours[name])), None)
 
 
 def number_of(path):
@@ -25,15 +32,22 @@ def number_of(path):
     return int(re.search(r"\d+", path.name).group())
 
 
-class Checkpoints(BaseCallback):
-    """Saves agent and state every `frequency` texts, between update and rollout, and keeps the newest `limit`.
+def converted(value, kind, convert):
+    """A nest of dicts with every value of a `kind` converted: from a file that it does not trust, torch.load takes no arrays."""
+    if isinstance(value, dict):
+        return {name: converted(part, kind, convert) for name, part in value.items()}
+    return convert(value) if isinstance(value, kind) else value
 
-    `state()` returns what else must be saved, a dict that torch.save takes.
+
+class Checkpoints(BaseCallback):
+    """Saves agent and state every `frequency` texts, between update and rollout, and keeps the newest LIMIT.
+
+    `state()` returns what else must be saved: a dict of numbers, text, lists and dicts.
     """
 
-    def __init__(self, directory, frequency, limit, state):
+    def __init__(self, directory, frequency, state):
         super().__init__()
-        self.directory, self.frequency, self.limit, self.state = directory, frequency, limit, state
+        self.directory, self.frequency, self.state = directory, frequency, state
         self.last = 0
 
     def _on_training_start(self):
@@ -48,47 +62,58 @@ class Checkpoints(BaseCallback):
 
     def save(self):
         self.last = self.num_timesteps
-        stem = make_output_dir(self.directory) / f"agent_{self.num_timesteps}_steps"
-        save_agent(self.model, stem.with_suffix(".zip"))
-        env = self.training_env
-        content = self.state() | {"env": env.state(), "torch": torch.get_rng_state(), "numpy": np.random.get_state(), "cuda": torch.cuda.get_rng_state_all()}
-        with written_aside(stem.with_suffix(".pt")) as temporary:
+        name, keys, *rest = np.random.get_state()
+        content = self.state() | {
+            "texts": self.num_timesteps, "updates": self.model._n_updates, "policy": self.model.policy.own_state(),
+            "optimizer": self.model.policy.optimizer.state_dict(),
+            "env": converted(self.training_env.state(), np.ndarray, torch.as_tensor),
+            "torch": torch.get_rng_state(), "numpy": [name, torch.as_tensor(keys), *rest], "cuda": torch.cuda.get_rng_state_all(),
+        }
+        with written_aside(make_output_dir(self.directory) / f"agent_{self.num_timesteps}_steps.pt") as temporary:
             torch.save(content, temporary)
-        for old in sorted(self.directory.glob("agent_*_steps.pt"), key=number_of)[: -self.limit]:
+        for old in sorted(self.directory.glob("agent_*_steps.pt"), key=number_of)[:-LIMIT]:
             old.unlink()
-            old.with_suffix(".zip").unlink(missing_ok=True)
 
 
-def load_newest(directory, args, env, device):
-    """The agent and the state of the newest whole checkpoint, damaged ones are named and skipped; the environment is put back to where it was.
-
-    Raises FileNotFoundError if there is none, InputError if none can be read or it was made with other flags.
-    """
-    found = sorted(Path(directory).glob("agent_*_steps.pt"), key=number_of)
+def read_newest(directory):
+    """The content of the newest whole checkpoint; damaged ones are named and skipped. Raises FileNotFoundError or InputError."""
+    found = sorted(directory.glob("agent_*_steps.pt"), key=number_of)
     if not found:
         raise FileNotFoundError(f"--resume: expected a checkpoint in {directory}, found none; leave --resume away to start anew")
     for path in reversed(found):
         try:
-            state = torch.load(path, weights_only=False)
-            for name, now in vars(args).items():
-                before = state["args"].get(name, "nothing of the kind")
-                if name not in FREE and before != str(now):
-                    raise InputError(f"--resume: {path} was made with --{name} {before}, found --{name} {now}; give the same, or leave --resume away to start anew")
-            agent = AGENTS[args.credit].load(path.with_suffix(".zip"), env=env, device=device, force_reset=False)
-            break
-        except InputError:
-            raise
+            return path, torch.load(path, map_location="cpu", weights_only=True)
         except UNREADABLE as error:
             print(f"skipped {path.stem}, which is damaged ({type(error).__name__})")
-    else:
-        raise InputError(f"--resume: expected a whole checkpoint in {directory}, found only damaged ones; leave --resume away to start anew")
-    agent.update_seconds = 0.0
-    env.restore(state["env"])
+    raise InputError(
+        f"--resume: expected a whole checkpoint in {directory}, found only damaged ones; leave --resume away to start anew"
+    )
+
+
+def go_on(agent, directory, args):
+    """Put a new agent and its environment where the newest whole checkpoint was. Returns what its `state()` had given.
+
+    Raises FileNotFoundError if there is none, InputError if none can be read or it was made with other flags.
+    """
+    path, state = read_newest(directory)
+    now = {name: str(value) for name, value in vars(args).items()}
+    if name := different_setting(now, state["args"], FREE):
+        before = state["args"].get(name, "nothing of the kind")
+        raise InputError(
+            f"--resume: {path} was made with --{name} {before}, found --{name} {now[name]}; "
+            "give the same, or leave --resume away to start anew"
+        )
+    agent.policy.load_state_dict(state["policy"], strict=False)
+    agent.policy.optimizer.load_state_dict(state["optimizer"])
+    agent.num_timesteps, agent._n_updates = state["texts"], state["updates"]
+    agent.env.restore(converted(state["env"], torch.Tensor, torch.Tensor.numpy))
+    agent._last_obs = agent.env.observation
     torch.set_rng_state(state["torch"])
-    np.random.set_state(state["numpy"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy(), *rest))
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-    return agent, state
+    return state
 
 
 class ContinuedLog(TensorBoardOutputFormat):

@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from data.artifacts import InputError
 from data.sequences import pad_batch
 from models.reconstructor.masking import KEEP_THRESHOLD
+from models.reconstructor.scoring import score
 
 PRICES = (0.15, 12.0)  # λ in nats per token saved: agents trained on these keep from 0.9 of a text to 0.4
 
@@ -93,7 +94,10 @@ class Judge:
 
     def __init__(self, reconstructor, max_length):
         if max_length > reconstructor.max_length:
-            raise InputError(f"max_length {max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one; use a smaller --max_length")
+            raise InputError(
+                f"max_length {max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one; "
+                "use a smaller --max_length"
+            )
         self.reconstructor, self.max_length = reconstructor, max_length
         self.seconds = 0.0  # spent in the reconstructor
 
@@ -105,42 +109,29 @@ class Judge:
     def pay(self, observation, actions):
         """Rewards (B,) float32 and one info dict per text, for actions (B, L) in [0, 1].
 
-        info: `token_rewards` (L,), which sum to the reward; `keep_ratio`; `nats` and `top1` per masked token (NaN if
-        nothing is masked); `distortion` in nats per original token; `sums`: tokens, masked tokens, nats, restored tokens.
+        info: `token_rewards` (L,), which sum to the reward; `keep_ratio`; `sums`, figures of merit are made of them
+        (`models/reconstructor/scoring.py`); `episode`, as Stable-Baselines3 has it.
         """
-        actions = np.asarray(actions)
-        if actions.shape != observation["tokens"].shape or not np.isfinite(actions).all():
-            raise ValueError(f"actions: expected finite numbers of shape {observation['tokens'].shape}, found shape {actions.shape}, all finite: {bool(np.isfinite(actions).all())}")
-        valid = observation["valid"].astype(bool)
+        actions, expected = np.asarray(actions), observation["tokens"].shape
+        if actions.shape != expected or not np.isfinite(actions).all():
+            raise ValueError(
+                f"actions: expected finite numbers of shape {expected}, found shape {actions.shape}, "
+                f"all finite: {bool(np.isfinite(actions).all())}"
+            )
+        ids, valid = observation["tokens"].astype(np.int64), observation["valid"].astype(bool)
         keep_mask = (actions > KEEP_THRESHOLD) | ~valid
         longest = int(valid.sum(1).max())  # nothing is computed over columns that are padding in every text
-        ids = observation["tokens"].astype(np.int64)
         began = time.monotonic()
-        prediction = self.reconstructor.predict(ids[:, :longest], keep_mask[:, :longest], valid[:, :longest])
-        nats = np.zeros(ids.shape, np.float32)
-        nats[:, :longest] = prediction.nats.cpu().numpy()
-        if not np.isfinite(nats).all():
-            raise InputError("the reconstructor: expected finite nats per token, found NaN or infinity; fine-tune it anew")
+        scored = score(self.reconstructor, ids[:, :longest], keep_mask[:, :longest], valid[:, :longest])
         self.seconds += time.monotonic() - began
-        right = np.zeros(ids.shape, bool)
-        right[:, :longest] = prediction.top1.cpu().numpy() == ids[:, :longest]
-        shares = token_rewards(keep_mask, valid, nats, observation["price"][:, 0])
+        shares = np.zeros(expected, np.float32)
+        shares[:, :longest] = token_rewards(keep_mask[:, :longest], valid[:, :longest], scored.nats, observation["price"][:, 0])
         rewards = shares.sum(1)
-        return rewards, [self._info(*row) for row in zip(shares, rewards, keep_mask, valid, nats, right, strict=True)]
-
-    @staticmethod
-    def _info(shares, reward, keep_mask, valid, nats, right):
-        masked = valid & ~keep_mask
-        count, length, total, restored = int(masked.sum()), int(valid.sum()), float(nats.sum()), int((right & masked).sum())
-        return {
-            "token_rewards": shares,
-            "keep_ratio": 1 - count / length,
-            "distortion": total / length,
-            "nats": total / count if count else float("nan"),
-            "top1": restored / count if count else float("nan"),
-            "sums": (length, count, total, restored),
-            "episode": {"r": float(reward), "l": 1},
-        }
+        infos = [
+            {"token_rewards": own, "keep_ratio": 1 - sums[1] / sums[0], "sums": sums, "episode": {"r": float(reward), "l": 1}}
+            for own, sums, reward in zip(shares, scored.sums, rewards, strict=True)
+        ]
+        return rewards, infos
 
 
 class TokenCompressionEnv(gymnasium.Env):
@@ -179,20 +170,17 @@ class TokenCompressionEnv(gymnasium.Env):
 
 
 class TokenCompressionVecEnv(VecEnv):
-    """Many texts at once, judged by one batched reconstructor call. Pays what TokenCompressionEnv pays.
-
-    """
+    """Many texts at once, judged by one batched reconstructor call. Pays what TokenCompressionEnv pays."""
 
     def __init__(self, sequences, reconstructor, max_length, num_envs, prices=PRICES, shuffle=True):
         self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices, shuffle)
         self.render_mode = None
-        super().__init__(
-            num_envs, observation_space(reconstructor.vocab_size, max_length, max(prices)), spaces.Box(0.0, 1.0, (max_length,), np.float32)
-        )
+        observations = observation_space(reconstructor.vocab_size, max_length, max(prices))
+        super().__init__(num_envs, observations, spaces.Box(0.0, 1.0, (max_length,), np.float32))
 
     def _draw(self):
-        self._observation = self.judge.observe(*zip(*(self.stream.next() for _ in range(self.num_envs))))
-        return dict(self._observation)
+        self.observation = self.judge.observe(*zip(*(self.stream.next() for _ in range(self.num_envs))))
+        return dict(self.observation)
 
     def reset(self):
         """Draw new texts; in fixed order, from the first one again."""
@@ -207,17 +195,17 @@ class TokenCompressionVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self):
-        rewards, infos = self.judge.pay(self._observation, self._actions)
+        rewards, infos = self.judge.pay(self.observation, self._actions)
         return self._draw(), rewards, np.ones(self.num_envs, bool), infos
 
     def state(self):
         """Everything that future texts and prices depend on: what `restore` takes."""
-        return {"stream": self.stream.state(), "observation": self._observation}
+        return {"stream": self.stream.state(), "observation": self.observation}
 
     def restore(self, state):
         """Go back to where `state()` was called."""
         self.stream.restore(state["stream"])
-        self._observation = state["observation"]
+        self.observation = state["observation"]
 
     def close(self):
         """Nothing to release."""

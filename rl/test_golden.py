@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from data.sequences import pad_batch
-from models.agent.policy import TokenCompressionPolicy
+from models.agent.actor_critic import TokenCompressionPolicy
+from models.agent.reader import Reader
 from models.reconstructor.masking import KEEP_THRESHOLD, keep_highest
 from models.reconstructor.reconstructor import Reconstructor
 from rl.env import Judge, observation_space
@@ -46,18 +47,13 @@ def golden_reconstructor():
 
 
 def golden_policy(reconstructor):
-    pretrained = {"config": reconstructor.model.config.to_dict(), "blocks": 1, "bos_id": 0, "mask_id": V, "rate": 0.0}
-    kwargs = {"embedding_dim": 4, "width": 8, "layers": 1, "heads": 2, "passes": 2, "pretrained": pretrained}
-    box = spaces.Box(0.0, 1.0, (max(LENGTHS),), np.float32)
+    reader, box = Reader(reconstructor, np.arange(V), blocks=1), spaces.Box(0.0, 1.0, (max(LENGTHS),), np.float32)
+    kwargs = {"reader": reader, "embedding_dim": 4, "width": 8, "layers": 1, "heads": 2}
     policy = TokenCompressionPolicy(observation_space(V, max(LENGTHS), 12.0), box, lambda _: 1e-3, features_extractor_kwargs=kwargs)
-    network = policy.features_extractor.network
-    network.start_from(reconstructor.model, np.arange(V, 0, -1))
+    policy.network.start_from(reconstructor.model, np.arange(V, 0, -1))
     with torch.no_grad():
-        for name, tensor in policy.state_dict().items():
-            own = name.removeprefix("features_extractor.network.")
-            if own.startswith(("pretrained.", "reader.", "features_extractor", "pi_", "vf_")) or own == "calibration":
-                continue
-            tensor.copy_(fill(own, tensor.shape, 0.3))
+        for name, tensor in policy.own_state().items():
+            tensor.copy_(fill(name.removeprefix("features_extractor.network."), tensor.shape, 0.3))
         policy.value_net.bias.fill_(2.0)
         policy.action_net.weight.mul_(8)
         policy.action_net.bias.fill_(2.5)
@@ -77,7 +73,6 @@ def decided():
     judge = Judge(reconstructor, max(LENGTHS))
     rewards, infos = judge.pay(judge.observe(texts, prices), (probability > KEEP_THRESHOLD).astype(np.float32))
     keep_mask = (probability > KEEP_THRESHOLD) | ~valid
-    policy.calibrate(ids, valid, 0.15, 12.0)
     at_ratio = keep_highest(policy.keep_probability_at(ids, valid, 0.6).numpy(), valid, 0.6)
     return {
         "masks": ["".join("01"[int(k)] for k in row[:length]) for row, length in zip(keep_mask, LENGTHS)],

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.artifacts import InputError
-from data.toy import REPOSITORY, check_refusal
+from data.testing.toy import REPOSITORY, check_refusal
 from models.reconstructor.reconstructor import find_device
 from rl import benchmark, train
 from rl.callbacks import mean_figures

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from data.artifacts import InputError
-from data.toy import REPOSITORY, check_refusal, free_port, run_module, write_base, write_toy
+from data.testing.toy import REPOSITORY, check_refusal, free_port, run_module, write_base, write_toy
 from models.reconstructor import train_cpu, train_gpu
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask

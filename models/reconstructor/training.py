@@ -160,8 +160,8 @@ class ReconstructorTrainer(Trainer):
         masks, chosen = np.concatenate(masks), np.flatnonzero(by_policy)
         if len(chosen):
             keep_ratios = 1 - np.array(mask_ratios)[chosen]
-            prices = np.array([self.mask_policy.price_for(k) for k in keep_ratios])
-            masks[chosen] = keep_highest(self.mask_policy.keep_probability(ids[chosen], valid[chosen], prices), valid[chosen], keep_ratios)
+            kept = self.mask_policy.keep_probability_at(ids[chosen], valid[chosen], keep_ratios)
+            masks[chosen] = keep_highest(kept, valid[chosen], keep_ratios)
         return masks
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -259,10 +259,10 @@ class Report(TrainerCallback):
 
 def load_mask_policy(path, reconstructor, device):
     """The agent at `path`. Raises FileNotFoundError, or InputError if it belongs to another tokenizer."""
-    from rl.ppo import load_policy  # here, because Stable-Baselines3 takes seconds to import
+    from models.agent.files import load_policy  # here, because Stable-Baselines3 takes seconds to import
 
     policy = load_policy(path, device)
-    if (found := policy.features_extractor.tokenizer_fingerprint) != reconstructor.fingerprint:
+    if (found := policy.tokenizer_fingerprint) != reconstructor.fingerprint:
         raise InputError(f"--mask_policy {path}: expected an agent for tokenizer {reconstructor.fingerprint}, found one for {found}; give an agent trained with this tokenizer")
     return policy
 

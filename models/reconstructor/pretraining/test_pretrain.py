@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import InputError
-from data.toy import write_toy
+from data.testing.toy import write_toy
 from models.reconstructor import benchmark, positions, pretrain, vocabulary
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.reconstructor import Reconstructor

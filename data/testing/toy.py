@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, s
 
 from data import prepare
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = [chr(ord("a") + i) for i in range(20)]
 ECHO = {word: "ABCD"[i % 4] for i, word in enumerate(WORDS)}
 PAIRS = 8  # pairs per text, 16 tokens
@@ -37,9 +37,13 @@ def write_base(directory, n_positions=32, seed=0):
     names = ["<|endoftext|>", "?", *WORDS, *"ABCD"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=names[0], eos_token=names[0], unk_token="?").save_pretrained(directory)
+    special = {"bos_token": names[0], "eos_token": names[0], "unk_token": "?"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
     set_seed(seed)
-    config = GPT2Config(vocab_size=len(names), n_positions=n_positions, n_embd=64, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=len(names), n_positions=n_positions, n_embd=64, n_layer=2, n_head=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )
     GPT2LMHeadModel(config).save_pretrained(directory)
     return Path(directory)
 
@@ -48,7 +52,8 @@ def write_toy(folder):
     """`folder` with the toy base model in `base` and the toy corpus, prepared, in `data`."""
     write_base(folder / "base")
     corpus = write_corpus(folder / "toy.jsonl")
-    prepare.main(f"--source text --input {corpus} --tokenizer {folder / 'base'} --output_dir {folder / 'data'} --max_length {2 * PAIRS} --quiet".split())
+    words = f"--source text --input {corpus} --tokenizer {folder / 'base'} --output_dir {folder / 'data'} --quiet"
+    prepare.main([*words.split(), "--max_length", str(2 * PAIRS)])
     return folder
 
 
@@ -59,11 +64,30 @@ def pipeline(folder):
     data, tuned, agent = folder / "data", folder / "tuned", folder / "agent"
     processed = data / "processed_data.json"
     return [
-        ("data/prepare.py", f"--source text --input {folder / 'toy.jsonl'} --tokenizer {folder / 'base'} --output_dir {data} --max_length 16 --max_sequences 400"),
-        ("models/reconstructor/train_cpu.py", f"--data_path {processed} --output_dir {tuned} --base_model {folder / 'base'} --epochs 12 --batch_size 16 --mask_ratio 0.4 --learning_rate 3e-3 --eval_sequences 8"),
-        ("rl/train.py", f"--data_path {processed} --output_dir {agent} --reconstructor_path {tuned} --num_timesteps 1280 --n_steps 64 --batch_size 16 --gamma 0.99 --width 32 --learning_rate 3e-3 --eval_sequences 8 --device cpu"),
-        ("eval/evaluate.py", f"--model_path {agent}/best_model.zip --data_path {data}/test_data.json --output_dir {folder}/results --num_sequences 30 --device cpu"),
-        ("plots/visualize.py", f"--log_dir {agent}/tb_logs --results_path {folder}/results/evaluation_results.json --output_dir {folder}/plots"),
+        (
+            "data/prepare.py",
+            f"--source text --input {folder / 'toy.jsonl'} --tokenizer {folder / 'base'} --output_dir {data} "
+            "--max_length 16 --max_sequences 400",
+        ),
+        (
+            "models/reconstructor/train_cpu.py",
+            f"--data_path {processed} --output_dir {tuned} --base_model {folder / 'base'} --epochs 12 --batch_size 16 "
+            "--mask_ratio 0.4 --learning_rate 3e-3 --eval_sequences 8",
+        ),
+        (
+            "rl/train.py",
+            f"--data_path {processed} --output_dir {agent} --reconstructor_path {tuned} --num_timesteps 1280 --n_steps 64 "
+            "--batch_size 16 --gamma 0.99 --width 32 --learning_rate 3e-3 --eval_sequences 8 --device cpu",
+        ),
+        (
+            "eval/evaluate.py",
+            f"--model_path {agent}/best_model.zip --data_path {data}/test_data.json --output_dir {folder}/results "
+            "--num_sequences 30 --device cpu",
+        ),
+        (
+            "plots/visualize.py",
+            f"--log_dir {agent}/tb_logs --results_path {folder}/results/evaluation_results.json --output_dir {folder}/plots",
+        ),
     ]
 
 

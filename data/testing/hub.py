@@ -23,13 +23,17 @@ SUBREDDITS = ("AskReddit", "relationships", "tifu")
 
 
 def write_shards(folder, posts=240, shards=3):
-    """Parquet files `default/partial-train/0000.parquet`, ... in `folder`, with the columns of webis/tldr-17; post i is in subreddit i mod 3."""
+    """Parquet files `default/partial-train/0000.parquet`, ... in `folder`, with the columns of webis/tldr-17.
+
+    Post i is in subreddit i mod 3.
+    """
     folder = Path(folder) / "default" / "partial-train"
     folder.mkdir(parents=True)
     rows = [
         {
-            "author": f"author{i}", "body": "unused", "normalizedBody": "unused", "subreddit": SUBREDDITS[i % 3], "subreddit_id": f"t5_{i % 3}", "id": f"c{i:05d}",
-            "content": f"Post {i} in {SUBREDDITS[i % 3]}. " + f"The number {i * 7919} comes after {i * 7919 - 1} 🙂. " * 8, "summary": "unused",
+            "author": f"author{i}", "body": "unused", "normalizedBody": "unused", "summary": "unused", "id": f"c{i:05d}",
+            "subreddit": SUBREDDITS[i % 3], "subreddit_id": f"t5_{i % 3}",
+            "content": f"Post {i} in {SUBREDDITS[i % 3]}. " + f"The number {i * 7919} comes after {i * 7919 - 1} 🙂. " * 8,
         }
         for i in range(posts)
     ]
@@ -41,7 +45,7 @@ def write_shards(folder, posts=240, shards=3):
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `folder`. `drop(path)` may return True to have the connection on which `path` was asked for cut without an answer."""
+    """Serves `folder`. If `drop(path)` returns True, the connection on which `path` was asked for is cut without an answer."""
 
     daemon_threads = True
 
@@ -92,7 +96,12 @@ class Answer(BaseHTTPRequestHandler):
             self.close_connection = True
             return self.connection.close()
         if re.fullmatch(f"/api/datasets/{REPOSITORY}/revision/(?:{COMMIT}|{BRANCH})", path):
-            return self.send_json({"id": REPOSITORY, "sha": COMMIT, "private": False, "disabled": False, "gated": False, "downloads": 0, "likes": 0, "tags": [], "siblings": []})
+            return self.send_json(
+                {
+                    "id": REPOSITORY, "sha": COMMIT, "private": False, "disabled": False, "gated": False,
+                    "downloads": 0, "likes": 0, "tags": [], "siblings": [],
+                }
+            )
         if match := re.fullmatch(f"/api/datasets/{REPOSITORY}/tree/{COMMIT}/?(.*)", path):
             return self.send_tree(match[1], "recursive" in url.query and parse_qs(url.query)["recursive"][0].lower() == "true")
         if re.fullmatch(f"/api/datasets/{REPOSITORY}/paths-info/{COMMIT}", path):
@@ -129,7 +138,10 @@ class Answer(BaseHTTPRequestHandler):
         if not (self.server.folder / path).is_file():
             return self.send_missing("EntryNotFound")
         size = self.server.described(path)["size"]
-        headers = {"Location": f"{self.server.url}/files/{path}", "X_Repo_Commit": COMMIT, "X_Linked_Size": size, "X_Linked_Etag": f'"{COMMIT}"', "ETag": f'"{COMMIT}"'}
+        headers = {
+            "Location": f"{self.server.url}/files/{path}", "X_Repo_Commit": COMMIT, "X_Linked_Size": size,
+            "X_Linked_Etag": f'"{COMMIT}"', "ETag": f'"{COMMIT}"',
+        }
         return self.send_bytes(302, b"", **headers)
 
     def send_range(self, path):

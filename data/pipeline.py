@@ -1,0 +1,128 @@
+"""From documents to the three splits: read, drop what was there before, tokenize, cut, write.
+
+While one batch of documents is tokenized the next is read and the last is written, so that preparation takes little longer
+than the tokenizer alone (`benchmark.py`).
+"""
+
+import hashlib
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+from tqdm import tqdm
+
+from data.artifacts import InputError
+from data.duplicates import Seen
+
+BATCH_CHARACTERS = 2**18  # of documents tokenized in one call: enough to keep every core busy, few enough to stream
+BATCH_DOCUMENTS = 2**12  # documents in one batch, at most, so that a run which drops nearly all of them is saved too
+AHEAD = 2  # batches read before the one being written, so that the encoding thread always has work
+SAVE_EVERY = 5.0  # seconds
+
+
+def split_of(digest, val_ratio, test_ratio):
+    """'train', 'val' or 'test' for a text with SHA-256 `digest` (bytes), by its first 64 bits read as a number in [0, 1)."""
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    if position < test_ratio:
+        return "test"
+    return "val" if position < test_ratio + val_ratio else "train"
+
+
+def quotas(args):
+    """Sequences that each split may hold, so that a small --max_sequences still fills all three."""
+    test, val = (max(1, round(args.max_sequences * share)) if share else 0 for share in (args.test_ratio, args.val_ratio))
+    return {"train": max(1, args.max_sequences - test - val), "val": val, "test": test}
+
+
+def with_digests(source):
+    """Yield `(name, text, SHA-256 of the text)`; the last two are None for a document that is not wanted. Raises InputError."""
+    for name, text in source:
+        try:
+            yield name, text, None if text is None else hashlib.sha256(text.encode()).digest()
+        except UnicodeEncodeError as error:
+            found = f"{text[error.start]!a} at character {error.start}"
+            raise InputError(f"{name}: expected text that UTF-8 can hold, found {found}; repair the file") from None
+
+
+def batches(documents):
+    """Yield lists of documents, each large enough for one call of the tokenizer."""
+    batch, characters = [], 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document[1] or "")
+        if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    yield batch
+
+
+def encoder(tokenizer):
+    """A function from texts to their `tokenizers.Encoding`s; special tokens that stand in a text are text like any other."""
+    if not tokenizer.is_fast:
+        name = tokenizer.name_or_path
+        raise InputError(f"{name}: expected a tokenizer with a tokenizer.json, found one without; save it as a fast tokenizer")
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True  # as `split_special_tokens` would; each call of the tokenizer itself sets it anew
+    backend.no_truncation()
+    backend.no_padding()
+    return lambda texts: backend.encode_batch_fast(texts, add_special_tokens=False)
+
+
+def encoded(documents, encode):
+    """Yield lists of `(document, encoding)`; while the caller works on one, the next are read and encoded."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque()
+        for batch in batches(documents):
+            waiting.append((batch, pool.submit(encode, [text or "" for _, text, _ in batch])))
+            if len(waiting) > AHEAD:
+                batch, encodings = waiting.popleft()
+                yield zip(batch, encodings.result())
+        for batch, encodings in waiting:
+            yield zip(batch, encodings.result())
+
+
+def write_splits(source, tokenizer, writers, partial, counts, args):
+    """Write until the documents end or every split has its quota of `args.max_sequences`; save on the way.
+
+    `counts` are carried on; they tell how many documents an interrupted run has read.
+    """
+    limits, seen, documents = quotas(args), Seen(args.near_duplicates), with_digests(source)
+
+    def save():
+        partial.save(stamp=source.stamp, counts=counts, writers={split: writer.state() for split, writer in writers.items()})
+        return time.monotonic()
+
+    saved = save()
+    for _, text, digest in islice(documents, counts["read"] + counts["other_subreddits"]):
+        seen.fault(text, digest)
+    with tqdm(total=args.max_sequences, unit="seq", desc="tokenize", disable=args.quiet) as progress:
+        for batch in encoded(documents, encoder(tokenizer)):
+            for (name, text, digest), encoding in batch:
+                fault = seen.fault(text, digest)
+                counts["read"] += fault != "other_subreddits"
+                if fault:
+                    counts[fault] += 1
+                else:
+                    split = split_of(digest, args.val_ratio, args.test_ratio)
+                    counts["short"] += write_document(name, text, encoding, writers[split], limits[split], args)
+            progress.set_postfix(read=counts["read"], refresh=False)
+            progress.update(sum(writer.size["sequences"] for writer in writers.values()) - progress.n)
+            if all(writer.size["sequences"] == limits[split] for split, writer in writers.items()):
+                break
+            if time.monotonic() - saved >= SAVE_EVERY:
+                saved = save()
+
+
+def write_document(name, text, encoding, writer, limit, args):
+    """Cut one document and write it, as far as the limit of its split allows. Returns the remainders dropped (0 or 1)."""
+    tokens = np.fromiter(encoding.ids, np.int32, len(encoding))
+    for index, start in enumerate(range(0, len(tokens), args.max_length)):
+        piece = tokens[start : start + args.max_length]
+        if len(piece) < args.min_length:
+            return 1
+        if writer.size["sequences"] == limit:
+            break
+        writer.write(name, index, piece, len(text))
+    return 0

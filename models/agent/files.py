@@ -1,0 +1,141 @@
+"""An agent on the disk: trained parameters as safetensors, the rest as JSON. Nothing that is opened is run.
+
+`config.json` and `model.safetensors` lie in a directory, as the Hugging Face hub has them, or in one file that ends in .zip.
+What is the reconstructor's is not among them: the config names it by path and SHA-256, and another one is refused.
+
+    policy = load_policy("models/agent/released")
+    TrainedAgent.from_pretrained("models/agent/released").push_to_hub("somebody/an-agent")
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from gymnasium import spaces
+from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+
+from data.artifacts import InputError, sha256_of, written_aside
+from models.agent.actor_critic import TokenCompressionPolicy
+from models.agent.reader import Reader
+from models.reconstructor.reconstructor import Reconstructor
+from models.reconstructor.tokenizer import locate
+from rl.env import observation_space
+
+SCHEMA = "rltc.agent/2"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+RELEASED = "models/agent/released"  # relative to the repository
+
+
+def pack(policy, config):
+    """{file name: bytes} of an agent. `config`: a JSON-able dict of the schema SCHEMA."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.own_state().items()}
+    tensors["common_tokens"] = policy.reader.common.cpu()
+    return {CONFIG: json.dumps(config, indent=1, ensure_ascii=False).encode() + b"\n", WEIGHTS: safetensors.torch.save(tensors)}
+
+
+def save_agent(policy, config, path):
+    """Write an agent's file, which ends in .zip, whole or not at all."""
+    with written_aside(path) as temporary:
+        with zipfile.ZipFile(temporary, "w") as file:
+            for name, content in pack(policy, config).items():
+                file.writestr(name, content)
+
+
+def read_agent(path):
+    """The config and the tensors of an agent at `path`. Raises FileNotFoundError, or InputError if it is no agent."""
+    path = Path(locate(path))
+    remedy = "train one with: python rl/train.py"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; expected an agent, such as {RELEASED}; {remedy} --output_dir {path.parent}")
+    try:
+        if path.is_dir():
+            parts = {name: (path / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+        else:
+            with zipfile.ZipFile(path) as file:
+                parts = {name: file.read(name) for name in (CONFIG, WEIGHTS)}
+        config, tensors = json.loads(parts[CONFIG]), safetensors.torch.load(parts[WEIGHTS])
+    except (OSError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path}: expected an agent, {CONFIG} and {WEIGHTS} in a directory or a .zip, found: {reason}; {remedy}"
+        ) from None
+    found = config.get("schema") if isinstance(config, dict) else type(config).__name__
+    if found != SCHEMA:
+        raise InputError(f"{path}: expected an agent of schema '{SCHEMA}', found '{found}'; {remedy}")
+    return config, tensors
+
+
+def load_reconstructor(config, path, device):
+    """The reconstructor that an agent was trained with. Raises FileNotFoundError, or InputError if another is in its place."""
+    reconstructor = Reconstructor.load(config["reconstructor"]["path"], device)
+    check_reconstructor(config, path, reconstructor)
+    return reconstructor
+
+
+def check_reconstructor(config, path, reconstructor):
+    """Raises InputError unless a loaded reconstructor has the weights that the agent at `path` was trained with."""
+    expected, found = config["reconstructor"]["sha256"], sha256_of(reconstructor.directory)
+    if found != expected:
+        raise InputError(
+            f"{path}: expected the reconstructor that it was trained with ({config['reconstructor']['path']}, SHA-256 "
+            f"{expected[:16]}…), found {found[:16]}… in {reconstructor.directory}; bring that one back, or train anew"
+        )
+
+
+def load_weights(policy, tensors, path):
+    """Give a policy the weights of the agent at `path`. Raises InputError if they are those of another network."""
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "common_tokens"}
+    own, theirs = ({name: tensor.shape for name, tensor in some.items()} for some in (policy.own_state(), tensors))
+    if differing := [name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)]:
+        raise InputError(
+            f"{path}: expected the weights of a network with {', '.join(f'{k} {v}' for k, v in policy.config['sizes'].items())}, "
+            f"found others at {min(differing)}; give the flags and the data that it was trained with"
+        )
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise InputError(f"{path}: expected finite weights, found NaN or infinity; train it anew with: python rl/train.py")
+    policy.load_state_dict(tensors, strict=False)
+
+
+def load_policy(path, device="cpu", reconstructor=None):
+    """The policy of an agent, a directory or a .zip, ready to decide; `policy.config` is its config.
+
+    `reconstructor`: the one that the agent names, if it is loaded already. Raises FileNotFoundError if there is no such
+    agent, InputError if it is none or if the reconstructor is another one than it was trained with.
+    """
+    config, tensors = read_agent(path)
+    if reconstructor is None:
+        reconstructor = load_reconstructor(config, path, device)
+    else:
+        check_reconstructor(config, path, reconstructor)
+    reader = Reader(reconstructor, tensors["common_tokens"], config["blocks"])
+    policy = TokenCompressionPolicy(
+        observation_space(reconstructor.vocab_size, 1, config["prices"][1]), spaces.Box(0.0, 1.0, (1,), np.float32),
+        lambda _: 0.0, prices=config["prices"], critic_only=config["critic_only"],
+        features_extractor_kwargs={"reader": reader, **config["sizes"]},
+    ).to(torch.device(device))
+    policy.config, policy.tokenizer_fingerprint = config, config["tokenizer_fingerprint"]
+    load_weights(policy, tensors, path)
+    policy.set_training_mode(False)
+    return policy
+
+
+class TrainedAgent(ModelHubMixin, library_name="rl-token-compression", tags=["text-compression", "reinforcement-learning"]):
+    """An agent with `from_pretrained`, `save_pretrained` and `push_to_hub`, as the Hugging Face hub knows models."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def _save_pretrained(self, save_directory):
+        for name, content in pack(self.policy, self.policy.config).items():
+            with written_aside(Path(save_directory) / name) as temporary:
+                temporary.write_bytes(content)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, device="cpu", revision=None, cache_dir=None, token=None, **_):
+        if not Path(locate(model_id)).is_dir():
+            model_id = snapshot_download(model_id, revision=revision, cache_dir=cache_dir, token=token)
+        return cls(load_policy(model_id, device))
