@@ -63,8 +63,9 @@ def score_gaps(model, head, embedding, streams, kind, bos, window, tokens, preci
     only[kind] = 1
     size = room_for(window - 1, KEPT)
     total = whole = 0.0
-    for _ in range(max(1, tokens // (32 * size))):
-        places = streams.draw(only, 32, size, generator)
+    rows = max(1, min(128, tokens // size))
+    for _ in range(max(1, tokens // (rows * size))):
+        places = streams.draw(only, rows, size, generator)
         kept, gaps, length = streams.dropped(places, window - 1, generator, KEPT)
         inputs = torch.cat([torch.full_like(kept[:, :1], bos), kept], 1)
         positions = torch.arange(window, device=device).expand_as(inputs)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import numpy as np
 
 from data.artifacts import InputError, Parser, bounded, run, written_aside
-from data.prepare import encoder, split_of
+from data.pipeline import encoder, split_of
 from models.reconstructor.tokenizer import BASE_MODEL, bos_id, fingerprint, load_tokenizer, text_vocab_size
 
 SPLITS = ("train", "val", "test")
