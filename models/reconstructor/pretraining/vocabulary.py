@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from models.reconstructor.loss import summed_nats
 
+ROWS = 64  # the rows of the output layer come in multiples of it, as matrix units of accelerators like
 FREQUENT, RARE_SAMPLE = 6000, 2000  # outputs that every step normalises over, and the sample of the others
 
 
@@ -18,13 +18,14 @@ class Vocabulary:
     """The cut vocabulary: the training tokens, most frequent first, then the mask token.
 
     `tokens` (K,) are their ids in the full vocabulary and `small` (V,) maps the other way; `mask` = K is the id of the
-    mask token in the cut vocabulary.
+    mask token in the cut vocabulary. Tokens that were never seen fill K + 1 up to a multiple of ROWS.
     """
 
     def __init__(self, streams, vocab_size):
         self.counts = sum(np.bincount(stream, minlength=vocab_size) for stream in streams)
         order = np.argsort(-self.counts, kind="stable")
-        self.tokens = order[: int((self.counts > 0).sum())]
+        seen = int((self.counts > 0).sum())
+        self.tokens = order[: seen + (-seen - 1) % ROWS]
         self.mask = len(self.tokens)
         self.small = torch.zeros(vocab_size, dtype=torch.long)
         self.small[torch.as_tensor(self.tokens)] = torch.arange(len(self.tokens))
@@ -56,16 +57,15 @@ class OutputSample:
         return summed_nats(hidden, torch.cat([weight[self.ids], self.bias], 1), self.place[targets])
 
 
-def expand(model, vocabulary, vocab_size, eos):
-    """A GPT2LMHeadModel over all `vocab_size` tokens and the mask token from one over the cut vocabulary."""
-    config = GPT2Config(**{**model.config.to_dict(), "vocab_size": vocab_size + 1, "bos_token_id": eos, "eos_token_id": eos})
-    full = GPT2LMHeadModel(config)
-    state = {k: v for k, v in model.state_dict().items() if k not in ("transformer.wte.weight", "lm_head.weight")}
-    full.load_state_dict(state, strict=False)
-    cut = model.transformer.wte.weight.detach()
-    once = cut[:-1][torch.as_tensor(vocabulary.counts[vocabulary.tokens] == 1)]
-    with torch.no_grad():
-        full.transformer.wte.weight[:] = once.mean(0) if len(once) else cut[:-1].mean(0)
-        full.transformer.wte.weight[torch.as_tensor(vocabulary.tokens)] = cut[:-1]
-        full.transformer.wte.weight[-1] = cut[-1]
-    return full.eval()
+def full_embedding(cut, vocabulary, vocab_size):
+    """The embedding (vocab_size + 1, D) over all tokens and the mask token, from that over the cut vocabulary.
+
+    A token that was never seen gets the mean of those seen once, which makes it as unlikely as those.
+    """
+    cut = cut.detach()
+    counts = torch.as_tensor(vocabulary.counts[vocabulary.tokens], device=cut.device)
+    rare = cut[:-1][counts == 1] if (counts == 1).any() else cut[:-1][counts > 0]
+    full = rare.mean(0).repeat(vocab_size + 1, 1)
+    full[torch.as_tensor(vocabulary.tokens, device=cut.device)[counts > 0]] = cut[:-1][counts > 0]
+    full[-1] = cut[-1]
+    return full

