@@ -15,18 +15,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-<<<<<<< HEAD
 from data.artifacts import InputError, sha256_of
 from data.testing.toy import REPOSITORY, check_refusal, free_port, run_module
 from models.reconstructor import benchmark, test_checkpoints, test_reconstructor, train_cpu, train_gpu
-=======
-from data.artifacts import InputError
-from data.testing.toy import REPOSITORY, check_refusal, free_port, run_module, write_base, write_toy
-from models.reconstructor import train_cpu, train_gpu
-from models.reconstructor.loss import summed_nats
-from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
-from models.reconstructor.pretraining.optimizer import Muon
->>>>>>> h-base
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.test_checkpoints import command_line, fine_tune, train_cpu_args, weights_of
 from models.reconstructor.test_reconstructor import llama
