@@ -131,6 +131,21 @@ def read_json(path, schema, made_by):
     return record
 
 
+def different_setting(ours, theirs, free=()):
+    """The first flag of `ours` that `theirs` has otherwise, both {flag: value}, those in `free` apart; None if they are alike."""
+    return next((name for name in ours if name not in free and str(theirs.get(name)) != str(ours[name])), None)
+
+
+def check_resumed(path, ours, began, free=()):
+    """A run goes on with the flags that it `began` with, those in `free` apart; `path` is what it left. Raises InputError."""
+    if name := different_setting(ours, began, free):
+        before = began.get(name, "nothing of the kind")
+        raise InputError(
+            f"--resume: {path} was made with --{name} {before}, found --{name} {ours[name]}; "
+            "give the same, or leave --resume away to start anew"
+        )
+
+
 def make_output_dir(path):
     """Create an output directory and prove that it can be written. Raises InputError."""
     path = Path(path)

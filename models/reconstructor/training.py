@@ -18,9 +18,10 @@ from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, command_line, make_output_dir, read_json
+from data.artifacts import write_json, write_text
 from data.sequences import pad_batch
-from models.reconstructor.checkpoints import check_flags, newest_checkpoint, read_state, write_checkpoint
+from models.reconstructor.checkpoints import newest_checkpoint, read_state, write_checkpoint
 from models.reconstructor.reconstructor import ATTENTION, MADE_BY, Reconstructor, find_device
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
 from models.reconstructor.texts import draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
@@ -100,7 +101,7 @@ class Training:
         if args.resume:
             checkpoint = newest_checkpoint(args.output_dir)
             began = read_json(checkpoint / "reconstructor.json", RECONSTRUCTOR_SCHEMA, MADE_BY)["args"]
-            check_flags(checkpoint, began, args, ("attention", "base_model"))
+            check_resumed(checkpoint, {"attention": args.attention, "base_model": args.base_model}, began)
             self.reconstructor = Reconstructor.load(checkpoint)
         else:
             self.reconstructor = Reconstructor.from_base(args.base_model, args.attention)
@@ -114,8 +115,7 @@ class Training:
         self.per_epoch = math.ceil(len(self.texts) / self.step_size)
         self.steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * self.per_epoch))
         if args.gradient_checkpointing:
-            model = self.reconstructor.model  # the second name is that of older transformers
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            self.reconstructor.model.activation_checkpointing_enable()
         if args.torch_compile:
             self.reconstructor.model.base_model.compile(dynamic=True)
         self.model, self.optimizer = self.accelerator.prepare(self.reconstructor.train(), adamw(args, self.reconstructor))
