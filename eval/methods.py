@@ -16,10 +16,12 @@ import torch
 from transformers import DynamicCache
 
 from data.artifacts import InputError
+from data.sequences import SPLITS, load_sequences
 from models.reconstructor.loss import read_logits
 from models.reconstructor.masking import budget, keep_counts, keep_highest
 from models.reconstructor.reconstructor import LOGIT_ROWS
 from models.reconstructor.scoring import score
+from rl.train import token_counts
 
 CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
 OPPONENTS = (*CHEAP, "verified-once", "mean-nats")
@@ -36,11 +38,6 @@ class Agent:
 
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()
-
-    def importances(self, ids, valid, keep_ratio):
-        """What the policy's TokenImportanceAttention looks at, (B, T), each text's mean is 1."""
-        found = self.policy.importances(ids, valid, self.policy.price_at(ids, valid, keep_ratio))
-        return found.numpy() * valid.sum(1, keepdims=True)
 
 
 class Random:
@@ -222,13 +219,19 @@ class VerifiedOnce:
         return np.where(sent, SENT, score(self.reconstructor, ids, sent, valid).nats)
 
 
-def build_opponents(args, models, counts):
-    """The `--methods` in their order, from the Models of an evaluation and the tokens' `counts` (V,) in training texts."""
+def count_tokens(args, reconstructor):
+    """The tokens' counts (V,) in the training texts beside `--data_path`. Raises FileNotFoundError or InputError."""
+    training = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
+    return token_counts(training, reconstructor.vocab_size)
+
+
+def build_opponents(args, models):
+    """The `--methods` in their order, from the Models of an evaluation. Raises FileNotFoundError or InputError."""
     base, reconstructor = (models.base, models.bos), models.reconstructor
     makers = {
         "causal": lambda: CausalSurprisal(*base),
         "iterative": lambda: IterativeSurprisal(*base),
-        "frequency": lambda: TokenFrequency(counts),
+        "frequency": lambda: TokenFrequency(count_tokens(args, reconstructor)),
         "random": lambda: Random(args.seed),
         "verified-once": lambda: VerifiedOnce(reconstructor, CausalSurprisal(*base)),
         "mean-nats": lambda: MeanMaskedNats(reconstructor, args.seed),

@@ -89,7 +89,7 @@ def test_iterative_surprisal_with_a_cache_is_that_of_contexts_read_anew(causal, 
 def test_asking_the_reconstructor_beats_chance(stages, reconstructor):
     """At 0.6 most that is masked has to be echoes."""
     args = evaluate.parse_args(["--data_path", str(stages[0] / "data/test_data.json"), "--num_sequences", "30"])
-    corpus = draw_texts(args, [reconstructor], 16)
+    corpus = draw_texts(args, reconstructor, 16)
     methods = {"random": Random(0), "asked": MeanMaskedNats(reconstructor, 0), "once": VerifiedOnce(reconstructor, Random(0))}
     found = {name: evaluate.evaluate_method([method], [0.6], corpus, reconstructor)[0.6] for name, method in methods.items()}
     sums = {name: by_document[0].sum(0) for name, (by_document, *_) in found.items()}
