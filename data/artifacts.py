@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -28,13 +28,7 @@ class InputError(ValueError):
 
 def versions():
     """Versions of Python and of the packages that can change a result, as {name: version}."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 @functools.cache
@@ -76,14 +70,13 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def command_line(script, args, leave_out=("resume", "quiet")):
+def command_line(script, args):
     """The command that runs `script` as the namespace `args` says, for model cards; flags that are off or empty are left out."""
     words = ["python", script]
     for name, value in vars(args).items():
-        if name in leave_out or value is None or value is False or value == []:
-            continue
-        values = [] if value is True else value if isinstance(value, list) else [value]
-        words += [f"--{name}", *map(str, values)]
+        if name not in ("resume", "quiet") and value not in (None, False, []):
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, values)]
     return " ".join(words)
 
 
@@ -191,9 +184,8 @@ def bounded(kind, low, high, open_ends=False):
             raise argparse.ArgumentTypeError(f"expected {kind.__name__}, found '{text}'") from None
         inside = low < value < high if open_ends else low <= value <= high
         if not inside:  # also refuses NaN, for which every comparison is false
-            ends = "between" if open_ends else "from"
-            joint = "and" if open_ends else "to"
-            raise argparse.ArgumentTypeError(f"expected a number {ends} {low} {joint} {high}, found {text}")
+            ends = f"between {low} and {high}" if open_ends else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"expected a number {ends}, found {text}")
         return value
 
     return parse

@@ -26,8 +26,8 @@ class Resumable(InputError):
 class Partial:
     """The run in progress in `args.output_dir`: the interrupted one if `args.resume`, else a new one in place of any other.
 
-    Their flags must be the same, those in FREE apart, and so must the tokenizer's `fingerprint`. `state` is that of the last save,
-    empty before the first. Raises InputError if another run holds the folder, if there is nothing to resume, or if flags differ.
+    Their flags must be the same, those in FREE apart, and so must the tokenizer's `fingerprint`. `state` is that of the last
+    save, empty before the first. Raises InputError if another run holds the folder, nothing is there, or flags differ.
     """
 
     def __init__(self, args, fingerprint):

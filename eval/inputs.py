@@ -82,8 +82,8 @@ class Scores:
 def draw_texts(args, reconstructor, longest, path=None, count=None):
     """A Corpus of `count` texts of `path`, by default `--num_sequences` of `--data_path`, drawn with `--seed`.
 
-    Longer ones than `--max_length`, by default `longest`, are cut. Raises InputError if that is more than the reconstructor reads,
-    or if it has another tokenizer.
+    Longer ones than `--max_length`, by default `longest`, are cut. Raises InputError if that is more than the reconstructor
+    reads, or if it has another tokenizer.
     """
     most = reconstructor.max_length
     if args.max_length and args.max_length > most:

@@ -80,29 +80,24 @@ def read_states(model, states, ids):
     return torch.cat([read_logits(state @ weight.T, truth)[0] for state, truth in chunks]).view(ids.shape).cpu().numpy()
 
 
-@torch.inference_mode()
-def causal_nats(model, bos_id, ids, valid):
-    """-ln p(token | BOS and the tokens before it) by a causal LM, (B, T) float32.
-
-    ids (B, T) int64, valid (B, T) bool, padding at the end. Raises InputError if the texts are longer than the model's positions.
-    """
-    ids, valid = (torch.as_tensor(x, device=model.device) for x in (ids, valid))
-    check_length(model, ids.shape[1])
-    # Padding stands at the end, where a causal model's earlier positions never see it. Token i is read from position i - 1.
-    inputs = torch.cat([ids.new_full((len(ids), 1), bos_id), torch.where(valid, ids, bos_id)[:, :-1]], 1)
-    return read_states(model, model.base_model(input_ids=inputs, use_cache=False).last_hidden_state, ids)
-
-
 class CausalSurprisal:
-    """Selective Context (Li et al. 2023) on single tokens: -ln p(token | the text before it) by a causal LM."""
+    """Selective Context (Li et al. 2023) on single tokens: -ln p(token | BOS and the text before it) by a causal LM.
+
+    Raises InputError if the texts are longer than the model's positions.
+    """
 
     name, lm_passes, depends_on_rate = "causal surprisal", 1, False
 
     def __init__(self, model, bos_id):
         self.model, self.bos_id = model.eval(), bos_id
 
+    @torch.inference_mode()
     def scores(self, ids, valid, keep_ratio):
-        return causal_nats(self.model, self.bos_id, ids, valid)
+        ids, valid = (torch.as_tensor(x, device=self.model.device) for x in (ids, valid))
+        check_length(self.model, ids.shape[1])
+        # Padding stands at the end, where a causal model's earlier positions never see it. Token i is read from position i - 1.
+        inputs = torch.cat([ids.new_full((len(ids), 1), self.bos_id), torch.where(valid, ids, self.bos_id)[:, :-1]], 1)
+        return read_states(self.model, self.model.base_model(input_ids=inputs, use_cache=False).last_hidden_state, ids)
 
 
 class KeptContext:

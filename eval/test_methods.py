@@ -15,7 +15,6 @@ from data.testing.toy import write_base
 from eval import evaluate
 from eval.inputs import draw_texts
 from eval.methods import CausalSurprisal, IterativeSurprisal, KeptContext, MeanMaskedNats, Random, TokenFrequency, VerifiedOnce
-from eval.methods import causal_nats
 from eval.metrics import figures
 from models.reconstructor.masking import budget, keep_highest
 from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
@@ -58,7 +57,7 @@ def iterative_by_hand(model, segment, ids, valid, keep_ratio):
         for start in range(0, length, segment):
             end = min(start + segment, length)
             context = np.concatenate([kept, ids[row, start:end]])
-            nats = causal_nats(model, 0, context[None], np.ones((1, len(context)), bool))[0, len(kept) :]
+            nats = CausalSurprisal(model, 0).scores(context[None], np.ones((1, len(context)), bool), keep_ratio)[0, len(kept) :]
             quota = budget(end, keep_ratio) - budget(start, keep_ratio)
             chosen = start + np.sort(np.argsort(-nats, kind="stable")[:quota])
             found[row, start:end], mask[row, chosen] = nats, True

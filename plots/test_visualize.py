@@ -68,18 +68,18 @@ def test_log_and_results_are_enough_each(folder, record, tmp_path, capsys, monke
         draw(tmp_path / "4")
 
 
-@pytest.mark.parametrize("show", [visualize.as_sent, visualize.as_restored])
-def test_texts_are_laid_out_without_losing_a_token(record, show):
+@pytest.mark.parametrize("sent", [True, False])
+def test_texts_are_laid_out_without_losing_a_token(record, sent):
     pieces = record["examples"][0]["pieces"]
-    laid = visualize.lay_out(pieces, show)
+    laid = visualize.lay_out(pieces, sent)
     assert [piece for *_, piece in laid] == pieces
     assert all(column + len(text) <= visualize.COLUMNS for _, column, text, _ in laid)
 
 
 def test_lines_break_between_words(monkeypatch):
     monkeypatch.setattr(visualize, "COLUMNS", 10)
-    pieces = [{"token": token, "restored": "x", "state": "kept"} for token in (" be", "twe", "en", " wo", "rds")]
-    laid = visualize.lay_out(pieces, visualize.as_restored)
+    pieces = [{"token": token, "restored": token, "state": "kept"} for token in (" be", "twe", "en", " wo", "rds")]
+    laid = visualize.lay_out(pieces, sent=False)
     assert [place[:3] for place in laid] == [(0, 0, "be"), (0, 2, "twe"), (0, 5, "en"), (1, 0, "wo"), (1, 2, "rds")]
 
 

@@ -58,11 +58,8 @@ def training_curves(log_dir):
             found = ", ".join(tags) or "none"
             raise InputError(f"{log_dir}: expected the TensorBoard scalar '{tag}', found {found}; train with: python rl/train.py")
         steps, values = np.array([(point.step, point.value) for point in events.Scalars(tag)]).T
-        few = len(values) < 30
-        thin = {"alpha": 1, "marker": "o", "markersize": 3} if few else {"alpha": 0.25}
-        axis.plot(steps, values, color="#0072B2", linewidth=1.2, **thin)
-        if not few:
-            axis.plot(steps, moving_average(values, len(values) // 12), color="#0072B2", linewidth=2)
+        axis.plot(steps, values, color="#0072B2", linewidth=1.2, alpha=0.25, marker="o", markersize=2)
+        axis.plot(steps, moving_average(values, len(values) // 12), color="#0072B2", linewidth=2)
         axis.set(title=title, xlabel="texts", ylabel=unit)
         axis.margins(y=0.1)
     figure.suptitle("Training the agent (thin: every update; thick: moving average; λ differs from text to text)")
@@ -109,11 +106,14 @@ def curves_by_method(record, name, title, unit):
     return figure
 
 
-def lay_out(pieces, show):
-    """Tokens in lines of COLUMNS characters, broken between words: (line, column, text, piece) each. `show(piece)`: its text."""
+def lay_out(pieces, sent):
+    """A text as it is sent, with gaps one character wide, or as it is restored, in lines of COLUMNS characters, broken between
+    words: (line, column, text, piece) of every token.
+    """
     words = []
     for piece in pieces:
-        text = show(piece).replace("\n", "¶").replace("\t", " ") or "∅"
+        text = " _" if sent and piece["state"] != "kept" else piece["restored"]
+        text = text.replace("\n", "¶").replace("\t", " ") or "∅"
         if not words or text.startswith(" "):
             words.append([])
         words[-1].append((text, piece))
@@ -126,16 +126,6 @@ def lay_out(pieces, show):
             laid.append((line, column, text, piece))
             column += len(text)
     return laid
-
-
-def as_sent(piece):
-    """A kept token, or a gap one character wide."""
-    return piece["token"] if piece["state"] == "kept" else " _"
-
-
-def as_restored(piece):
-    """What the receiver reads."""
-    return piece["token"] if piece["state"] == "kept" else piece["restored"]
 
 
 def draw_text(axis, laid, top, sent):
@@ -157,7 +147,7 @@ def draw_text(axis, laid, top, sent):
 
 def texts_figure(examples):
     """Example texts, each as it is sent, with its gaps, and as it is restored."""
-    texts = [(e, lay_out(e["pieces"], as_sent), lay_out(e["pieces"], as_restored)) for e in examples]
+    texts = [(e, lay_out(e["pieces"], sent=True), lay_out(e["pieces"], sent=False)) for e in examples]
     height = 1.2 + sum(sent[-1][0] + restored[-1][0] + 6.6 for _, sent, restored in texts)
     figure = plt.figure(figsize=(WIDTH, height * LINE))
     axis = figure.add_axes((0, 0, 1, 1), xlim=(-1, COLUMNS + 1), ylim=(height, 0))
