@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data.artifacts import Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS
 from eval.inputs import Scores, add_flags, draw_texts, open_models
-from eval.methods import CHEAP, build_opponents
+from eval.methods import CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
 from eval.report import estimate, interval, markdown, number
 from models.reconstructor.masking import KEEP_THRESHOLD
@@ -43,7 +43,7 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add_flags(add, "price_results.json")
-    add("--methods", nargs="+", choices=[*CHEAP, "verified-once", "mean-nats"], default=[*CHEAP, "verified-once"],
+    add("--methods", nargs="+", choices=OPPONENTS, default=[*CHEAP, "verified-once"],
         help="what the agent is compared with, beside the searched masks; mean-nats takes long")
     add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[1.5, 3.0], help="λ, nats per token saved")
     add("--tune_sequences", type=bounded(int, 1, 10**9), default=64,

@@ -23,7 +23,6 @@ def add_flags(add, writes):
     positive = bounded(int, 1, 10**9)
     add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
         help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
-    add("--reconstructor_path", type=Path, default=None, help="reconstructor; default: the one that the agent names")
     add("--base_model", default=None,
         help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
@@ -142,21 +141,12 @@ def open_models(args):
     policies = [first, *(load_policy(path, device, first.reader.reconstructor) for path in args.model_path[1:])]
     check_trained_alike(args.model_path, [policy.config["args"] for policy in policies])
     reconstructor = first.reader.reconstructor
-    if args.reconstructor_path:
-        reconstructor = Reconstructor.load(args.reconstructor_path, device)
-    if first.tokenizer_fingerprint != reconstructor.fingerprint:
-        raise InputError(
-            f"--reconstructor_path {args.reconstructor_path}: expected the agent's tokenizer {first.tokenizer_fingerprint}, "
-            f"found {reconstructor.fingerprint}; name one with that tokenizer, or none"
-        )
     name = args.base_model or first_base_model(reconstructor.directory)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)
     if fingerprint(tokenizer) != reconstructor.fingerprint:
-        raise InputError(
-            f"--base_model {name}: expected the reconstructor's tokenizer {reconstructor.fingerprint}, "
-            f"found {fingerprint(tokenizer)}"
-        )
+        expected, found = f"the reconstructor's tokenizer {reconstructor.fingerprint}", fingerprint(tokenizer)
+        raise InputError(f"--base_model {name}: expected {expected}, found {found}; name one with that tokenizer")
     paths = dict.fromkeys(Path(locate(path)) for path in (*args.model_path, reconstructor.directory, name))
     return Models(
         policies, int(first.config["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer),

@@ -127,10 +127,6 @@ class KeptContext:
         self.state, self.kept = states[:, :1], self.kept[:, :0]
         return read_states(self.model, states, segment)
 
-    def keep(self, ids):
-        """Append kept tokens (B, K) to the context."""
-        self.kept = ids
-
 
 class IterativeSurprisal:
     """LLMLingua's token-level step (Jiang et al. 2023, section 3.2): surprisal given the earlier segments as compressed.
@@ -166,7 +162,7 @@ class IterativeSurprisal:
             # A row that goes on has kept as many tokens as every other; of one that ends here anything may follow.
             most = quota.max()
             kept = np.sort(order[:, :most], axis=1)
-            context.keep(torch.as_tensor(np.take_along_axis(segment, kept, 1), device=self.model.device))
+            context.kept = torch.as_tensor(np.take_along_axis(segment, kept, 1), device=self.model.device)
         self.lm_passes = len(starts)
         return scores
 

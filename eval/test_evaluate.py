@@ -151,17 +151,17 @@ def test_bad_input_leaves_results_alone(stages, tmp_path):
     assert (folder / "results/evaluation_results.json").read_bytes() == before
 
 
-def test_an_agent_of_another_tokenizer_is_refused(stages, tmp_path):
+def test_a_base_model_of_another_tokenizer_is_refused(stages, tmp_path):
     folder = stages[0]
-    copy_with_another_tokenizer(folder / "tuned", tmp_path / "other")
-    with pytest.raises(InputError, match="expected the agent's tokenizer|expected tokenizer"):
-        evaluate.main(evaluate_words(folder, "--reconstructor_path", tmp_path / "other", "--output_dir", tmp_path / "out"))
+    copy_with_another_tokenizer(folder / "base", tmp_path / "other")
+    with pytest.raises(InputError, match="expected the reconstructor's tokenizer"):
+        evaluate.main(evaluate_words(folder, "--base_model", tmp_path / "other", "--output_dir", tmp_path / "out"))
 
 
 BAD_SETTINGS = [
     (["--max_length", 400], "expected at most 31"), (["--keep_ratios", 0.99], "expected a masked token"),
     (["--keep_ratios", 0.01], "and a kept one"), (["--base_model", "nowhere/at/all"], "no causal language model"),
-    (["--reconstructor_path", "nowhere"], "is missing"), (["--model_path", "nowhere"], "nowhere"),
+    (["--model_path", "nowhere"], "nowhere"),
 ]
 
 
