@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
-from data.artifacts import InputError, make_output_dir, written_aside
+from data.artifacts import InputError, check_resumed, make_output_dir, written_aside
 from models.agent.files import check_reconstructor, load_weights
 
 LIMIT = 3  # newest checkpoints to keep
@@ -23,11 +23,6 @@ PARTS = ("args", "reconstructor", "seconds", "history", "evaluation_seconds", "t
          "torch", "numpy", "cuda")  # of a checkpoint
 # What torch.load can raise.
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
-
-
-def different_setting(ours, theirs, free):
-    """The first flag of `ours` that `theirs` has otherwise, both {flag: value}, those in `free` apart; None if they are alike."""
-    return next((name for name in ours if name not in free and str(theirs.get(name)) != str(ours[name])), None)
 
 
 def number_of(path):
@@ -101,13 +96,7 @@ def go_on(agent, directory, args):
     reconstructor.
     """
     path, state = read_newest(directory)
-    now = {name: str(value) for name, value in vars(args).items()}
-    if name := different_setting(now, state["args"], FREE):
-        before = state["args"].get(name, "nothing of the kind")
-        raise InputError(
-            f"--resume: {path} was made with --{name} {before}, found --{name} {now[name]}; "
-            "give the same, or leave --resume away to start anew"
-        )
+    check_resumed(path, vars(args), state["args"], FREE)
     check_reconstructor(state, path, agent.env.judge.reconstructor)
     load_weights(agent.policy, state["policy"], path)
     agent.policy.optimizer.load_state_dict(state["optimizer"])

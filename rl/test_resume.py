@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.artifacts import InputError
-from data.testing.toy import REPOSITORY
-from models.agent.test_files import Planted
+from data.testing.toy import REPOSITORY, Planted
 from rl.conftest import agent_words, alike, train_agent, weights
 
 

@@ -73,14 +73,6 @@ def newest_checkpoint(directory):
     raise FileNotFoundError(f"--resume: expected a checkpoint-* directory in {directory}, found none; {REMEDY}")
 
 
-def check_flags(path, before, args, names):
-    """A run goes on with the flags `names` that it began with, as {name: value} in `before`. Raises InputError."""
-    for name in names:
-        began, now = before.get(name, "nothing of the kind"), getattr(args, name)
-        if str(began) != str(now):
-            raise InputError(f"--resume: {path} was made with --{name} {began}, found --{name} {now}; give the same, or {REMEDY}")
-
-
 def read_state(path, names):
     """The dict with the keys `names` that torch.save wrote to `path`. Runs nothing that is in the file. Raises InputError."""
     try:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from data.artifacts import InputError
-from data.testing.toy import REPOSITORY, write_base
+from data.testing.toy import REPOSITORY, Planted, write_base
 from models.reconstructor import train_cpu
 from models.reconstructor.checkpoints import MANIFEST, checksums
 from models.reconstructor.reconstructor import Reconstructor
@@ -84,16 +84,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     assert not list(tmp_path.glob("*/.unfinished"))
 
 
-class Planted:
-    """Unpickled, it writes the file that it is made for."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def test_a_planted_pickle_is_refused_and_runs_nothing(toy, tmp_path):
     words = "--max_steps 2 --batch_size 2 --save_steps 1 --eval_steps 100".split()
     fine_tune(toy, tmp_path / "out", *words)
@@ -107,7 +97,7 @@ def test_a_planted_pickle_is_refused_and_runs_nothing(toy, tmp_path):
         with pytest.raises(InputError, match="expected a training's state in .*optimizer.pt, found another content"):
             fine_tune(toy, tmp_path / "out", *words, "--resume")
         assert not written.exists()
-    pickle.loads(pickle.dumps(Planted(written)))
+    pickle.loads(pickle.dumps(Planted(written))).close()
     assert written.exists(), "the negative control: what this test plants does run where pickles are opened"
 
 

@@ -18,9 +18,10 @@ from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, command_line, make_output_dir, read_json
+from data.artifacts import write_json, write_text
 from data.sequences import pad_batch
-from models.reconstructor.checkpoints import check_flags, newest_checkpoint, read_state, write_checkpoint
+from models.reconstructor.checkpoints import newest_checkpoint, read_state, write_checkpoint
 from models.reconstructor.reconstructor import ATTENTION, MADE_BY, Reconstructor, find_device
 from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
 from models.reconstructor.texts import draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
@@ -100,7 +101,7 @@ class Training:
         if args.resume:
             checkpoint = newest_checkpoint(args.output_dir)
             began = read_json(checkpoint / "reconstructor.json", RECONSTRUCTOR_SCHEMA, MADE_BY)["args"]
-            check_flags(checkpoint, began, args, ("attention", "base_model"))
+            check_resumed(checkpoint, {"attention": args.attention, "base_model": args.base_model}, began)
             self.reconstructor = Reconstructor.load(checkpoint)
         else:
             self.reconstructor = Reconstructor.from_base(args.base_model, args.attention)
@@ -108,8 +109,7 @@ class Training:
         make_output_dir(args.output_dir)
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
         self.accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=precision)
-        device, fingerprint = self.accelerator.device, self.reconstructor.fingerprint
-        self.policy = load_mask_policy(args.mask_policy, fingerprint, device) if args.mask_policy else None
+        self.policy = args.mask_policy and load_mask_policy(args.mask_policy, self.reconstructor.fingerprint, self.accelerator.device)
         self.step_size = args.batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes  # texts
         self.per_epoch = math.ceil(len(self.texts) / self.step_size)
         self.steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * self.per_epoch))
