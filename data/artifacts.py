@@ -49,10 +49,10 @@ def commit():
 
 
 def sha256_of(path):
-    """The SHA-256 of a file; of a model directory, that of its `*.safetensors`: of their digests by name if there are several."""
+    """The SHA-256 of a file; of a model directory, that of its weights: of their digests by name if they are in several files."""
     path = Path(path)
     if path.is_dir():
-        digests = [sha256_of(part) for part in sorted(path.glob("*.safetensors"))]
+        digests = [sha256_of(part) for part in sorted(path.glob("model*.safetensors"))]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
