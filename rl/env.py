@@ -16,6 +16,7 @@ import time
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -60,17 +61,15 @@ class TextStream:
     def seed(self, seed):
         """Start again from the first text, with random draws from `seed`."""
         self.rng = np.random.default_rng(seed)
-        self.position, self.order = 0, None
-
-    def restart(self):
-        self.position = 0
+        self.position, self.order = 0, np.zeros(0, np.int64)  # of the epoch, drawn when it begins
 
     def state(self):
-        """Where the stream stands: what `restore` takes."""
-        return {"rng": self.rng.bit_generator.state, "position": self.position, "order": self.order}
+        """Where the stream stands, as numbers and lists: what `restore` takes."""
+        return {"rng": self.rng.bit_generator.state, "position": self.position, "order": self.order.tolist()}
 
     def restore(self, state):
-        self.rng.bit_generator.state, self.position, self.order = state["rng"], state["position"], state["order"]
+        self.rng.bit_generator.state, self.position = state["rng"], state["position"]
+        self.order = np.array(state["order"], dtype=np.int64)
 
     def next(self):
         """The next text, int64 (T,), and its price."""
@@ -82,7 +81,7 @@ class TextStream:
 
     def _next_random(self):
         within = self.position % len(self.sequences)
-        if within == 0 or self.order is None:
+        if within == 0:
             self.order = self.rng.permutation(len(self.sequences))
         self.position += 1
         low, high = np.log(self.prices[0]), np.log(self.prices[-1])
@@ -184,10 +183,8 @@ class TokenCompressionVecEnv(VecEnv):
 
     def reset(self):
         """Draw new texts; in fixed order, from the first one again."""
-        if not self.stream.shuffle:
-            self.stream.restart()
-        elif self._seeds[0] is not None:
-            self.stream.seed(self._seeds[0])
+        if self._seeds[0] is not None or not self.stream.shuffle:
+            self.stream.seed(self._seeds[0] or 0)
         self._reset_seeds()
         return self._draw()
 
@@ -199,13 +196,14 @@ class TokenCompressionVecEnv(VecEnv):
         return self._draw(), rewards, np.ones(self.num_envs, bool), infos
 
     def state(self):
-        """Everything that future texts and prices depend on: what `restore` takes."""
-        return {"stream": self.stream.state(), "observation": self.observation}
+        """Everything that future texts and prices depend on, as numbers, lists and tensors: what `restore` takes."""
+        observation = {name: torch.as_tensor(array) for name, array in self.observation.items()}
+        return {"stream": self.stream.state(), "observation": observation}
 
     def restore(self, state):
         """Go back to where `state()` was called."""
         self.stream.restore(state["stream"])
-        self.observation = state["observation"]
+        self.observation = {name: tensor.numpy() for name, tensor in state["observation"].items()}
 
     def close(self):
         """Nothing to release."""

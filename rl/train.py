@@ -8,6 +8,7 @@ Reads training and validation sequences, a reconstructor and, if `--init_from` n
 is one text. A run that was cut off goes on with `--resume`, on a CPU to the same weights as if it had not been.
 """
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -224,8 +225,10 @@ class Run:
 
 def clear(logs, checkpoints):
     """Delete the logs and checkpoints of an earlier run: two runs in one log would be drawn as one zigzag line."""
-    for old in [*logs.glob("events.out.tfevents.*"), *checkpoints.glob("agent_*_steps.*")]:
+    for old in logs.glob("events.out.tfevents.*"):
         old.unlink()
+    for old in checkpoints.glob("checkpoint-*"):
+        shutil.rmtree(old)
 
 
 def main(argv=None):

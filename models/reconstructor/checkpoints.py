@@ -1,4 +1,8 @@
-"""Checkpoints of a training: directories `checkpoint-STEP` that are there whole or not at all, and known to be undamaged."""
+"""One way to resume, for reconstructor and agent: checkpoints that are there whole or not at all, and known to be undamaged.
+
+A checkpoint is a directory `checkpoint-STEP` with `state.pt`, which holds all that a run's future depends on, whatever else the
+training puts beside it, and `checksums.json`. Nothing that is in it is run when it is read.
+"""
 
 import hashlib
 import json
@@ -7,20 +11,23 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data.artifacts import InputError, write_text
 
+STATE = "state.pt"
 UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
 MANIFEST = "checksums.json"  # SHA-256 of every file of a checkpoint, written last: without it a checkpoint is not whole
 REMEDY = "leave --resume away to start anew"
 
 
-def write_checkpoint(directory, step, fill, limit):
-    """Let `fill(folder)` write `directory`/checkpoint-`step`, whole or not at all, and keep the newest `limit`."""
+def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
+    """Write `state`, and what `fill(folder)` adds, to `directory`/checkpoint-`step`; keep the newest `limit` checkpoints."""
     aside, final = Path(directory) / UNFINISHED, Path(directory) / f"checkpoint-{step}"
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    aside.mkdir()
+    aside.mkdir(parents=True)
+    torch.save(state, aside / STATE)
     fill(aside)
     write_text(aside / MANIFEST, json.dumps(checksums(aside), indent=1) + "\n")
     shutil.rmtree(final, ignore_errors=True)
@@ -55,17 +62,18 @@ def damage(directory):
     return f"{', '.join(differing)} not as written" if differing else None
 
 
-def newest_checkpoint(directory):
-    """The undamaged `checkpoint-*` of `directory` that was finished last; damaged ones are named and skipped.
+def read_newest(directory, names):
+    """The undamaged checkpoint of `directory` that was finished last: its path, and its state, a dict with the keys `names`.
 
-    Raises FileNotFoundError if there is none, InputError if all are damaged.
+    Damaged ones are named and skipped. Raises FileNotFoundError if there is none, InputError if all are damaged or the state is
+    not that of such a training.
     """
     damaged = []
     for path in reversed(by_age(directory)):
         if not (reason := damage(path)):
             if damaged:
                 print(f"skipped {'; '.join(damaged)}; going on from {path.name}")
-            return path
+            return path, read_state(path / STATE, names)
         damaged.append(f"{path.name} ({reason})")
     if damaged:
         found = f"found only damaged ones: {'; '.join(damaged)}"
@@ -81,3 +89,18 @@ def read_state(path, names):
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise InputError(f"--resume: expected a training's state in {path}, found another content ({reason}); {REMEDY}") from None
+
+
+def random_states(device):
+    """The states of the generators that a training on `device`, a torch device's name, draws from."""
+    name, keys, *place = np.random.get_state()
+    on_device = None if device == "cpu" else torch.get_device_module(device).get_rng_state()
+    return {"torch": torch.get_rng_state(), "device": on_device, "numpy": [name, keys.tolist(), *place]}
+
+
+def restore_random_states(states, device):
+    """Put the generators back to where `random_states` was called; on another kind of device its own one stays as it is."""
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(states["numpy"])
+    if states["device"] is not None and device != "cpu":
+        torch.get_device_module(device).set_rng_state(states["device"])
