@@ -39,7 +39,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import explained_variance
 
 from data.artifacts import InputError
-from models.agent.actor_critic import Readings
 from models.reconstructor.masking import KEEP_THRESHOLD
 
 CREDIT_WINDOW = 2  # tokens; the best of 0, 1, 2 and 4 (eval/results/NOTES.md)
@@ -136,7 +135,7 @@ class TokenPPO(PPO):
         logits, gain, readings = self.policy.decisions(*batch)
         actions = torch.bernoulli(logits.sigmoid())
         log_probs = F.logsigmoid(torch.where(actions > KEEP_THRESHOLD, logits, -logits))
-        drafts = readings.draft[..., 0]
+        drafts = readings[1][..., 0]
         return actions, Samples(*batch, drafts, actions <= KEEP_THRESHOLD, log_probs, gain, None, *readings)
 
     def collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps):
@@ -168,12 +167,11 @@ class TokenPPO(PPO):
 
         value_loss is summed over both passes, draft_loss is the first pass's cross entropy with the second.
         """
-        readings = Readings(samples.text, samples.draft)
-        if samples.text is None:
-            readings = self.policy.read(*samples.texts, draft=samples.drafts)
-        valid = samples.valid
-        first, first_cost = self.policy.decide(*samples.texts, readings.text)
-        logits, cost = self.policy.decide(*samples.texts, *readings)
+        text, draft, valid = samples.text, samples.draft, samples.valid
+        if text is None:
+            text, draft = self.policy.read(*samples.texts, draft=samples.drafts)
+        first, first_cost = self.policy.decide(*samples.texts, text)
+        logits, cost = self.policy.decide(*samples.texts, text, draft)
         found = {"value_loss": self.critic_error(cost, samples) + self.critic_error(first_cost, samples)}
         log_ratio = (F.logsigmoid(torch.where(samples.masked, -logits, logits)) - samples.log_probs)[valid]
         ratio, decided = log_ratio.exp(), logits.detach().sigmoid()[valid]

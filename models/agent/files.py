@@ -76,13 +76,6 @@ def read_agent(path):
     return config, tensors
 
 
-def load_reconstructor(config, path, device):
-    """The reconstructor that an agent was trained with. Raises FileNotFoundError, or InputError if another is in its place."""
-    reconstructor = Reconstructor.load(config["reconstructor"]["path"], device)
-    check_reconstructor(config, path, reconstructor)
-    return reconstructor
-
-
 def check_reconstructor(config, path, reconstructor):
     """Raises InputError unless a loaded reconstructor has the weights that the agent at `path` was trained with."""
     expected, found = config["reconstructor"]["sha256"], sha256_of(reconstructor.directory)
@@ -123,9 +116,8 @@ def load_policy(path, device="cpu", reconstructor=None):
     """
     config, tensors = read_agent(path)
     if reconstructor is None:
-        reconstructor = load_reconstructor(config, path, device)
-    else:
-        check_reconstructor(config, path, reconstructor)
+        reconstructor = Reconstructor.load(config["reconstructor"]["path"], device)
+    check_reconstructor(config, path, reconstructor)
     reader = Reader(reconstructor, common_tokens(tensors, reconstructor.vocab_size, path), config["blocks"])
     policy = TokenCompressionPolicy(
         observation_space(reconstructor.vocab_size, 1, config["prices"][1]), spaces.Box(0.0, 1.0, (1,), np.float32),
