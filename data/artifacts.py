@@ -26,6 +26,12 @@ class InputError(ValueError):
     """Something the user gave is unusable; the message says what was expected, found, and how to mend it."""
 
 
+def reason_of(error):
+    """The first line of what an error, or the one behind it, says, or the name of its kind."""
+    error = error.__cause__ or error
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def versions():
     """Versions of Python and of the packages that can change a result, as {name: version}."""
     found = {"python": platform.python_version()}

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 
-from data.artifacts import InputError, sha256_of, written_aside
+from data.artifacts import InputError, reason_of, sha256_of, written_aside
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.reader import Reader
 from models.reconstructor.reconstructor import Reconstructor
@@ -64,9 +64,8 @@ def read_agent(path):
                 parts = {name: file.read(name) for name in (CONFIG, WEIGHTS)}
         config, tensors = json.loads(parts[CONFIG]), safetensors.torch.load(parts[WEIGHTS])
     except UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{path}: expected an agent, {CONFIG} and {WEIGHTS} in a directory or a .zip, found: {reason}; {remedy}"
+            f"{path}: expected an agent, {CONFIG} and {WEIGHTS} in a directory or a .zip, found: {reason_of(error)}; {remedy}"
         ) from None
     found = config.get("schema") if isinstance(config, dict) else type(config).__name__
     if found != SCHEMA:

@@ -61,8 +61,7 @@ class Ours:
         self.optimizer = adamw(settings, self.reconstructor)
 
     def loss(self, ids, keep_mask, valid):
-        nats, count = self.reconstructor(ids, keep_mask, valid)
-        return nats / count
+        return self.reconstructor(ids, keep_mask, valid) / (valid & ~keep_mask).sum()
 
     def step(self, number, *batch):
         """One optimiser step. Returns the loss."""

@@ -4,7 +4,6 @@ A checkpoint is a directory `checkpoint-STEP` with `state.pt`, which holds all t
 training puts beside it, and `checksums.json`. Nothing that is in it is run when it is read.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.artifacts import InputError, write_text
+from data.artifacts import InputError, reason_of, sha256_of
 
 STATE = "state.pt"
 UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
@@ -29,7 +28,7 @@ def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
     aside.mkdir(parents=True)
     torch.save(state, aside / STATE)
     fill(aside)
-    write_text(aside / MANIFEST, json.dumps(checksums(aside), indent=1) + "\n")
+    (aside / MANIFEST).write_text(json.dumps(checksums(aside), indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
     for old in by_age(directory)[:-limit]:
@@ -43,12 +42,7 @@ def by_age(directory):
 
 def checksums(directory):
     """{name: SHA-256} of the files of a directory but the manifest."""
-    found = {}
-    for path in sorted(directory.iterdir()):
-        if path.name != MANIFEST:
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: sha256_of(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
 
 
 def damage(directory):
@@ -87,7 +81,7 @@ def read_state(path, names):
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: state[name] for name in names}
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise InputError(f"--resume: expected a training's state in {path}, found another content ({reason}); {REMEDY}") from None
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data.artifacts import InputError, read_json, write_json
+from data.artifacts import InputError, read_json, reason_of, write_json
 from models.reconstructor.loss import read_logits, summed_nats
 from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer, locate
 
@@ -49,10 +49,9 @@ def load_causal_lm(name_or_dir):
         kwargs = {"config": config, "dtype": torch.float32, "use_safetensors": True}
         return AutoModelForCausalLM.from_pretrained(locate(name_or_dir), **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"no causal language model at '{name_or_dir}': expected a directory with config.json and model.safetensors, or the "
-            f"name of a model in the Hugging Face hub or cache ({reason})"
+            f"name of a model in the Hugging Face hub or cache ({reason_of(error)})"
         ) from None
 
 
@@ -177,21 +176,14 @@ class Reconstructor(torch.nn.Module):
         """The output layer (V, D), without the mask token's row."""
         return self.model.get_output_embeddings().weight[: self.vocab_size]
 
-    def hidden(self, ids, keep_mask, valid, attention=None):
-        """Last hidden states (B, T, D); the one at index i is the one that predicts token i. `attention`: default its own."""
-        read = read_states(self.model.base_model, ids, keep_mask, valid, self.bos_id, self.mask_id, attention or self.attention)
-        return read[:, :-1]
+    def hidden(self, ids, keep_mask, valid):
+        """The last hidden states (M, D) that predict the masked tokens of a batch, text by text."""
+        read = read_states(self.model.base_model, ids, keep_mask, valid, self.bos_id, self.mask_id, self.attention)
+        return read[:, :-1][valid & ~keep_mask]
 
-    def forward(self, ids, keep_mask, valid, as_causal_lm=False):
-        """Summed nats of the masked tokens of a batch, and how many they are: the training loss is their quotient.
-
-        `as_causal_lm`: the same tokens are predicted as a causal language model would, with nothing hidden before them
-        and nothing seen after them.
-        """
-        masked = valid & ~keep_mask
-        hidden = self.hidden(ids, valid, valid, "causal") if as_causal_lm else self.hidden(ids, keep_mask, valid)
-        hidden = hidden[masked]  # (M, D)
-        return summed_nats(hidden, self.output_weight(), ids[masked]), masked.sum()
+    def forward(self, ids, keep_mask, valid):
+        """Summed nats of the masked tokens of a batch: the training loss is their quotient by the masked tokens of a step."""
+        return summed_nats(self.hidden(ids, keep_mask, valid), self.output_weight(), ids[valid & ~keep_mask])
 
     @torch.inference_mode()
     def predict(self, ids, keep_mask, valid=None):
@@ -209,7 +201,7 @@ class Reconstructor(torch.nn.Module):
             masked = part[2] & ~part[1]
             if not masked.any():
                 continue
-            hidden, truth, weight = self.hidden(*part)[masked], part[0][masked], self.output_weight()
+            hidden, truth, weight = self.hidden(*part), part[0][masked], self.output_weight()
             read = [read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
             row, column = masked.nonzero(as_tuple=True)
             nats[rows[row], column], top1[rows[row], column] = map(torch.cat, zip(*read))

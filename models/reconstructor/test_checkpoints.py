@@ -67,7 +67,7 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path, capsys):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
-    words = "--max_steps 60 --batch_size 4 --save_steps 7 --eval_steps 100 --causal_share 0.3".split()
+    words = "--max_steps 60 --batch_size 4 --save_steps 7 --eval_steps 100".split()
     command = [sys.executable, REPOSITORY / "models/reconstructor/train_cpu.py", *command_line(toy, tmp_path / "cut", *words)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (tmp_path / "cut/checkpoint-14").exists():

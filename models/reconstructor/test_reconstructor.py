@@ -114,10 +114,7 @@ def test_logits_at_masked_positions_equal_the_full_models(toy, reconstructor, ar
     assert (prediction.top1[masked] == reference.argmax(-1)[masked]).all()
     batch = truth, torch.as_tensor(keep_mask), torch.as_tensor(valid)
     with torch.no_grad():
-        (total, count), (causal, _) = model(*batch), model(*batch, as_causal_lm=True)
-        stock = model.model(F.pad(truth, (1, 0), value=model.bos_id)).logits[:, :-1, : model.vocab_size].log_softmax(-1)
-    assert count == masked.sum() and float(total) == pytest.approx(float(nats[masked].sum()), rel=1e-4)
-    assert float(causal) == pytest.approx(-float(stock.gather(2, truth[..., None])[..., 0][masked].sum()), rel=1e-4)
+        assert float(model(*batch)) == pytest.approx(float(nats[masked].sum()), rel=1e-4)
 
 
 def test_padding_changes_nothing(reconstructor):

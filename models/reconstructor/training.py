@@ -55,7 +55,6 @@ def parse_args(argv, devices, doc):
     add("--span_share", type=share, default=0.2, help="share of texts masked in spans instead of single tokens")
     add("--mask_policy", type=Path, help="agent that decides some of the masks, so that the reconstructor gets used to it")
     add("--policy_share", type=share, default=0.5, help="share of texts masked by --mask_policy, at mask ratios as of the others")
-    add("--causal_share", type=share, default=0.0, help="share of steps that train a causal LM, so that the model stays one")
     add("--attention", choices=ATTENTION, default=ATTENTION[0], help="whether a token looks at the whole text")
     add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=4e-4, help="AdamW's, at its peak")
     add("--warmup_ratio", type=share, default=0.05, help="share of the steps in which the rate rises; then it falls to 0")
@@ -173,13 +172,11 @@ class Training:
         args, accelerator, batches = self.args, self.accelerator, list(self.batches())
         counts = [sum((valid & ~keep_mask).sum() for _, keep_mask, valid in batches), sum(valid.sum() for *_, valid in batches)]
         masked, tokens = accelerator.reduce(torch.stack(counts), "sum").clamp(min=1)
-        as_causal_lm = np.random.default_rng([args.seed, self.step]).random() < args.causal_share
         loss, rate = 0.0, self.learning_rate()
         for i, batch in enumerate(batches):
             with contextlib.nullcontext() if i == len(batches) - 1 else accelerator.no_sync(self.model):
-                nats, _ = self.model(*batch, as_causal_lm=as_causal_lm)
                 # Gradients are averaged over processes, hence the factor: the sum is what one process would have.
-                part = nats * accelerator.num_processes / masked
+                part = self.model(*batch) * accelerator.num_processes / masked
                 accelerator.backward(part)
             loss += part.detach()
         loss = accelerator.reduce(loss, "mean").item()
@@ -232,6 +229,9 @@ class Training:
             if self.step % args.save_steps == 0 or self.step == self.steps:
                 self.save()
         bar.close()
+        if self.is_main:
+            self.publish()
+        return self.metrics
 
     def publish(self):
         """Put the model, its card and `training.json` into the output directory."""
@@ -244,15 +244,6 @@ class Training:
         write_json(args.output_dir / "training.json", SCHEMA, args, UNITS, weights, **content)
         self.writer.close()
         print(f"fine-tuned for {self.step} steps; written to {args.output_dir}")
-
-
-def fine_tune(args):
-    """Run fine-tuning as the parsed command line says. Returns the metrics of the last validation."""
-    training = Training(args)
-    training.run()
-    if training.is_main:
-        training.publish()
-    return training.metrics
 
 
 def adamw(args, reconstructor):
