@@ -30,13 +30,8 @@ PRICES = (0.15, 12.0)  # λ in nats per token saved: agents trained on these kee
 
 def observation_space(vocab_size, max_length, max_price):
     """Small arrays only: token ids, which positions are text, and the price λ. Never embeddings."""
-    return spaces.Dict(
-        {
-            "tokens": spaces.Box(0, vocab_size - 1, (max_length,), np.int32),
-            "valid": spaces.Box(0, 1, (max_length,), np.int8),
-            "price": spaces.Box(0.0, max_price, (1,), np.float32),
-        }
-    )
+    tokens, valid = spaces.Box(0, vocab_size - 1, (max_length,), np.int32), spaces.Box(0, 1, (max_length,), np.int8)
+    return spaces.Dict({"tokens": tokens, "valid": valid, "price": spaces.Box(0.0, max_price, (1,), np.float32)})
 
 
 def token_rewards(keep_mask, valid, nats, price):
@@ -73,19 +68,15 @@ class TextStream:
 
     def next(self):
         """The next text, int64 (T,), and its price."""
-        if self.shuffle:
-            return self._next_random()
-        text, price = divmod(self.position, len(self.prices))
+        count, position = len(self.sequences), self.position
         self.position += 1
-        return self.sequences[text % len(self.sequences)], self.prices[price]
-
-    def _next_random(self):
-        within = self.position % len(self.sequences)
-        if within == 0:
-            self.order = self.rng.permutation(len(self.sequences))
-        self.position += 1
-        low, high = np.log(self.prices[0]), np.log(self.prices[-1])
-        return self.sequences[int(self.order[within])], float(np.exp(self.rng.uniform(low, high)))
+        if not self.shuffle:
+            text, price = divmod(position, len(self.prices))
+            return self.sequences[text % count], self.prices[price]
+        if position % count == 0:
+            self.order = self.rng.permutation(count)
+        price = np.exp(self.rng.uniform(*np.log((self.prices[0], self.prices[-1]))))
+        return self.sequences[int(self.order[position % count])], float(price)
 
 
 class Judge:

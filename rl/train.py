@@ -49,10 +49,8 @@ def parse_args(argv=None):
     add = parser.add_argument
     positive = bounded(int, 1, 10**12)
     price = bounded(float, 0, 100, open_ends=True)
-    add("--data_path", type=Path, default=Path("data/processed/processed_data.json"),
-        help="training sequences; val_data.json is expected beside them")
-    add("--output_dir", type=Path, default=Path("models/agent/output"),
-        help="directory for models, checkpoints, logs and training.json")
+    add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training texts, val_data.json beside")
+    add("--output_dir", type=Path, default=Path("models/agent/output"), help="directory to write")
     add("--reconstructor_path", type=Path, default=Path("models/reconstructor/fine-tuned"),
         help="directory written by models/reconstructor/train_cpu.py or train_gpu.py, or models/reconstructor/base")
     add("--init_from", type=Path, default=None, help="agent whose weights training begins with; the optimiser begins anew")
@@ -60,14 +58,10 @@ def parse_args(argv=None):
     add("--n_steps", type=bounded(int, 2, 10**9), default=64, help="texts per rollout")
     add("--batch_size", type=bounded(int, 2, 10**9), default=16, help="texts per minibatch of the update")
     add("--n_epochs", type=bounded(int, 1, 1000), default=4, help="passes over a rollout")
-    add("--gamma", type=bounded(float, 0, 1), default=0.99,
-        help="discount factor; changes nothing, because episodes have one step")
-    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3,
-        help="Adam's learning rate at the start; it falls linearly to a tenth")
-    add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2,
-        help="PPO's clipping of the probability ratio, per token")
-    add("--critic_only", action="store_true",
-        help="the control: no actor and no policy gradient, a token is kept where the critic expects it to cost more than λ")
+    add("--gamma", type=bounded(float, 0, 1), default=0.99, help="discount; changes nothing, because episodes have one step")
+    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3, help="Adam's; it falls linearly to a tenth")
+    add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2, help="PPO's, of a token's probability ratio")
+    add("--critic_only", action="store_true", help="the control: no actor, a token is kept where the critic's estimate exceeds λ")
     add("--min_price", type=price, default=PRICES[0], help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
     add("--max_price", type=price, default=PRICES[1], help="highest λ, nats per token saved")
     add("--max_length", type=bounded(int, 1, 10**6), default=None,
@@ -75,15 +69,12 @@ def parse_args(argv=None):
     add("--width", type=bounded(int, 4, 4096), default=96, help=f"width of the policy network, a multiple of {HEADS}")
     add("--layers", type=bounded(int, 0, 64), default=2, help="transformer layers of the policy network")
     add("--eval_freq", type=positive, default=1280, help="training texts between held-out evaluations")
-    add("--eval_sequences", type=bounded(int, 1, 10**6), default=48,
-        help="held-out texts, each judged at every one of --eval_prices")
+    add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at all --eval_prices")
     add("--eval_prices", type=price, nargs="+", default=[0.75, 1.5, 3.0],
         help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
     add("--checkpoint_freq", type=positive, default=5120, help="training texts between checkpoints")
-    add("--resume", action="store_true",
-        help="go on from the newest checkpoint in --output_dir; a larger --num_timesteps trains on")
-    add("--device", default="auto",
-        help="auto, cpu, cuda or mps: where policy and reconstructor run; auto takes CUDA if there is one")
+    add("--resume", action="store_true", help="go on from the newest checkpoint; a larger --num_timesteps trains on")
+    add("--device", default="auto", help="auto, cpu, cuda or mps; auto takes CUDA if there is one")
     add("--seed", type=SEED, default=42, help="seeds initial weights, order of texts, prices and decisions")
     add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
@@ -133,17 +124,14 @@ def build_agent(args, env, train, device):
     sizes = {"embedding_dim": EMBEDDING_DIM, "width": args.width, "layers": args.layers, "heads": HEADS}
     common = common_tokens(earlier[1], reconstructor.vocab_size, args.init_from) if earlier else Reader.common_tokens(counts)
     reader = Reader(reconstructor, common)
+    kind = {"prices": (args.min_price, args.max_price), "critic_only": args.critic_only}
     agent = TokenPPO(
         TokenCompressionPolicy, env, n_steps=args.n_steps // env.num_envs, batch_size=args.batch_size, n_epochs=args.n_epochs,
         gamma=args.gamma, learning_rate=LinearSchedule(args.learning_rate, LAST_RATE * args.learning_rate, 1.0),
         clip_range=args.clip_range, seed=args.seed, device=device,
-        policy_kwargs={
-            "prices": (args.min_price, args.max_price), "critic_only": args.critic_only,
-            "features_extractor_kwargs": {"reader": reader, **sizes},
-        },
+        policy_kwargs={**kind, "features_extractor_kwargs": {"reader": reader, **sizes}},
     )
-    prices = [args.min_price, args.max_price]
-    agent.policy.config = {"sizes": sizes, "blocks": reader.blocks, "critic_only": args.critic_only, "prices": prices}
+    agent.policy.config = {"sizes": sizes, "blocks": reader.blocks, **kind}
     agent.policy.network.start_from(reconstructor.model, counts)
     if earlier:
         load_weights(agent.policy, earlier[1], args.init_from)
