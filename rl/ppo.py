@@ -204,17 +204,11 @@ class TokenPPO(PPO):
                 figures = {**found, "loss": loss, **diagnostics}
                 *values, norm = torch.stack([*figures.values(), norm]).tolist()  # one wait for the device
                 if not np.isfinite([*values, norm]).all():
-                    raise InputError(
-                        f"PPO: expected a finite loss and gradient, found {loss.item()} and {norm} after {self.num_timesteps} "
-                        "texts; lower --learning_rate"
-                    )
+                    found = f"found {loss.item()} and {norm} after {self.num_timesteps} texts"
+                    raise InputError(f"PPO: expected a finite loss and gradient, {found}; lower --learning_rate")
                 history.append(dict(zip(figures, values, strict=True)))
                 self.policy.optimizer.step()
             self._n_updates += 1
-        self._log_update(history, clip_range)
-        self.update_seconds += time.monotonic() - began
-
-    def _log_update(self, history, clip_range):
         rollout = self.rollout_buffer.all()
         values, returns = (x[rollout.valid].cpu().numpy() for x in (rollout.values, rollout.returns))
         for name in history[0]:
@@ -222,3 +216,4 @@ class TokenPPO(PPO):
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         self.logger.record("train/clip_range", clip_range)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.update_seconds += time.monotonic() - began

@@ -89,7 +89,7 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         return text, self.reader.reread(ids, valid, draft)
 
     def decisions(self, ids, valid, price):
-        """Logits of keeping and what masking gains by the critic, λ − ĉ, (B, T) each, of the second pass; its two readings."""
+        """Logits of keeping and what masking gains by the critic, λ − ĉ, (B, T) each, of the second pass; both readings."""
         readings = self.read(ids, valid, price)
         logits, cost = self.decide(ids, valid, price, *readings)
         return logits, price - cost, readings

@@ -18,12 +18,12 @@ from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, command_line, make_output_dir, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, make_output_dir, write_json
 from data.sequences import pad_batch
 from models.reconstructor.checkpoints import random_states, read_newest, restore_random_states, write_checkpoint
-from models.reconstructor.reconstructor import ATTENTION, MADE_BY, Reconstructor, find_device
+from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
 from models.reconstructor.texts import draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
-from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, locate
+from models.reconstructor.tokenizer import BASE_MODEL, locate
 
 SCHEMA = "rltc.finetuning/1"
 UNITS = {
@@ -34,7 +34,7 @@ EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
 STATE = ("args", "step", "log", "before", "metrics", "optimizer", "scaler", "random")  # what a checkpoint has beside the model
 MAX_GRAD_NORM = 1.0  # gradients are clipped to it, as GPT-3's (Brown et al. 2020, appendix B)
 LOWER = "lower --learning_rate and go on with --resume"
-CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the model card
+CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the last validation
 
 
 def parse_args(argv, devices, doc):
@@ -105,7 +105,8 @@ class Training:
         make_output_dir(args.output_dir)
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
         self.accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=precision)
-        self.policy = args.mask_policy and load_mask_policy(args.mask_policy, self.reconstructor.fingerprint, self.accelerator.device)
+        fingerprint = self.reconstructor.fingerprint
+        self.policy = args.mask_policy and load_mask_policy(args.mask_policy, fingerprint, self.accelerator.device)
         self.step_size = args.batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes  # texts
         self.per_epoch = math.ceil(len(self.texts) / self.step_size)
         self.steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * self.per_epoch))
@@ -234,11 +235,10 @@ class Training:
         return self.metrics
 
     def publish(self):
-        """Put the model, its card and `training.json` into the output directory."""
+        """Put the model and `training.json` into the output directory."""
         args = self.args
         curve = {str(ratio): masked_accuracy(self.reconstructor.eval(), self.validation, ratio) for ratio in CURVE}
         self.save_model(args.output_dir)
-        write_text(args.output_dir / "README.md", model_card(self, curve))
         weights = [path for path in (locate(args.base_model), args.mask_policy, args.output_dir) if path and Path(path).exists()]
         content = {"steps": self.step, "before": self.before, "metrics": self.metrics, "curve": curve, "log": self.log}
         write_json(args.output_dir / "training.json", SCHEMA, args, UNITS, weights, **content)
@@ -254,29 +254,3 @@ def adamw(args, reconstructor):
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.95), fused=True)
-
-
-def model_card(training, curve):
-    """The text of a model card: how the model was made and how well it restores held-out text."""
-    args, mask_id = training.args, training.reconstructor.mask_id
-    script = MADE_BY if args.device == "cpu" else "models/reconstructor/train_gpu.py"
-    rows = "\n".join(f"| {ratio} | {m['nats']:.3f} | {m['top1']:.3f} |" for ratio, m in curve.items())
-    return f"""---
-library_name: transformers
-base_model: {args.base_model}
----
-# Reconstructor
-
-`{args.base_model}` fine-tuned for {training.step} steps to restore masked tokens, with {args.attention} attention.
-A masked token is `{MASK_TOKEN}` (token {mask_id:,}); token i is predicted from the position before it. Made by
-
-```
-{command_line(script, args)}
-```
-
-Validation texts, single tokens masked at random (seed 0), scored at masked positions only:
-
-| masked | nats per masked token | top-1 |
-|---|---|---|
-{rows}
-"""
