@@ -83,11 +83,6 @@ class Judge:
     """Pays for keep masks: one batched reconstructor call for any number of texts."""
 
     def __init__(self, reconstructor, max_length):
-        if max_length > reconstructor.max_length:
-            raise InputError(
-                f"max_length {max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one; "
-                "use a smaller --max_length"
-            )
         self.reconstructor, self.max_length = reconstructor, max_length
         self.seconds = 0.0  # spent in the reconstructor
 
@@ -104,10 +99,8 @@ class Judge:
         """
         actions, expected = np.asarray(actions), observation["tokens"].shape
         if actions.shape != expected or not np.isfinite(actions).all():
-            raise ValueError(
-                f"actions: expected finite numbers of shape {expected}, found shape {actions.shape}, "
-                f"all finite: {bool(np.isfinite(actions).all())}"
-            )
+            found = f"shape {actions.shape}, all finite: {bool(np.isfinite(actions).all())}"
+            raise ValueError(f"actions: expected finite numbers of shape {expected}, found {found}; pass one number per token")
         ids, valid = observation["tokens"].astype(np.int64), observation["valid"].astype(bool)
         keep_mask = (actions > KEEP_THRESHOLD) | ~valid
         longest = int(valid.sum(1).max())  # nothing is computed over columns that are padding in every text

@@ -124,9 +124,10 @@ class TokenRolloutBuffer:
 class TokenPPO(PPO):
     """PPO whose ratio, value, advantage and clipping are per token. Takes PPO's arguments; needs a TokenCompressionPolicy."""
 
+    update_seconds = 0.0  # spent in `train`
+
     def __init__(self, *args, **kwargs):
-        self.update_seconds = 0.0  # spent in `train`
-        super().__init__(*args, **{**kwargs, "rollout_buffer_class": TokenRolloutBuffer})
+        super().__init__(*args, rollout_buffer_class=TokenRolloutBuffer, **kwargs)
 
     @torch.no_grad()
     def sample(self, observation):

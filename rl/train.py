@@ -61,7 +61,7 @@ def parse_args(argv=None):
     add("--gamma", type=bounded(float, 0, 1), default=0.99, help="discount; changes nothing, because episodes have one step")
     add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3, help="Adam's; it falls linearly to a tenth")
     add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2, help="PPO's, of a token's probability ratio")
-    add("--critic_only", action="store_true", help="the control: no actor, a token is kept where the critic expects more than λ")
+    add("--critic_only", action="store_true", help="the control: no actor; kept is what the critic expects to cost more than λ")
     add("--min_price", type=price, default=PRICES[0], help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
     add("--max_price", type=price, default=PRICES[1], help="highest λ, nats per token saved")
     add("--max_length", type=bounded(int, 1, 10**6), default=None,
