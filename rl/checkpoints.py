@@ -4,7 +4,6 @@
 stream of texts, the evaluations so far. How it is written and read: `models/reconstructor/checkpoints.py`.
 """
 
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
@@ -18,38 +17,16 @@ PARTS = ("args", "reconstructor", "seconds", "history", "evaluation_seconds", "t
          "random")  # of a checkpoint
 
 
-class Checkpoints(BaseCallback):
-    """Saves agent and state every `frequency` texts, between update and rollout, and keeps the newest LIMIT.
-
-    `state()` returns what else must be saved: a dict of numbers, text, lists and dicts.
-    """
-
-    def __init__(self, directory, frequency, state):
-        super().__init__()
-        self.directory, self.frequency, self.state = directory, frequency, state
-
-    def _on_training_start(self):
-        self.last = self.num_timesteps
-
-    def _on_rollout_start(self):
-        if self.num_timesteps - self.last >= self.frequency:
-            self.save()
-
-    def _on_step(self):
-        return True
-
-    def save(self):
-        self.last, policy = self.num_timesteps, self.model.policy
-        content = self.state() | {
-            "texts": self.num_timesteps, "updates": self.model._n_updates, "policy": policy.own_state(),
-            "optimizer": policy.optimizer.state_dict(), "env": self.training_env.state(),
-            "random": random_states(self.model.device.type),
-        }
-        write_checkpoint(self.directory, self.num_timesteps, content, LIMIT)
+def save_checkpoint(agent, directory, **content):
+    """Write a checkpoint of agent and environment with `content`: numbers, text, lists and dicts. Keeps the newest LIMIT."""
+    policy, environment = agent.policy, agent.env.state()
+    content |= {"texts": agent.num_timesteps, "updates": agent._n_updates, "policy": policy.own_state(), "env": environment}
+    content |= {"optimizer": policy.optimizer.state_dict(), "random": random_states(agent.device.type)}
+    write_checkpoint(directory, agent.num_timesteps, content, LIMIT)
 
 
 def go_on(agent, directory, args):
-    """Put a new agent and its environment where the newest whole checkpoint was. Returns what its `state()` had given.
+    """Put a new agent and its environment where the newest whole checkpoint was. Returns what was saved with it.
 
     Raises FileNotFoundError if there is none, InputError if none can be read or it was made with other flags or another
     reconstructor.
