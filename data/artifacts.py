@@ -26,6 +26,12 @@ class InputError(ValueError):
     """Something the user gave is unusable; the message says what was expected, found, and how to mend it."""
 
 
+def reason_of(error):
+    """The first line of what an error, or the one behind it, says, or the name of its kind."""
+    error = error.__cause__ or error
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def versions():
     """Versions of Python and of the packages that can change a result, as {name: version}."""
     found = {"python": platform.python_version()}
@@ -107,8 +113,10 @@ def stamped(schema, args, units, weights=(), **content):
 
 
 def write_json(path, schema, args, units, weights=(), **content):
-    """Write a stage's result, `stamped`."""
+    """Write a stage's result, `stamped`. Weights that lie in its folder are recorded by their name there."""
     record = stamped(schema, args, units, weights, **content)
+    folder = f"{Path(path).parent}{os.sep}"
+    record["weights"] = {name.removeprefix(folder): digest for name, digest in record["weights"].items()}
     # allow_nan=False: NaN is not JSON, and a NaN in a result is a bug that must not reach a reader.
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -129,6 +137,21 @@ def read_json(path, schema, made_by):
     if found != schema:
         raise InputError(f"{path}: expected schema '{schema}', found '{found}'; write it again with: python {made_by}")
     return record
+
+
+def different_setting(ours, theirs, free=()):
+    """The first flag of `ours` that `theirs` has otherwise, both {flag: value}, those in `free` apart; None if they are alike."""
+    return next((name for name in ours if name not in free and str(theirs.get(name)) != str(ours[name])), None)
+
+
+def check_resumed(path, ours, began, free=()):
+    """A run goes on with the flags that it `began` with, those in `free` apart; `path` is what it left. Raises InputError."""
+    if name := different_setting(ours, began, free):
+        before = began.get(name, "nothing of the kind")
+        raise InputError(
+            f"--resume: {path} was made with --{name} {before}, found --{name} {ours[name]}; "
+            "give the same, or leave --resume away to start anew"
+        )
 
 
 def make_output_dir(path):

@@ -39,11 +39,6 @@ UNITS = {
     "splits.*.parts": "documents, sequences and tokens of each part of a mixture",
 }
 COUNTS = ("read", "blank", "duplicates", "near_duplicates", "other_subreddits", "short")
-# What a run that goes on must have in common with the one that was interrupted, besides the tokenizer.
-AGREED = (
-    "source", "input", "text_column", "subreddits", "near_duplicates", "max_sequences", "max_length", "min_length", "val_ratio",
-    "test_ratio", "seed",
-)
 
 
 def check_splits(writers, counts, source, args):
@@ -182,8 +177,7 @@ def main(argv=None):
     make_output_dir(args.output_dir)
     source = source_of(args)
     identity = {"name": args.tokenizer, "fingerprint": fingerprint(tokenizer), "vocab_size": text_vocab_size(tokenizer)}
-    settings = {flag: getattr(args, flag) for flag in AGREED} | {"tokenizer": f"{args.tokenizer} ({identity['fingerprint']})"}
-    partial = Partial(args, settings)
+    partial = Partial(args, identity["fingerprint"])
     try:
         prepare(source, tokenizer, identity, partial, args)
     except Resumable:

@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.artifacts import SEED, InputError, bounded, read_json
+from data.artifacts import SEED, InputError, bounded, different_setting, read_json
 from data.sequences import load_sequences, pad_batch
 from models.agent.files import RELEASED, load_policy
 from models.reconstructor.reconstructor import SCHEMA, Reconstructor, check_head, find_device, load_causal_lm
 from models.reconstructor.scoring import score
 from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer, locate
-from rl.checkpoints import different_setting
 
 # Flags in which training runs of one agent may differ.
 FREE = ("seed", "output_dir", "device", "quiet", "resume", "checkpoint_freq", "save_total_limit")
