@@ -26,6 +26,12 @@ class InputError(ValueError):
     """Something the user gave is unusable; the message says what was expected, found, and how to mend it."""
 
 
+def reason_of(error):
+    """The first line of what an error, or the one behind it, says, or the name of its kind."""
+    error = error.__cause__ or error
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def versions():
     """Versions of Python and of the packages that can change a result, as {name: version}."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
@@ -43,10 +49,10 @@ def commit():
 
 
 def sha256_of(path):
-    """The SHA-256 of a file; of a model directory, that of its `*.safetensors`: of their digests by name if there are several."""
+    """The SHA-256 of a file; of a model directory, that of its weights: of their digests by name if they are in several files."""
     path = Path(path)
     if path.is_dir():
-        digests = [sha256_of(part) for part in sorted(path.glob("*.safetensors"))]
+        digests = [sha256_of(part) for part in sorted(path.glob("model*.safetensors"))]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -100,8 +106,10 @@ def stamped(schema, args, units, weights=(), **content):
 
 
 def write_json(path, schema, args, units, weights=(), **content):
-    """Write a stage's result, `stamped`."""
+    """Write a stage's result, `stamped`. Weights that lie in its folder are recorded by their name there."""
     record = stamped(schema, args, units, weights, **content)
+    folder = f"{Path(path).parent}{os.sep}"
+    record["weights"] = {name.removeprefix(folder): digest for name, digest in record["weights"].items()}
     # allow_nan=False: NaN is not JSON, and a NaN in a result is a bug that must not reach a reader.
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
