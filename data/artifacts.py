@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,7 +34,13 @@ def reason_of(error):
 
 def versions():
     """Versions of Python and of the packages that can change a result, as {name: version}."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # pre-training runs where only some of them are
+            found[name] = "not installed"
+    return found
 
 
 @functools.cache
@@ -80,7 +86,7 @@ def command_line(script, args):
     """The command that runs `script` as the namespace `args` says, for model cards; flags that are off or empty are left out."""
     words = ["python", script]
     for name, value in vars(args).items():
-        if name not in ("resume", "quiet") and value not in (None, False, []):
+        if name not in ("resume", "quiet") and value is not None and value is not False and value != []:
             values = [] if value is True else value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
     return " ".join(words)
