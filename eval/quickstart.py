@@ -1,4 +1,4 @@
-"""The whole pipeline on the embedded corpus and base model, on a CPU, without a network: at most 10 minutes on two cores.
+"""The whole pipeline on the embedded corpora and base model, on a CPU, without a network: at most 10 minutes on two cores.
 
     python eval/quickstart.py
 
@@ -27,7 +27,7 @@ def stages(root, args):
     data, tuned, agent, results = (shlex.quote(str(root / folder)) for folder in folders)
     seed = f"--seed {args.seed}"
     commands = {
-        "prepare data": f"data/prepare.py --output_dir {data} --max_length 128",
+        "prepare data": f"data/prepare.py --source mixed --input sotu wiki --output_dir {data} --max_length 128",
         "fine-tune the reconstructor": f"models/reconstructor/train_cpu.py --data_path {data}/processed_data.json "
         f"--output_dir {tuned} --max_steps {args.finetune_steps} --batch_size 8 --learning_rate 1e-4 --eval_steps 60 "
         f"--eval_sequences 64 {seed}",
@@ -46,7 +46,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--root", type=Path, default=Path("."), help="directory under which data, models, results and figures are written")
     add("--finetune_steps", type=bounded(int, 1, 10**9), default=60, help="optimiser steps of the reconstructor")
-    add("--num_timesteps", type=bounded(int, 64, 10**12), default=2560, help="texts the agent is trained on")
+    add("--num_timesteps", type=bounded(int, 64, 10**12), default=1280, help="texts the agent is trained on")
     add("--seed", type=SEED, default=42, help="seeds reconstructor, agent and evaluation; the data stay the same")
     add("--num_sequences", type=bounded(int, 1, 10**9), default=100, help="held-out texts to evaluate on")
     return parser.parse_args(argv)
