@@ -1,6 +1,6 @@
 """What the embedded base model knows of each kind of text, for its card: held-out test documents, which chose nothing in training.
 
-    python models/reconstructor/pretraining/card.py --data_dir data/mixture --unseen_dir data/unseen --compare OLDER_BASE
+    python models/reconstructor/pretraining/card.py --data_dir data/mixture --unseen_dir data/unseen --compare data/base-before
     python eval/pages.py --write
 
 Reads the splits of data/prepare.py: of the mixture, and of kinds that are not in training. Writes `card.json` beside the model,
@@ -43,19 +43,13 @@ def load_base(directory, bos, with_head=True):
     return Base(model, load_gap_head(directory) if with_head else None, model.get_input_embeddings().weight.detach(), bos)
 
 
-def names(prefix=""):
-    """The figures that the columns of a model's sums make: {name: (numerator, denominator)}; the first column is that of bytes."""
-    found = {f"{prefix}causal": (2, 1), f"{prefix}bits_per_byte": (2, 0)}
-    for place, mask_ratio in enumerate(MASK_RATIOS):
-        masked = 3 + 3 * place
-        found |= {f"{prefix}nats_{mask_ratio * 100:.0f}": (masked + 1, masked), f"{prefix}top1_{mask_ratio * 100:.0f}": (masked + 2, masked)}
-    return found
-
-
-def figures(sums, wanted):
-    """{name: value} of sums (..., columns)."""
-    nats_to_bits = {name: np.log(2) if "bits" in name else 1.0 for name in wanted}
-    return {name: sums[..., top] / sums[..., bottom] / nats_to_bits[name] for name, (top, bottom) in wanted.items()}
+def figures(sums, prefix, mask_ratios):
+    """{name: value} of sums (..., columns): bytes, tokens and their nats, and for each mask ratio masked tokens, nats, right ones."""
+    found = {"causal": sums[..., 2] / sums[..., 1], "bits_per_byte": sums[..., 2] / sums[..., 0] / np.log(2)}
+    for column, mask_ratio in enumerate(mask_ratios):
+        masked, nats, right = np.moveaxis(sums[..., 3 + 3 * column :][..., :3], -1, 0)
+        found |= {f"nats_{mask_ratio * 100:.0f}": nats / masked, f"top1_{mask_ratio * 100:.0f}": right / masked}
+    return {prefix + name: value for name, value in found.items()}
 
 
 def score_kind(base, other, streams, kind, sizes, args):
@@ -64,18 +58,17 @@ def score_kind(base, other, streams, kind, sizes, args):
     places = windows(*settings)
     of_bytes = by_document(base, streams, places, sizes[streams.tokens[places].long()])
     estimates = {}
-    for prefix, model in (("", base), ("before_", other)):
-        if model is None:
-            continue
-        parts = [of_bytes, causal_sums(model, *settings), *(masked_sums(model, *settings, ratio) for ratio in MASK_RATIOS)]
-        sums = torch.cat(parts, 1).numpy()
-        estimates |= Bootstrap(len(sums), SAMPLES, args.seed).estimate(lambda totals: figures(totals, names(prefix)), sums)
+    for prefix, model, ratios in (("before_", other, (MASK_RATIO,)), ("", base, MASK_RATIOS)):
+        if model is not None:
+            parts = [of_bytes, causal_sums(model, *settings), *(masked_sums(model, *settings, ratio) for ratio in ratios)]
+            sums = torch.cat(parts, 1).numpy()
+            bootstrap = Bootstrap(len(sums), SAMPLES, args.seed)
+            estimates |= bootstrap.estimate(lambda totals: figures(totals, prefix, ratios), sums)
     for estimate in estimates.values():
         estimate["interval"] = estimate["interval"] if len(sums) >= MIN_DOCUMENTS else None
     counted, long = causal_sums(base, streams, kind, LONG, args.tokens).sum(0).tolist()
     whole, gaps = gap_sums(base, *settings).sum(0).tolist()
-    tokens = int(parts[1][:, 0].sum())
-    return {"documents": len(sums), "tokens": tokens, **estimates, "causal_long": long / counted, "gaps": gaps / whole}
+    return {"documents": len(sums), "tokens": int(sums[:, 1].sum()), **estimates, "causal_long": long / counted, "gaps": gaps / whole}
 
 
 def parse_args(argv=None):
