@@ -1,4 +1,4 @@
-"""What the embedded base model knows of each kind of text, for its card: held-out test documents, which chose nothing in training.
+"""What the embedded base model knows of each kind of text, for its card: on test documents, which chose nothing in training.
 
     python models/reconstructor/pretraining/card.py --data_dir data/mixture --unseen_dir data/unseen --compare data/base-before
     python eval/pages.py --write
@@ -26,7 +26,8 @@ from models.reconstructor.tokenizer import BASE_MODEL, bos_id, load_tokenizer, l
 
 SCHEMA = "rltc.base_card/1"
 UNITS = {
-    "causal": "nats per token", "causal_long": "nats per token in windows of the whole length", "bits_per_byte": "bits per byte of UTF-8",
+    "causal": "nats per token", "causal_long": "the same in windows of the whole length",
+    "bits_per_byte": "bits per byte of UTF-8",
     "nats_*": "nats per masked token, * % of single tokens masked at random", "top1_*": "share of masked tokens",
     "gaps": "nats of gaps per original token, 70 % kept", "before_*": "of the model to compare with, same tokens",
     "interval": f"95 %, BCa bootstrap over documents; none with fewer than {MIN_DOCUMENTS}", "tokens": "tokens scored causally",
@@ -44,7 +45,7 @@ def load_base(directory, bos, with_head=True):
 
 
 def figures(sums, prefix, mask_ratios):
-    """{name: value} of sums (..., columns): bytes, tokens and their nats, and for each mask ratio masked tokens, nats, right ones."""
+    """{name: value} of sums (..., columns): bytes, tokens, their nats; for each mask ratio masked tokens, nats, right ones."""
     found = {"causal": sums[..., 2] / sums[..., 1], "bits_per_byte": sums[..., 2] / sums[..., 0] / np.log(2)}
     for column, mask_ratio in enumerate(mask_ratios):
         masked, nats, right = np.moveaxis(sums[..., 3 + 3 * column :][..., :3], -1, 0)
@@ -68,7 +69,8 @@ def score_kind(base, other, streams, kind, sizes, args):
         estimate["interval"] = estimate["interval"] if len(sums) >= MIN_DOCUMENTS else None
     counted, long = causal_sums(base, streams, kind, LONG, args.tokens).sum(0).tolist()
     whole, gaps = gap_sums(base, *settings).sum(0).tolist()
-    return {"documents": len(sums), "tokens": int(sums[:, 1].sum()), **estimates, "causal_long": long / counted, "gaps": gaps / whole}
+    counts = {"documents": len(sums), "bytes": int(sums[:, 0].sum()), "tokens": int(sums[:, 1].sum())}
+    return counts | estimates | {"causal_long": long / counted, "gaps": gaps / whole}
 
 
 def parse_args(argv=None):
@@ -76,7 +78,7 @@ def parse_args(argv=None):
     parser.add_argument("--base", default=BASE_MODEL, help="the model directory, where card.json is written")
     parser.add_argument("--compare", default=None, help="another GPT-2 with the same tokenizer, scored on the same tokens")
     parser.add_argument("--data_dir", type=Path, required=True, help="the mixture of training, written by data/prepare.py")
-    parser.add_argument("--unseen_dir", type=Path, required=True, help="kinds that are not in training, written by data/prepare.py")
+    parser.add_argument("--unseen_dir", type=Path, required=True, help="kinds that are not in training, from data/prepare.py")
     parser.add_argument("--tokens", type=bounded(int, WINDOW, 10**9), default=60_000, help="tokens of each kind, at most")
     parser.add_argument("--seed", type=SEED, default=0, help="draws the documents of the intervals")
     return parser.parse_args(argv)
@@ -96,7 +98,8 @@ def main(argv=None):
         for kind, name in enumerate(tqdm(streams.kinds, unit="kind")):
             rows.append({"kind": name, "trained": trained, **score_kind(base, other, streams, kind, sizes, args)})
     value = lambda figure: figure["value"] if isinstance(figure, dict) else figure
-    mean = {name: float(np.mean([value(row[name]) for row in rows if row["trained"]])) for name in rows[0] if name not in ("kind", "trained")}
+    trained, named = [row for row in rows if row["trained"]], [name for name in rows[0] if name not in ("kind", "trained")]
+    mean = {name: float(np.mean([value(row[name]) for row in trained])) for name in named}
     weights = [args.base, *([args.compare] if args.compare else [])]
     write_json(Path(locate(args.base)) / "card.json", SCHEMA, args, UNITS, weights, kinds=rows, mean=mean)
     for what, target in TARGETS.items():

@@ -38,7 +38,7 @@ def read_streams(directory, split, bos):
     streams = {kind: np.concatenate(parts[kind]) for kind in sorted(parts)}
     for kind, stream in streams.items():
         if len(stream) < FEWEST:
-            raise InputError(f"{directory}: expected {FEWEST} tokens of {kind} or more for '{split}', found {len(stream)}; give more")
+            raise InputError(f"{directory}: expected {FEWEST} {split} tokens of {kind} or more, found {len(stream)}; give more")
     return streams
 
 
@@ -59,7 +59,7 @@ class Bigrams:
         self.share = (self.single + 1) / (len(tokens) + vocab_size)
 
     def surprisal(self, tokens, counted):
-        """(2, n) float16 nats of `tokens` (n,), from the left and from the right; `counted`: they were counted, so leave each out."""
+        """(2, n) float16 nats of `tokens` (n,), from the left and from the right; `counted`: leave each one's own count out."""
         pairs = tokens[:-1] * self.size + tokens[1:]
         place = torch.searchsorted(self.pairs, pairs).clamp(max=len(self.pairs) - 1)
         count = torch.where(self.pairs[place] == pairs, self.counts[place], 0).sub(int(counted)).clamp(min=0)

@@ -42,10 +42,11 @@ class Base(NamedTuple):
 
 
 def windows(streams, kind, window, tokens):
-    """Places (B, window) of `tokens` tokens of a kind, in windows spread over its stream; a stream that is shorter is one window."""
+    """Places (B, window) of `tokens` tokens of a kind, in windows spread over its stream, or one window of all."""
     first, length = int(streams.first[kind]), int(streams.length[kind])
     window = min(window, length)
-    starts = first + torch.linspace(0, length - window, max(1, min(tokens, length) // window), device=streams.tokens.device).long()
+    count = max(1, min(tokens, length) // window)
+    starts = first + torch.linspace(0, length - window, count, device=streams.tokens.device).long()
     return starts[:, None] + torch.arange(window, device=starts.device)
 
 
@@ -54,12 +55,12 @@ def by_document(base, streams, places, *columns):
     number = (streams.tokens == base.bos).cumsum(0)[places].flatten()
     _, number = number.unique(return_inverse=True)
     flat = torch.stack([column.flatten().double() for column in columns], 1)
-    return torch.zeros(int(number.max()) + 1, len(columns), dtype=torch.float64, device=flat.device).index_add_(0, number, flat).cpu()
+    return flat.new_zeros(int(number.max()) + 1, len(columns)).index_add_(0, number, flat).cpu()
 
 
 @torch.no_grad()
 def causal_sums(base, streams, kind, window, tokens):
-    """(documents, 2): tokens and their nats, each from all before it in its window. BOS, which ends a document, does not count."""
+    """(documents, 2): tokens and their nats, each from all before it in its window; BOS does not count."""
     places = windows(streams, kind, window, tokens)
     ids = streams.tokens[places].long()
     parts = ids.split(max(1, ROWS // window))
