@@ -27,13 +27,19 @@ class InputError(ValueError):
     """Something the user gave is unusable; the message says what was expected, found, and how to mend it."""
 
 
+def reason_of(error):
+    """The first line of what an error, or the one behind it, says, or the name of its kind."""
+    error = error.__cause__ or error
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def versions():
     """Versions of Python and of the packages that can change a result, as {name: version}."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:
+        except PackageNotFoundError:  # pre-training runs where only some of them are
             found[name] = "not installed"
     return found
 
@@ -77,14 +83,13 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def command_line(script, args, leave_out=("resume", "quiet")):
+def command_line(script, args):
     """The command that runs `script` as the namespace `args` says, for model cards; flags that are off or empty are left out."""
     words = ["python", script]
     for name, value in vars(args).items():
-        if name in leave_out or value is None or value is False or value == []:
-            continue
-        values = [] if value is True else value if isinstance(value, list) else [value]
-        words += [f"--{name}", *map(str, values)]
+        if name not in ("resume", "quiet") and value is not None and value is not False and value != []:
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, values)]
     return " ".join(words)
 
 
@@ -108,8 +113,10 @@ def stamped(schema, args, units, weights=(), **content):
 
 
 def write_json(path, schema, args, units, weights=(), **content):
-    """Write a stage's result, `stamped`."""
+    """Write a stage's result, `stamped`. Weights that lie in its folder are recorded by their name there."""
     record = stamped(schema, args, units, weights, **content)
+    folder = f"{Path(path).parent}{os.sep}"
+    record["weights"] = {name.removeprefix(folder): digest for name, digest in record["weights"].items()}
     # allow_nan=False: NaN is not JSON, and a NaN in a result is a bug that must not reach a reader.
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -130,6 +137,21 @@ def read_json(path, schema, made_by):
     if found != schema:
         raise InputError(f"{path}: expected schema '{schema}', found '{found}'; write it again with: python {made_by}")
     return record
+
+
+def different_setting(ours, theirs, free=()):
+    """The first flag of `ours` that `theirs` has otherwise, both {flag: value}, those in `free` apart; None if they are alike."""
+    return next((name for name in ours if name not in free and str(theirs.get(name)) != str(ours[name])), None)
+
+
+def check_resumed(path, ours, began, free=()):
+    """A run goes on with the flags that it `began` with, those in `free` apart; `path` is what it left. Raises InputError."""
+    if name := different_setting(ours, began, free):
+        before = began.get(name, "nothing of the kind")
+        raise InputError(
+            f"--resume: {path} was made with --{name} {before}, found --{name} {ours[name]}; "
+            "give the same, or leave --resume away to start anew"
+        )
 
 
 def make_output_dir(path):
@@ -177,9 +199,8 @@ def bounded(kind, low, high, open_ends=False):
             raise argparse.ArgumentTypeError(f"expected {kind.__name__}, found '{text}'") from None
         inside = low < value < high if open_ends else low <= value <= high
         if not inside:  # also refuses NaN, for which every comparison is false
-            ends = "between" if open_ends else "from"
-            joint = "and" if open_ends else "to"
-            raise argparse.ArgumentTypeError(f"expected a number {ends} {low} {joint} {high}, found {text}")
+            ends = f"between {low} and {high}" if open_ends else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"expected a number {ends}, found {text}")
         return value
 
     return parse

@@ -10,12 +10,13 @@ import os
 
 from filelock import FileLock, Timeout
 
-from data.artifacts import InputError, read_json, write_json
+from data.artifacts import InputError, check_resumed, read_json, write_json
 from data.scratch import make_scratch, remove_scratch
 from data.sequences import CACHE, INFO, MADE_BY, SPLITS
 
 FOLDER = ".rltc_partial"
-SCHEMA = "rltc.preparation/1"
+SCHEMA = "rltc.preparation/2"
+FREE = ("output_dir", "resume", "retries", "quiet")  # flags that may change when a run goes on
 
 
 class Resumable(InputError):
@@ -25,12 +26,12 @@ class Resumable(InputError):
 class Partial:
     """The run in progress in `args.output_dir`: the interrupted one if `args.resume`, else a new one in place of any other.
 
-    `settings`, {flag: value}, are what the two must have in common. `state` is that of the last save, empty before the first.
-    Raises InputError if another run holds the folder, if there is nothing to resume, or if the settings differ.
+    Their flags must be the same, those in FREE apart, and so must the tokenizer's `fingerprint`. `state` is that of the last
+    save, empty before the first. Raises InputError if another run holds the folder, nothing is there, or flags differ.
     """
 
-    def __init__(self, args, settings):
-        self.args, self.settings, self.state = args, settings, {}
+    def __init__(self, args, fingerprint):
+        self.args, self.fingerprint, self.state = args, fingerprint, {}
         self.folder = args.output_dir / FOLDER
         self.file = self.folder / "state.json"
         if args.resume and not self.file.exists():
@@ -42,26 +43,25 @@ class Partial:
             remedy = "wait for it, or choose another --output_dir"
             raise InputError(f"{self.folder} is in use: expected no other run that writes there; {remedy}") from None
         if args.resume:
-            self.go_on()
+            try:
+                self.go_on()
+            except InputError:
+                self.close()
+                raise
         elif self.file.exists():
             self.file.unlink()
             print(f"discarded the interrupted run in {self.folder}, which --resume would have gone on with")
 
     def go_on(self):
         state = read_json(self.file, SCHEMA, MADE_BY)
-        for flag, began in state["settings"].items():
-            if (found := self.settings[flag]) != began:
-                self.close()
-                raise InputError(
-                    f"--resume: expected --{flag} {began}, with which the interrupted run began, found {found}; "
-                    "give the same arguments, or begin anew without --resume"
-                )
+        ours = vars(self.args) | {"tokenizer": self.fingerprint}
+        check_resumed(self.folder, ours, state["args"] | {"tokenizer": state["tokenizer"]}, FREE)
         if all((self.folder / name).exists() for name in SPLITS.values()):
             self.state = state
 
     def save(self, **state):
         """Make `state` what a run that goes on finds."""
-        write_json(self.file, SCHEMA, self.args, {"counts": "documents"}, settings=self.settings, **state)
+        write_json(self.file, SCHEMA, self.args, {"counts": "documents"}, tokenizer=self.fingerprint, **state)
 
     def publish(self, write_info):
         """Give the files their places, have `write_info(path)` describe them, and delete the rest."""

@@ -1,13 +1,7 @@
-"""From documents to the three splits: read, drop what was there before, tokenize, cut, write.
-
-While one batch of documents is tokenized the next is read and the last is written, so that preparation takes little longer
-than the tokenizer alone (`benchmark.py`).
-"""
+"""From documents to the three splits: read, drop what was there before, tokenize in large batches, cut, write."""
 
 import hashlib
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
@@ -18,7 +12,6 @@ from data.duplicates import Seen
 
 BATCH_CHARACTERS = 2**18  # of documents tokenized in one call: enough to keep every core busy, few enough to stream
 BATCH_DOCUMENTS = 2**12  # documents in one batch, at most, so that a run which drops nearly all of them is saved too
-AHEAD = 2  # batches read before the one being written, so that the encoding thread always has work
 SAVE_EVERY = 5.0  # seconds
 
 
@@ -70,25 +63,12 @@ def encoder(tokenizer):
     return lambda texts: backend.encode_batch_fast(texts, add_special_tokens=False)
 
 
-def encoded(documents, encode):
-    """Yield lists of `(document, encoding)`; while the caller works on one, the next are read and encoded."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque()
-        for batch in batches(documents):
-            waiting.append((batch, pool.submit(encode, [text or "" for _, _, text, _ in batch])))
-            if len(waiting) > AHEAD:
-                batch, encodings = waiting.popleft()
-                yield zip(batch, encodings.result())
-        for batch, encodings in waiting:
-            yield zip(batch, encodings.result())
-
-
 def write_splits(source, tokenizer, writers, partial, counts, args):
     """Write until the documents end or every split has its quota of `args.max_sequences`; save on the way.
 
     `counts` are carried on; they tell how many documents an interrupted run has read.
     """
-    limits, seen, documents = quotas(args), Seen(args.near_duplicates), with_digests(source)
+    limits, seen, documents, encode = quotas(args), Seen(args.near_duplicates), with_digests(source), encoder(tokenizer)
 
     def save():
         partial.save(stamp=source.stamp, counts=counts, writers={split: writer.state() for split, writer in writers.items()})
@@ -98,8 +78,8 @@ def write_splits(source, tokenizer, writers, partial, counts, args):
     for part, _, text, digest in islice(documents, counts["read"] + counts["other_subreddits"]):
         seen.fault(text, digest, part)
     with tqdm(total=args.max_sequences, unit="seq", desc="tokenize", disable=args.quiet) as progress:
-        for batch in encoded(documents, encoder(tokenizer)):
-            for (part, name, text, digest), encoding in batch:
+        for batch in batches(documents):
+            for (part, name, text, digest), encoding in zip(batch, encode([text or "" for _, _, text, _ in batch])):
                 fault = seen.fault(text, digest, part)
                 counts["read"] += fault != "other_subreddits"
                 if fault:

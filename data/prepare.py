@@ -23,12 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
-from data.mixed import MixedDocuments
+from data.mixed import EMBEDDED, MixedDocuments
 from data.partial import Partial, Resumable
 from data.pipeline import write_splits
 from data.reddit import RedditDocuments
 from data.sequences import SCHEMA, SPLITS, SequenceWriter
-from data.sources import SotuDocuments, TextDocuments, WikiDocuments
+from data.sources import TextDocuments
 from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer, text_vocab_size
 
 UNITS = {
@@ -39,11 +39,6 @@ UNITS = {
     "splits.*.parts": "documents, sequences and tokens of each part of a mixture",
 }
 COUNTS = ("read", "blank", "duplicates", "near_duplicates", "other_subreddits", "short")
-# What a run that goes on must have in common with the one that was interrupted, besides the tokenizer.
-AGREED = (
-    "source", "input", "text_column", "subreddits", "near_duplicates", "max_sequences", "max_length", "min_length", "val_ratio",
-    "test_ratio", "seed",
-)
 
 
 def check_splits(writers, counts, source, args):
@@ -52,18 +47,15 @@ def check_splits(writers, counts, source, args):
         wanted, found = " or ".join(args.subreddits), f"none among the {counts['other_subreddits']:,} posts read"
         raise InputError(f"--subreddits: expected posts in {wanted}, found {found}; check the spelling")
     shares = {"train": 1.0, "val": args.val_ratio, "test": args.test_ratio}
-    if empty := [split for split, writer in writers.items() if shares[split] and not writer.size["sequences"]]:
-        raise InputError(
-            f"expected documents of {args.min_length} tokens or more in every split, found none for {' and '.join(empty)} among "
-            f"{counts['read']} documents ({counts['blank']} blank, {counts['duplicates']} duplicates, "
-            f"{counts['near_duplicates']} near duplicates, {counts['short']} pieces too short); give more documents (say, one "
-            "paragraph a row of a .jsonl file), a smaller --min_length, or other --val_ratio and --test_ratio"
-        )
-    for part in getattr(source, "parts", ()):
-        if empty := [split for split, writer in writers.items() if shares[split] and part not in writer.size.get("parts", {})]:
+    for part in getattr(source, "parts", [None]):
+        sizes = {split: w.size if part is None else w.size.get("parts", {}).get(part) for split, w in writers.items()}
+        if empty := [split for split, size in sizes.items() if shares[split] and not (size and size["sequences"])]:
+            of = f"of {part} " if part else ""
             raise InputError(
-                f"--input {part}: expected documents of this part in every split, found none for {' and '.join(empty)}; "
-                "give more of them, a greater weight or --max_sequences, or leave the part out"
+                f"expected documents {of}with {args.min_length} tokens or more in every split, found none for "
+                f"{' and '.join(empty)} among {counts['read']} documents ({counts['blank']} blank, {counts['duplicates']} "
+                f"duplicates, {counts['near_duplicates']} near duplicates, {counts['short']} pieces too short); give more (say, "
+                "one paragraph a row of a .jsonl file), a smaller --min_length, or other shares, weights and --max_sequences"
             )
     if writers["train"].statistics()["distinct_tokens"] < 2:
         raise InputError("expected text with at least two different tokens, found one token again and again; give more text")
@@ -165,12 +157,10 @@ def checked(parser, args):
 
 def source_of(args):
     """The source that the arguments name. Raises InputError or FileNotFoundError."""
-    if args.source == "sotu":
-        return SotuDocuments(args.seed)
+    if args.source in EMBEDDED:
+        return EMBEDDED[args.source](args.seed)
     if args.source == "text":
         return TextDocuments(args.input, args.text_column)
-    if args.source == "wiki":
-        return WikiDocuments(args.seed)
     if args.source == "mixed":
         return MixedDocuments(args.input, args.text_column, args.seed)
     return RedditDocuments(args.text_column, args.subreddits, args.retries)
@@ -182,8 +172,7 @@ def main(argv=None):
     make_output_dir(args.output_dir)
     source = source_of(args)
     identity = {"name": args.tokenizer, "fingerprint": fingerprint(tokenizer), "vocab_size": text_vocab_size(tokenizer)}
-    settings = {flag: getattr(args, flag) for flag in AGREED} | {"tokenizer": f"{args.tokenizer} ({identity['fingerprint']})"}
-    partial = Partial(args, settings)
+    partial = Partial(args, identity["fingerprint"])
     try:
         prepare(source, tokenizer, identity, partial, args)
     except Resumable:

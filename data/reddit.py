@@ -5,7 +5,7 @@ The dataset's own repository holds a loading script, which `datasets` no longer 
 (large ones in part) on the branch `refs/convert/parquet`, and that is what is read, only the columns that are needed.
 """
 
-from data.artifacts import InputError
+from data.artifacts import InputError, reason_of
 from data.partial import Resumable
 
 REPOSITORY = "webis/tldr-17"
@@ -66,9 +66,3 @@ class RedditDocuments:
             raise InputError(f"{REPOSITORY}: expected a column '{missing[0]}', found: {found}; name one with --text_column")
         self.stamp = builder.hash
         return stream
-
-
-def reason_of(error):
-    """The first line of what an error, or the one behind it, says, or the name of its kind."""
-    error = error.__cause__ or error
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -33,7 +33,6 @@ class SequenceWriter:
         self.path = Path(path)
         self.size = dict.fromkeys(("documents", "characters", "sequences", "tokens", "shortest", "longest"), 0)
         self._used = np.zeros(vocab_size, dtype=bool)  # token ids that occur
-        self._numerals = np.char.add(np.arange(vocab_size).astype("S"), b",").astype("S8").view(np.uint64)  # filled with NULs
         self._file = self.path.open("r+b" if state else "wb")
         if state:
             self.size = state["size"]
@@ -45,9 +44,8 @@ class SequenceWriter:
 
         `part` names the part of the mixture that the document is from.
         """
-        numerals = self._numerals.take(tokens).tobytes().translate(None, b"\0")[:-1]
-        head = json.dumps({"doc": doc, "index": index} | ({"part": part} if part else {}), separators=(",", ":"))
-        self._file.write(b'%s,"tokens":[%s]}\n' % (head[:-1].encode(), numerals))
+        row = {"doc": doc, "index": index, **({"part": part} if part else {}), "tokens": tokens.tolist()}
+        self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
         self._used[tokens] = True
         size, length = self.size, len(tokens)
         size["documents"] += index == 0
@@ -84,8 +82,7 @@ class Sequences:
     a token or two. `docs[i]` is the document of item i.
     """
 
-    def __init__(self, dataset, max_length, info, path):
-        self.info, self.path = info, Path(path)
+    def __init__(self, dataset, max_length):
         self._tokens = dataset.select_columns("tokens").with_format("numpy")
         lengths = np.asarray(pc.list_value_length(dataset.data.column("tokens")))
         pieces = -(-lengths // max_length)  # rounded up
@@ -154,7 +151,7 @@ def load_sequences(path, tokenizer_fingerprint, max_length=None):
     if expected is not None and expected != len(dataset):
         raise InputError(f"{path}: expected {expected} sequences ({INFO}), found {len(dataset)}; {remedy}")
     check_tokens(dataset, info["tokenizer"]["vocab_size"], path, remedy)
-    return Sequences(dataset, max_length or int(info["max_length"]), info, path)
+    return Sequences(dataset, max_length or int(info["max_length"]))
 
 
 def check_tokens(dataset, vocab_size, path, remedy):

@@ -105,7 +105,7 @@ def interrupted(tmp_path, monkeypatch):
 
 def test_a_run_goes_on_with_the_same_arguments_and_files_only(interrupted):
     folder, words = interrupted
-    with pytest.raises(InputError, match="expected --max_length 40, with which the interrupted run began, found 50"):
+    with pytest.raises(InputError, match="was made with --max_length 40, found --max_length 50"):
         prepared(folder, *words[:-1], 50, "--resume")
     (folder / "texts" / "00.txt").write_text("changed")
     with pytest.raises(InputError, match="have changed since"):

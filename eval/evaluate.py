@@ -19,38 +19,34 @@ import numpy as np
 from tqdm import tqdm
 
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json, write_text
-from data.sequences import SPLITS, load_sequences
-from eval.inputs import Scores, add_model_flags, add_text_flags, draw_texts, open_models
+from eval.inputs import Scores, add_flags, draw_texts, open_models
 from eval.methods import CHEAP, OPPONENTS, Agent, build_opponents
-from eval.metrics import INTERVAL, Bootstrap, binary_entropy, difference, figures, mean_over_runs
+from eval.metrics import INTERVAL, SAMPLES, Bootstrap, binary_entropy, difference, figures
 from eval.report import examples, examples_as_text, format_table
-from models.reconstructor.masking import keep_counts, keep_highest
+from models.reconstructor.masking import keep_counts
 from models.reconstructor.scoring import SUMS
-from rl.train import token_counts
 
 SCHEMA = "rltc.evaluation/3"
+EXAMPLE_RATIO = 0.7  # keep ratio of the examples
 UNITS = {
     "keep_ratio": "kept tokens per original token", "compression_ratio": "original tokens per kept token",
     "side_information": "bits per original token, at most: where the gaps are", "top1": "share of masked tokens restored",
     "nats": "nats per masked token", "distortion": "nats per original token",
     "exact_text": "share of texts restored without an error", "interval": INTERVAL,
-    "importance": "the agent's attention to a token, as a multiple of the text's mean",
     "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
 }
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, ratio = parser.add_argument, bounded(float, 0, 1, open_ends=True)
-    add_model_flags(add)
-    add_text_flags(add, "evaluation_results.json and examples.txt", num_sequences=100)
+    add = parser.add_argument
+    add_flags(add, "evaluation_results.json and examples.txt")
     add("--methods", nargs="+", choices=OPPONENTS, default=list(CHEAP),
         help="what the agent is compared with; verified-once asks the reconstructor once per text, as the agent does, "
         "mean-nats dozens of times")
-    add("--keep_ratios", type=ratio, nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
+    add("--keep_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
         help="kept tokens per original token, between 0 and 1")
-    add("--num_examples", type=bounded(int, 0, 10**6), default=10, help="texts written out with what was kept and restored")
-    add("--example_keep_ratio", type=ratio, default=0.7, help="keep ratio of the examples")
+    add("--num_examples", type=bounded(int, 0, 10**6), default=10, help="texts written out as sent and as restored")
     return parser.parse_args(argv)
 
 
@@ -73,11 +69,7 @@ def evaluate_method(runs, keep_ratios, corpus, reconstructor):
     """
     found, scored = {}, [Scores(method, corpus) for method in runs]
     for keep_ratio in keep_ratios:
-        sums = []
-        for scores in scored:
-            batches = zip(scores.at(keep_ratio)[0], corpus.batches, strict=True)
-            keep_masks = [keep_highest(s, valid, keep_ratio) for s, (_, valid) in batches]
-            sums.append(corpus.by_document(corpus.sums(reconstructor, keep_masks)))
+        sums = [corpus.by_document(corpus.sums(reconstructor, scores.masks(keep_ratio))) for scores in scored]
         _, seconds, passes = zip(*(scores.at(keep_ratio) for scores in scored))
         found[keep_ratio] = np.stack(sums), float(np.mean(seconds)), passes[0]
     return found
@@ -87,7 +79,7 @@ def compare(cells, bootstrap):
     """The results of all cells, and the agent's paired differences to every other method at every keep ratio."""
     results, differences = [], []
     for (name, keep_ratio), (sums, seconds, lm_passes) in cells.items():
-        totals = dict(zip(SUMS, mean_over_runs(sums).sum(0).tolist(), strict=True))
+        totals = dict(zip(SUMS, sums.mean(0).sum(0).tolist(), strict=True))
         realised = 1 - totals["masked"] / totals["tokens"]
         result = {
             "method": name, "keep_ratio_asked": keep_ratio, "keep_ratio": realised, "compression_ratio": 1 / realised,
@@ -108,19 +100,17 @@ def main(argv=None):
     args = parse_args(argv)
     models = open_models(args)
     reconstructor = models.reconstructor
-    corpus = draw_texts(args, [reconstructor], models.length)
+    corpus = draw_texts(args, reconstructor, models.length)
     check_ratios(args, corpus)
-    training = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
-    make_output_dir(args.output_dir)
-
     agents, cells = [Agent(policy) for policy in models.policies], {}
-    methods = [agents, *([method] for method in build_opponents(args, models, token_counts(training, reconstructor.vocab_size)))]
+    methods = [agents, *([method] for method in build_opponents(args, models))]
+    make_output_dir(args.output_dir)
     for runs in (progress := tqdm(methods, desc="evaluate", unit="method", disable=args.quiet)):
         progress.set_postfix_str(runs[0].name)
         found = evaluate_method(runs, args.keep_ratios, corpus, reconstructor)
         cells |= {(runs[0].name, keep_ratio): cell for keep_ratio, cell in found.items()}
-    results, differences = compare(cells, Bootstrap(len(corpus.names), args.bootstrap_samples, args.seed, len(agents)))
-    shown = examples(agents[0], corpus, reconstructor, args.example_keep_ratio, args.num_examples)
+    results, differences = compare(cells, Bootstrap(len(corpus.names), SAMPLES, args.seed, len(agents)))
+    shown = examples(agents[0], corpus, reconstructor, EXAMPLE_RATIO, args.num_examples)
     record = {
         "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": models.base_name,
         "agents": [str(path) for path in args.model_path],

@@ -20,13 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data.artifacts import Parser, bounded, make_output_dir, run, write_json
-from data.sequences import SPLITS, load_sequences
-from eval.inputs import Scores, add_model_flags, add_text_flags, draw_texts, open_models
-from eval.methods import CHEAP, build_opponents
-from eval.metrics import INTERVAL, Bootstrap, reward
-from models.reconstructor.masking import KEEP_THRESHOLD, keep_highest
+from data.sequences import SPLITS
+from eval.inputs import Scores, add_flags, draw_texts, open_models
+from eval.methods import CHEAP, OPPONENTS, build_opponents
+from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
+from eval.report import estimate, interval, markdown, number
+from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import score
-from rl.train import token_counts
 
 SCHEMA = "rltc.price_evaluation/4"
 UNITS = {
@@ -42,9 +42,8 @@ AGENT, VERIFIED, AGENT_VERIFIED = "agent", "masks verified at λ", "the agent's 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add_model_flags(add)
-    add_text_flags(add, "price_results.json", num_sequences=100)
-    add("--methods", nargs="+", choices=[*CHEAP, "verified-once", "mean-nats"], default=[*CHEAP, "verified-once"],
+    add_flags(add, "price_results.json")
+    add("--methods", nargs="+", choices=OPPONENTS, default=[*CHEAP, "verified-once"],
         help="what the agent is compared with, beside the searched masks; mean-nats takes long")
     add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[1.5, 3.0], help="λ, nats per token saved")
     add("--tune_sequences", type=bounded(int, 1, 10**9), default=64,
@@ -65,11 +64,10 @@ class Rule(NamedTuple):
 
     def masks(self, scores):
         """Keep masks, one (B, T) per batch, from a method's Scores of a corpus."""
-        scored, _, _ = scores.at(REFERENCE_RATIO if self.keep_ratio is None else self.keep_ratio)
-        batches = zip(scored, (valid for _, valid in scores.corpus.batches), strict=True)
-        if self.keep_ratio is None:
-            return [(s > self.threshold) | ~valid for s, valid in batches]
-        return [keep_highest(s, valid, self.keep_ratio) for s, valid in batches]
+        if self.keep_ratio is not None:
+            return scores.masks(self.keep_ratio)
+        batches = zip(scores.at(REFERENCE_RATIO)[0], scores.corpus.batches, strict=True)
+        return [(s > self.threshold) | ~valid for s, (_, valid) in batches]
 
 
 class Rules:
@@ -110,14 +108,13 @@ class Evaluation:
 
     def __init__(self, args, models):
         self.args, self.models, self.reconstructor = args, models, models.reconstructor
-        folder, (length, model) = args.data_path.parent, (models.length, [models.reconstructor])
-        self.corpus = draw_texts(args, model, length)
-        val = draw_texts(args, model, length, folder / SPLITS["val"], args.tune_sequences)
-        training = load_sequences(folder / SPLITS["train"], self.reconstructor.fingerprint)
-        self.methods = build_opponents(args, models, token_counts(training, self.reconstructor.vocab_size))
+        self.corpus = draw_texts(args, self.reconstructor, models.length)
+        path = args.data_path.parent / SPLITS["val"]
+        val = draw_texts(args, self.reconstructor, models.length, path, args.tune_sequences)
+        self.methods = build_opponents(args, models)
         self.scores = {method.name: Scores(method, self.corpus) for method in self.methods}
         self.rules = {method.name: Rules(Scores(method, val), self.reconstructor) for method in self.methods}
-        self.bootstrap = Bootstrap(len(self.corpus.names), args.bootstrap_samples, args.seed, len(models.policies))
+        self.bootstrap = Bootstrap(len(self.corpus.names), SAMPLES, args.seed, len(models.policies))
 
     def agent_masks(self, policy, price):
         """An agent's own decisions at a price: keep where the probability of keeping exceeds one half."""
@@ -126,12 +123,9 @@ class Evaluation:
 
     def verified(self, starts, price):
         """Rows of SUMS of the masks that verification makes of keep masks `starts`, one (B, T) per batch."""
-        texts, rows = self.corpus.texts, []
-        first = [mask[: len(text)] for mask, text in zip((m for masks in starts for m in masks), texts, strict=True)]
-        pairs = zip(texts, first, strict=True)
-        for text, start in tqdm(pairs, desc="verify", total=len(texts), unit="text", disable=self.args.quiet):
-            rows.append(verify(self.reconstructor, text, start, price).sums)
-        return np.concatenate(rows)
+        texts, masks = self.corpus.texts, [mask for batch in starts for mask in batch]
+        pairs = tqdm(zip(texts, masks, strict=True), desc="verify", total=len(texts), unit="text", disable=self.args.quiet)
+        return np.concatenate([verify(self.reconstructor, text, mask[: len(text)], price).sums for text, mask in pairs])
 
     def summary(self, name, rule, rows, price, agents=None):
         """One result from rows (runs, texts, 6): J and keep ratio, and the paired difference of the agents' rows to it."""
@@ -186,16 +180,13 @@ def verify(reconstructor, text, first, price):
 def format_price(at, agents):
     """The results at one price as lines of text."""
     over = " and agents" if agents > 1 else ""
-    lines = [f"λ = {at['price']:g}: J in nats per original token, 95 % over documents{over}; the agent's lead is paired", ""]
+    rows = [["method", "J", "keeps", "rule", "the agent leads by"]]
     for r in sorted(at["results"], key=lambda r: -r["J"]):
         name = f"{r['method']}, mean of {len(r['runs'])} runs" if "runs" in r else r["method"]
-        low, high = r["interval"]
-        line = f"  {name:30s} {r['J']:.4f} ({low:.4f} to {high:.4f})  keeps {r['keep_ratio']:.2f}: {r['rule']}"
-        if lead := r.get("agent_leads_by"):
-            low, high = lead["interval"]
-            line += f"  agent leads by {lead['value']:+.4f} ({low:+.4f} to {high:+.4f})"
-        lines.append(line)
-    return "\n".join(lines)
+        lead = estimate(r["agent_leads_by"], 4) if "agent_leads_by" in r else ""
+        rows.append([name, f"{number(r['J'], 4)} {interval(r, 4)}", number(r["keep_ratio"], 2), r["rule"], lead])
+    title = f"λ = {at['price']:g}: J in nats per original token, 95 % over documents{over}; the agent's lead is paired"
+    return f"{title}\n\n{markdown(rows)}"
 
 
 def main(argv=None):

@@ -6,40 +6,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.artifacts import SEED, InputError, bounded, read_json
+from data.artifacts import SEED, InputError, bounded, different_setting, read_json
 from data.sequences import load_sequences, pad_batch
 from models.agent.files import RELEASED, load_policy
+from models.reconstructor.masking import keep_highest
 from models.reconstructor.reconstructor import SCHEMA, Reconstructor, check_head, find_device, load_causal_lm
 from models.reconstructor.scoring import score
 from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer, locate
-from rl.checkpoints import different_setting
 
 # Flags in which training runs of one agent may differ.
 FREE = ("seed", "output_dir", "device", "quiet", "resume", "checkpoint_freq", "save_total_limit")
 
 
-def add_text_flags(add, writes, num_sequences):
-    """The flags of every evaluation; `writes` names its file and `num_sequences` is how many texts it takes."""
+def add_flags(add, writes):
+    """The flags of every evaluation; `writes` names its files."""
     positive = bounded(int, 1, 10**9)
+    add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
+        help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
+    add("--base_model", default=None,
+        help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help=f"directory for {writes}")
-    add("--num_sequences", type=positive, default=num_sequences, help="texts, drawn at random; all if there are fewer")
+    add("--num_sequences", type=positive, default=100, help="texts, drawn at random; all if there are fewer")
     add("--max_length", type=bounded(int, 2, 10**6), default=None,
-        help="tokens per text, longer ones are cut into several; default: the agent's training length, or else the data's")
+        help="tokens per text, longer ones are cut into several; default: the agent's training length")
     add("--batch_size", type=positive, default=20, help="texts per forward pass")
-    add("--bootstrap_samples", type=bounded(int, 100, 10**7), default=5000, help="bootstrap samples behind every interval")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--seed", type=SEED, default=42, help="seeds the choice of texts, everything random in it, and the bootstrap")
     add("--quiet", action="store_true", help="no progress bar")
-
-
-def add_model_flags(add):
-    """The flags of evaluations of an agent: which models."""
-    add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
-        help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
-    add("--reconstructor_path", type=Path, default=None, help="reconstructor; default: the one that the agent names")
-    add("--base_model", default=None,
-        help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
 
 
 class Corpus:
@@ -78,17 +72,22 @@ class Scores:
             self.found[rate] = scores, time.monotonic() - start, self.method.lm_passes
         return self.found[rate]
 
+    def masks(self, keep_ratio):
+        """The keep masks, one (B, T) per batch, that keep `keep_ratio` of every text."""
+        batches = zip(self.at(keep_ratio)[0], self.corpus.batches, strict=True)
+        return [keep_highest(scores, valid, keep_ratio) for scores, (_, valid) in batches]
 
-def draw_texts(args, models, longest, path=None, count=None):
-    """A Corpus of texts of `--data_path`, or `path`, of at most `longest` tokens, drawn with `--seed`.
 
-    Raises InputError if `--max_length` is more than the reconstructors `models` read, or if they have another tokenizer.
+def draw_texts(args, reconstructor, longest, path=None, count=None):
+    """A Corpus of `count` texts of `path`, by default `--num_sequences` of `--data_path`, drawn with `--seed`.
+
+    Longer ones than `--max_length`, by default `longest`, are cut. Raises InputError if that is more than the reconstructor
+    reads, or if it has another tokenizer.
     """
-    most = min(model.max_length for model in models)
+    most = reconstructor.max_length
     if args.max_length and args.max_length > most:
         raise InputError(f"--max_length {args.max_length}: expected at most {most}, the reconstructor's positions less one")
-    for model in models:
-        sequences = load_sequences(path or args.data_path, model.fingerprint, min(most, args.max_length or longest or most))
+    sequences = load_sequences(path or args.data_path, reconstructor.fingerprint, min(most, args.max_length or longest))
     order = np.random.default_rng(args.seed).permutation(len(sequences))
     chosen = np.sort(order[: count or args.num_sequences])
     return Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
@@ -115,9 +114,7 @@ def check_trained_alike(paths, settings):
                 f"found {found.get(name)}; evaluate it by itself"
             )
         if found["seed"] in [earlier["seed"] for earlier in settings[:i]]:
-            raise InputError(
-                f"{path}: expected agents trained with different seeds, found --seed {found['seed']} twice; leave one away"
-            )
+            raise InputError(f"{path}: expected agents of different seeds, found --seed {found['seed']} twice; leave one away")
 
 
 def first_base_model(path):
@@ -144,21 +141,12 @@ def open_models(args):
     policies = [first, *(load_policy(path, device, first.reader.reconstructor) for path in args.model_path[1:])]
     check_trained_alike(args.model_path, [policy.config["args"] for policy in policies])
     reconstructor = first.reader.reconstructor
-    if args.reconstructor_path:
-        reconstructor = Reconstructor.load(args.reconstructor_path, device)
-    if first.tokenizer_fingerprint != reconstructor.fingerprint:
-        raise InputError(
-            f"--reconstructor_path {args.reconstructor_path}: expected the agent's tokenizer {first.tokenizer_fingerprint}, "
-            f"found {reconstructor.fingerprint}; name one with that tokenizer, or none"
-        )
     name = args.base_model or first_base_model(reconstructor.directory)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)
     if fingerprint(tokenizer) != reconstructor.fingerprint:
-        raise InputError(
-            f"--base_model {name}: expected the reconstructor's tokenizer {reconstructor.fingerprint}, "
-            f"found {fingerprint(tokenizer)}"
-        )
+        expected, found = f"the reconstructor's tokenizer {reconstructor.fingerprint}", fingerprint(tokenizer)
+        raise InputError(f"--base_model {name}: expected {expected}, found {found}; name one with that tokenizer")
     paths = dict.fromkeys(Path(locate(path)) for path in (*args.model_path, reconstructor.directory, name))
     return Models(
         policies, int(first.config["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer),

@@ -16,10 +16,12 @@ import torch
 from transformers import DynamicCache
 
 from data.artifacts import InputError
+from data.sequences import SPLITS, load_sequences
 from models.reconstructor.loss import read_logits
 from models.reconstructor.masking import budget, keep_counts, keep_highest
 from models.reconstructor.reconstructor import LOGIT_ROWS
 from models.reconstructor.scoring import score
+from rl.train import token_counts
 
 CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
 OPPONENTS = (*CHEAP, "verified-once", "mean-nats")
@@ -36,11 +38,6 @@ class Agent:
 
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()
-
-    def importances(self, ids, valid, keep_ratio):
-        """What the policy's TokenImportanceAttention looks at, (B, T), each text's mean is 1."""
-        found = self.policy.importances(ids, valid, self.policy.price_at(ids, valid, keep_ratio))
-        return found.numpy() * valid.sum(1, keepdims=True)
 
 
 class Random:
@@ -83,29 +80,24 @@ def read_states(model, states, ids):
     return torch.cat([read_logits(state @ weight.T, truth)[0] for state, truth in chunks]).view(ids.shape).cpu().numpy()
 
 
-@torch.inference_mode()
-def causal_nats(model, bos_id, ids, valid):
-    """-ln p(token | BOS and the tokens before it) by a causal LM, (B, T) float32.
-
-    ids (B, T) int64, valid (B, T) bool, padding at the end. Raises InputError if the texts are longer than the model's positions.
-    """
-    ids, valid = (torch.as_tensor(x, device=model.device) for x in (ids, valid))
-    check_length(model, ids.shape[1])
-    # Padding stands at the end, where a causal model's earlier positions never see it. Token i is read from position i - 1.
-    inputs = torch.cat([ids.new_full((len(ids), 1), bos_id), torch.where(valid, ids, bos_id)[:, :-1]], 1)
-    return read_states(model, model.base_model(input_ids=inputs, use_cache=False).last_hidden_state, ids)
-
-
 class CausalSurprisal:
-    """Selective Context (Li et al. 2023) on single tokens: -ln p(token | the text before it) by a causal LM."""
+    """Selective Context (Li et al. 2023) on single tokens: -ln p(token | BOS and the text before it) by a causal LM.
+
+    Raises InputError if the texts are longer than the model's positions.
+    """
 
     name, lm_passes, depends_on_rate = "causal surprisal", 1, False
 
     def __init__(self, model, bos_id):
         self.model, self.bos_id = model.eval(), bos_id
 
+    @torch.inference_mode()
     def scores(self, ids, valid, keep_ratio):
-        return causal_nats(self.model, self.bos_id, ids, valid)
+        ids, valid = (torch.as_tensor(x, device=self.model.device) for x in (ids, valid))
+        check_length(self.model, ids.shape[1])
+        # Padding stands at the end, where a causal model's earlier positions never see it. Token i is read from position i - 1.
+        inputs = torch.cat([ids.new_full((len(ids), 1), self.bos_id), torch.where(valid, ids, self.bos_id)[:, :-1]], 1)
+        return read_states(self.model, self.model.base_model(input_ids=inputs, use_cache=False).last_hidden_state, ids)
 
 
 class KeptContext:
@@ -134,10 +126,6 @@ class KeptContext:
         self.cache.crop(-length)  # what was dropped must leave, and what is kept must be read without it
         self.state, self.kept = states[:, :1], self.kept[:, :0]
         return read_states(self.model, states, segment)
-
-    def keep(self, ids):
-        """Append kept tokens (B, K) to the context."""
-        self.kept = ids
 
 
 class IterativeSurprisal:
@@ -174,7 +162,7 @@ class IterativeSurprisal:
             # A row that goes on has kept as many tokens as every other; of one that ends here anything may follow.
             most = quota.max()
             kept = np.sort(order[:, :most], axis=1)
-            context.keep(torch.as_tensor(np.take_along_axis(segment, kept, 1), device=self.model.device))
+            context.kept = torch.as_tensor(np.take_along_axis(segment, kept, 1), device=self.model.device)
         self.lm_passes = len(starts)
         return scores
 
@@ -222,13 +210,19 @@ class VerifiedOnce:
         return np.where(sent, SENT, score(self.reconstructor, ids, sent, valid).nats)
 
 
-def build_opponents(args, models, counts):
-    """The `--methods` in their order, from the Models of an evaluation and the tokens' `counts` (V,) in training texts."""
+def count_tokens(args, reconstructor):
+    """The tokens' counts (V,) in the training texts beside `--data_path`. Raises FileNotFoundError or InputError."""
+    training = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
+    return token_counts(training, reconstructor.vocab_size)
+
+
+def build_opponents(args, models):
+    """The `--methods` in their order, from the Models of an evaluation. Raises FileNotFoundError or InputError."""
     base, reconstructor = (models.base, models.bos), models.reconstructor
     makers = {
         "causal": lambda: CausalSurprisal(*base),
         "iterative": lambda: IterativeSurprisal(*base),
-        "frequency": lambda: TokenFrequency(counts),
+        "frequency": lambda: TokenFrequency(count_tokens(args, reconstructor)),
         "random": lambda: Random(args.seed),
         "verified-once": lambda: VerifiedOnce(reconstructor, CausalSurprisal(*base)),
         "mean-nats": lambda: MeanMaskedNats(reconstructor, args.seed),

@@ -12,7 +12,7 @@ from scipy import stats
 
 from models.reconstructor.scoring import SUMS
 
-CONFIDENCE = 0.95
+CONFIDENCE, SAMPLES = 0.95, 5000  # of the intervals in results
 MIN_DOCUMENTS = 6  # with fewer, resampling documents says nothing: no difference is called significant
 INTERVAL = (
     "95 %, BCa bootstrap over documents; with several agents widened by Student's t over them, interval_over_documents is without"
@@ -46,11 +46,6 @@ def columns(sums):
     """Six arrays (...) from sums (..., 6), in the order of SUMS."""
     assert SUMS == ("tokens", "masked", "nats", "right", "exact", "texts")
     return np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
-
-
-def mean_over_runs(sums):
-    """Sums (documents, 6) from (documents, 6) or (runs, documents, 6)."""
-    return sums if sums.ndim == 2 else sums.mean(0)
 
 
 def count_documents(drawn, documents):

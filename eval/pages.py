@@ -22,27 +22,15 @@ import re
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jinja2
 
-from data.artifacts import InputError, Parser, run, write_text
-from eval.report import by_keep_ratio, half, number
+from data.artifacts import REPOSITORY, InputError, Parser, run, write_text
+from eval.report import by_keep_ratio, estimate, half, interval, number
 
 STAGES = ("data", "models", "rl", "eval", "plots")
 TABLE = re.compile(r"<!-- table (?P<sources>[^\n]+)\n(?P<template>.*?)\n-->\n(?P<table>(?:\|[^\n]*\n)*)", re.DOTALL)
-
-
-def interval(figure, digits=3):
-    """(low to high) of a figure, or of anything else that has an interval."""
-    low, high = figure["interval"]
-    return f"({number(low, digits)} to {number(high, digits)})"
-
-
-def estimate(figure, digits=3):
-    """A figure and its interval."""
-    return f"{number(figure, digits)} {interval(figure, digits)}"
 
 
 def one(rows, **where):

@@ -14,10 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, read_json, run
+from data.artifacts import REPOSITORY, SEED, InputError, Parser, bounded, make_output_dir, read_json, run
 from eval.evaluate import SCHEMA
 from eval.report import format_table
 

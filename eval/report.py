@@ -10,10 +10,7 @@ from models.reconstructor.masking import keep_highest
 
 
 def examples(method, corpus, reconstructor, keep_ratio, count):
-    """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there.
-
-    `importance` is the weight that the agent's TokenImportanceAttention gives the token, as a multiple of the mean.
-    """
+    """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there."""
     found, texts = [], list(zip(corpus.texts, corpus.document, strict=True))
     decode = reconstructor.tokenizer.decode
     for text, document in texts[:: max(1, len(texts) // max(count, 1))][:count]:
@@ -21,10 +18,9 @@ def examples(method, corpus, reconstructor, keep_ratio, count):
         keep_mask = keep_highest(method.scores(ids, valid, keep_ratio), valid, keep_ratio)
         restored = reconstructor.predict(ids, keep_mask).top1[0].cpu().numpy()
         state = np.where(keep_mask[0], "kept", np.where(restored == text, "right", "wrong"))
-        importances = method.importances(ids, valid, keep_ratio)[0].tolist()
         pieces = [
-            {"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s), "importance": round(i, 3)}
-            for t, r, s, i in zip(text, restored, state, importances, strict=True)
+            {"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s)}
+            for t, r, s in zip(text, restored, state, strict=True)
         ]
         found.append({"doc": str(corpus.names[document]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
     return found
@@ -45,6 +41,17 @@ def number(figure, digits=3):
     text = f"{figure['value'] if isinstance(figure, dict) else figure:,.{digits}f}"
     text = re.sub(r"^(-?)0\.", r"\1.", text) if digits >= 3 else text
     return text.replace("-", "−")
+
+
+def interval(figure, digits=3):
+    """(low to high) of a figure, or of anything else that has an interval."""
+    low, high = figure["interval"]
+    return f"({number(low, digits)} to {number(high, digits)})"
+
+
+def estimate(figure, digits=3):
+    """A figure and its interval."""
+    return f"{number(figure, digits)} {interval(figure, digits)}"
 
 
 def half(figure, digits=3):

@@ -15,7 +15,6 @@ from data.testing.toy import write_base
 from eval import evaluate
 from eval.inputs import draw_texts
 from eval.methods import CausalSurprisal, IterativeSurprisal, KeptContext, MeanMaskedNats, Random, TokenFrequency, VerifiedOnce
-from eval.methods import causal_nats
 from eval.metrics import figures
 from models.reconstructor.masking import budget, keep_highest
 from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
@@ -58,7 +57,7 @@ def iterative_by_hand(model, segment, ids, valid, keep_ratio):
         for start in range(0, length, segment):
             end = min(start + segment, length)
             context = np.concatenate([kept, ids[row, start:end]])
-            nats = causal_nats(model, 0, context[None], np.ones((1, len(context)), bool))[0, len(kept) :]
+            nats = CausalSurprisal(model, 0).scores(context[None], np.ones((1, len(context)), bool), keep_ratio)[0, len(kept) :]
             quota = budget(end, keep_ratio) - budget(start, keep_ratio)
             chosen = start + np.sort(np.argsort(-nats, kind="stable")[:quota])
             found[row, start:end], mask[row, chosen] = nats, True
@@ -89,7 +88,7 @@ def test_iterative_surprisal_with_a_cache_is_that_of_contexts_read_anew(causal, 
 def test_asking_the_reconstructor_beats_chance(stages, reconstructor):
     """At 0.6 most that is masked has to be echoes."""
     args = evaluate.parse_args(["--data_path", str(stages[0] / "data/test_data.json"), "--num_sequences", "30"])
-    corpus = draw_texts(args, [reconstructor], 16)
+    corpus = draw_texts(args, reconstructor, 16)
     methods = {"random": Random(0), "asked": MeanMaskedNats(reconstructor, 0), "once": VerifiedOnce(reconstructor, Random(0))}
     found = {name: evaluate.evaluate_method([method], [0.6], corpus, reconstructor)[0.6] for name, method in methods.items()}
     sums = {name: by_document[0].sum(0) for name, (by_document, *_) in found.items()}

@@ -43,7 +43,7 @@ def test_a_rule_is_found_without_trying_all(price):
 
 def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
     """On the toy language the agent at λ = 1.2 drops echoes: nearly λ / 2, as no rule for all texts does better."""
-    words = "--prices 0.01 1.2 90 --num_sequences 20 --tune_sequences 10 --bootstrap_samples 200"
+    words = "--prices 0.01 1.2 90 --num_sequences 20 --tune_sequences 10"
     evaluate_price.main(evaluate_words(stages[0], *words.split(), "--output_dir", tmp_path, "--model_path", *agents))
     record = json.loads((tmp_path / "price_results.json").read_text())
     cheap, middle, dear = ({r["method"]: r for r in at["results"]} for at in record["prices"])

@@ -58,11 +58,8 @@ def training_curves(log_dir):
             found = ", ".join(tags) or "none"
             raise InputError(f"{log_dir}: expected the TensorBoard scalar '{tag}', found {found}; train with: python rl/train.py")
         steps, values = np.array([(point.step, point.value) for point in events.Scalars(tag)]).T
-        few = len(values) < 30
-        thin = {"alpha": 1, "marker": "o", "markersize": 3} if few else {"alpha": 0.25}
-        axis.plot(steps, values, color="#0072B2", linewidth=1.2, **thin)
-        if not few:
-            axis.plot(steps, moving_average(values, len(values) // 12), color="#0072B2", linewidth=2)
+        axis.plot(steps, values, color="#0072B2", linewidth=1.2, alpha=0.25, marker="o", markersize=2)
+        axis.plot(steps, moving_average(values, len(values) // 12), color="#0072B2", linewidth=2)
         axis.set(title=title, xlabel="texts", ylabel=unit)
         axis.margins(y=0.1)
     figure.suptitle("Training the agent (thin: every update; thick: moving average; λ differs from text to text)")
@@ -109,11 +106,14 @@ def curves_by_method(record, name, title, unit):
     return figure
 
 
-def lay_out(pieces, show):
-    """Tokens in lines of COLUMNS characters, broken between words: (line, column, text, piece) each. `show(piece)`: its text."""
+def lay_out(pieces, sent):
+    """A text as it is sent, with gaps one character wide, or as it is restored, in lines of COLUMNS characters, broken between
+    words: (line, column, text, piece) of every token.
+    """
     words = []
     for piece in pieces:
-        text = show(piece).replace("\n", "¶").replace("\t", " ") or "∅"
+        text = " _" if sent and piece["state"] != "kept" else piece["restored"]
+        text = text.replace("\n", "¶").replace("\t", " ") or "∅"
         if not words or text.startswith(" "):
             words.append([])
         words[-1].append((text, piece))
@@ -128,19 +128,8 @@ def lay_out(pieces, show):
     return laid
 
 
-def as_sent(piece):
-    """A kept token, or a gap one character wide."""
-    return piece["token"] if piece["state"] == "kept" else " _"
-
-
-def as_restored(piece):
-    """What the receiver reads."""
-    return piece["token"] if piece["state"] == "kept" else piece["restored"]
-
-
-def draw_text(axis, laid, top, sent, underline=False):
+def draw_text(axis, laid, top, sent):
     """Draw a laid-out text below `top`, in lines; returns where it ends. Gaps and restored tokens get the colours of STATES."""
-    most = max(piece["importance"] for *_, piece in laid) if underline else 1
     lines = [""] * (laid[-1][0] + 1)
     for line, column, text, piece in laid:
         y, hidden = top + line, sent and piece["state"] != "kept"
@@ -151,24 +140,14 @@ def draw_text(axis, laid, top, sent, underline=False):
             space = len(text) - len(text.lstrip(" ")) if text.strip() else 0
             box = (column + space - 0.1, y - 0.42), len(text) - space + 0.2, 0.84
             axis.add_patch(plt.Rectangle(*box, color=STATES[piece["state"]][1], linewidth=0))
-        if underline:
-            shade = piece["importance"] / most
-            axis.add_patch(plt.Rectangle((column, y + 0.36), len(text), 0.12, color="#0072B2", alpha=shade, linewidth=0))
     for line, text in enumerate(lines):
         axis.text(0, top + line, text.replace("$", r"\$"), family="DejaVu Sans Mono", fontsize=FONT_SIZE, va="center")
     return top + len(lines)
 
 
-def texts_figure(record, first, count, underline=False):
-    """Example texts, each as it is sent, with its gaps, and as it is restored.
-
-    `underline`: a line under a token shows how much TokenImportanceAttention looks at it, relative to the token it looks at most.
-    """
-    shown = record["examples"][first : first + count]
-    if not shown:
-        found = len(record["examples"])
-        raise InputError(f"--first_text {first}: expected a number below {found}, the examples in the results; choose another")
-    texts = [(e, lay_out(e["pieces"], as_sent), lay_out(e["pieces"], as_restored)) for e in shown]
+def texts_figure(examples):
+    """Example texts, each as it is sent, with its gaps, and as it is restored."""
+    texts = [(e, lay_out(e["pieces"], sent=True), lay_out(e["pieces"], sent=False)) for e in examples]
     height = 1.2 + sum(sent[-1][0] + restored[-1][0] + 6.6 for _, sent, restored in texts)
     figure = plt.figure(figsize=(WIDTH, height * LINE))
     axis = figure.add_axes((0, 0, 1, 1), xlim=(-1, COLUMNS + 1), ylim=(height, 0))
@@ -186,7 +165,7 @@ def texts_figure(record, first, count, underline=False):
         top = draw_text(axis, sent, top + 1.2, sent=True) + 0.4
         title = f"restored: {len(states) - kept - wrong} of the {len(states) - kept} hidden tokens are right"
         axis.text(0, top, title, weight="bold", **small)
-        top = draw_text(axis, restored, top + 1.2, sent=False, underline=underline) + 0.8
+        top = draw_text(axis, restored, top + 1.2, sent=False) + 0.8
     return figure
 
 
@@ -196,9 +175,7 @@ def parse_args(argv=None):
     add("--log_dir", type=Path, default=None, help=f"TensorBoard log of rl/train.py; default: {LOGS}, if it is there")
     add("--results_path", type=Path, default=None, help=f"results of eval/evaluate.py; default: {RESULTS}, if they are there")
     add("--output_dir", type=Path, default=Path("plots/output"), help="directory for the figures")
-    add("--first_text", type=bounded(int, 0, 10**6), default=0, help="number of the first example text in texts.png")
     add("--num_texts", type=bounded(int, 1, 100), default=3, help="example texts in texts.png")
-    add("--underline", action="store_true", help="underline what the policy's pooling attends to in texts.png")
     add("--dpi", type=bounded(int, 30, 1200), default=130, help="resolution, dots per inch")
     args = parser.parse_args(argv)
     if args.log_dir is None and args.results_path is None:
@@ -219,7 +196,7 @@ def main(argv=None):
         title, unit = "Restored tokens on held-out documents (higher is better)", "top-1 (share of masked tokens restored)"
         drawn["masked_top1"] = curves_by_method(record, "top1", title, unit)
         if record["examples"]:
-            drawn["texts"] = texts_figure(record, args.first_text, args.num_texts, args.underline)
+            drawn["texts"] = texts_figure(record["examples"][: args.num_texts])
         else:
             print(f"{args.results_path} has no examples for texts.png; for some: python eval/evaluate.py --num_examples 10")
     if args.log_dir:

@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import SEED, Parser, bounded, run
 from data.sequences import load_sequences, pad_batch
-from eval.methods import causal_nats
+from eval.methods import CausalSurprisal
 from models.reconstructor.reconstructor import Reconstructor, find_device, load_causal_lm
 from models.reconstructor.tokenizer import BASE_MODEL
 from rl import train
@@ -97,7 +97,7 @@ def deciding(policy, args, texts, reconstructor, device):
 
     def causal_pass(model):
         model = model.to(device).eval()
-        return lambda: causal_nats(model, reconstructor.bos_id, ids, valid)
+        return lambda: CausalSurprisal(model, reconstructor.bos_id).scores(ids, valid, None)
 
     ways = {"agent": lambda: policy.keep_probability(ids, valid, 1.5)}
     ways["agent at a keep ratio"] = lambda: policy.keep_probability_at(ids, valid, 0.7)

@@ -63,57 +63,18 @@ class RolloutFigures(BaseCallback):
         self.progress.close()
 
 
-class HeldOutEvaluation(BaseCallback):
-    """Every `eval_freq` texts: held-out texts, each at every evaluation price, by the thresholded policy.
+def held_out_figures(agent, env, prices):
+    """Figures of held-out texts, decided without chance: those of `mean_figures`, and J, over all prices and at each.
 
-    `env`: runs every text at every one of `prices`, in order, `episodes` in all. `history` has a row per evaluation; after each,
-    `on_evaluated(is_best)` is called. `seconds()`: how long the run has taken.
+    `env`: a TokenCompressionVecEnv that runs every text at every one of `prices`, in order, each text as often as any other.
     """
-
-    def __init__(self, env, episodes, prices, eval_freq, on_evaluated, seconds):
-        super().__init__()
-        self.env, self.episodes, self.prices, self.eval_freq = env, episodes, prices, eval_freq
-        self.on_evaluated, self.seconds = on_evaluated, seconds
-        self.history, self.own_seconds = [], 0.0
-
-    @property
-    def best_J(self):
-        return max(row["J"] for row in self.history)
-
-    def _on_rollout_start(self):
-        if not self.history or self.num_timesteps - self.history[-1]["texts"] >= self.eval_freq:
-            self.evaluate()
-
-    def _on_step(self):
-        return True
-
-    def _on_training_end(self):
-        if self.history[-1]["texts"] < self.num_timesteps:
-            self.evaluate()
-
-    def decide(self):
-        """The info dicts of all texts at all prices, in the environment's order: every price of a text, then the next text."""
-        infos, observation = [], self.env.reset()
-        while len(infos) < self.episodes:
-            actions, _ = self.model.predict(observation, deterministic=True)
-            observation, _, _, found = self.env.step(actions)
-            infos += found
-        return infos
-
-    def evaluate(self):
-        """Evaluate, log, and say whether this is the best so far."""
-        began, infos = self.seconds(), self.decide()
-        mean_J = lambda some: float(np.mean([info["episode"]["r"] for info in some]))
-        row = {"texts": self.num_timesteps, "seconds": began - self.own_seconds, "J": mean_J(infos), **mean_figures(infos)}
-        for i, price in enumerate(self.prices):
-            mine = infos[i :: len(self.prices)]
-            row |= {f"J_at_{price:g}": mean_J(mine), f"keep_ratio_at_{price:g}": mean_figures(mine)["keep_ratio"]}
-        self.history.append(row)
-        for name, value in row.items():
-            if name not in ("texts", "seconds"):
-                self.logger.record(f"eval/{name}", value)
-        self.logger.dump(self.num_timesteps)
-        self.on_evaluated(row["J"] == self.best_J)
-        self.own_seconds += self.seconds() - began
-        at_prices = (f"λ={p:g}: J {row[f'J_at_{p:g}']:.3f} keep {row[f'keep_ratio_at_{p:g}']:.2f}" for p in self.prices)
-        tqdm.write(f"{row['texts']:>9,} texts  held-out J {row['J']:.4f}  " + "  ".join(at_prices))
+    episodes, infos, observation = len(env.stream.sequences) * len(prices), [], env.reset()
+    while len(infos) < episodes:
+        observation, _, _, found = env.step(agent.predict(observation, deterministic=True)[0])
+        infos += found
+    mean_J = lambda some: float(np.mean([info["episode"]["r"] for info in some]))
+    figures = {"J": mean_J(infos), **mean_figures(infos)}
+    for i, price in enumerate(prices):
+        mine = infos[i :: len(prices)]
+        figures |= {f"J_at_{price:g}": mean_J(mine), f"keep_ratio_at_{price:g}": mean_figures(mine)["keep_ratio"]}
+    return figures

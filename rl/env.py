@@ -16,6 +16,7 @@ import time
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -29,13 +30,8 @@ PRICES = (0.15, 12.0)  # λ in nats per token saved: agents trained on these kee
 
 def observation_space(vocab_size, max_length, max_price):
     """Small arrays only: token ids, which positions are text, and the price λ. Never embeddings."""
-    return spaces.Dict(
-        {
-            "tokens": spaces.Box(0, vocab_size - 1, (max_length,), np.int32),
-            "valid": spaces.Box(0, 1, (max_length,), np.int8),
-            "price": spaces.Box(0.0, max_price, (1,), np.float32),
-        }
-    )
+    tokens, valid = spaces.Box(0, vocab_size - 1, (max_length,), np.int32), spaces.Box(0, 1, (max_length,), np.int8)
+    return spaces.Dict({"tokens": tokens, "valid": valid, "price": spaces.Box(0.0, max_price, (1,), np.float32)})
 
 
 def token_rewards(keep_mask, valid, nats, price):
@@ -60,44 +56,33 @@ class TextStream:
     def seed(self, seed):
         """Start again from the first text, with random draws from `seed`."""
         self.rng = np.random.default_rng(seed)
-        self.position, self.order = 0, None
-
-    def restart(self):
-        self.position = 0
+        self.position, self.order = 0, np.zeros(0, np.int64)  # of the epoch, drawn when it begins
 
     def state(self):
-        """Where the stream stands: what `restore` takes."""
-        return {"rng": self.rng.bit_generator.state, "position": self.position, "order": self.order}
+        """Where the stream stands, as numbers and lists: what `restore` takes."""
+        return {"rng": self.rng.bit_generator.state, "position": self.position, "order": self.order.tolist()}
 
     def restore(self, state):
-        self.rng.bit_generator.state, self.position, self.order = state["rng"], state["position"], state["order"]
+        self.rng.bit_generator.state, self.position = state["rng"], state["position"]
+        self.order = np.array(state["order"], dtype=np.int64)
 
     def next(self):
         """The next text, int64 (T,), and its price."""
-        if self.shuffle:
-            return self._next_random()
-        text, price = divmod(self.position, len(self.prices))
+        count, position = len(self.sequences), self.position
         self.position += 1
-        return self.sequences[text % len(self.sequences)], self.prices[price]
-
-    def _next_random(self):
-        within = self.position % len(self.sequences)
-        if within == 0 or self.order is None:
-            self.order = self.rng.permutation(len(self.sequences))
-        self.position += 1
-        low, high = np.log(self.prices[0]), np.log(self.prices[-1])
-        return self.sequences[int(self.order[within])], float(np.exp(self.rng.uniform(low, high)))
+        if not self.shuffle:
+            text, price = divmod(position, len(self.prices))
+            return self.sequences[text % count], self.prices[price]
+        if position % count == 0:
+            self.order = self.rng.permutation(count)
+        price = np.exp(self.rng.uniform(*np.log((self.prices[0], self.prices[-1]))))
+        return self.sequences[int(self.order[position % count])], float(price)
 
 
 class Judge:
     """Pays for keep masks: one batched reconstructor call for any number of texts."""
 
     def __init__(self, reconstructor, max_length):
-        if max_length > reconstructor.max_length:
-            raise InputError(
-                f"max_length {max_length}: expected at most {reconstructor.max_length}, the reconstructor's positions less one; "
-                "use a smaller --max_length"
-            )
         self.reconstructor, self.max_length = reconstructor, max_length
         self.seconds = 0.0  # spent in the reconstructor
 
@@ -114,10 +99,8 @@ class Judge:
         """
         actions, expected = np.asarray(actions), observation["tokens"].shape
         if actions.shape != expected or not np.isfinite(actions).all():
-            raise ValueError(
-                f"actions: expected finite numbers of shape {expected}, found shape {actions.shape}, "
-                f"all finite: {bool(np.isfinite(actions).all())}"
-            )
+            found = f"shape {actions.shape}, all finite: {bool(np.isfinite(actions).all())}"
+            raise ValueError(f"actions: expected finite numbers of shape {expected}, found {found}; pass one number per token")
         ids, valid = observation["tokens"].astype(np.int64), observation["valid"].astype(bool)
         keep_mask = (actions > KEEP_THRESHOLD) | ~valid
         longest = int(valid.sum(1).max())  # nothing is computed over columns that are padding in every text
@@ -184,10 +167,8 @@ class TokenCompressionVecEnv(VecEnv):
 
     def reset(self):
         """Draw new texts; in fixed order, from the first one again."""
-        if not self.stream.shuffle:
-            self.stream.restart()
-        elif self._seeds[0] is not None:
-            self.stream.seed(self._seeds[0])
+        if self._seeds[0] is not None or not self.stream.shuffle:
+            self.stream.seed(self._seeds[0] or 0)
         self._reset_seeds()
         return self._draw()
 
@@ -199,13 +180,14 @@ class TokenCompressionVecEnv(VecEnv):
         return self._draw(), rewards, np.ones(self.num_envs, bool), infos
 
     def state(self):
-        """Everything that future texts and prices depend on: what `restore` takes."""
-        return {"stream": self.stream.state(), "observation": self.observation}
+        """Everything that future texts and prices depend on, as numbers, lists and tensors: what `restore` takes."""
+        observation = {name: torch.as_tensor(array) for name, array in self.observation.items()}
+        return {"stream": self.stream.state(), "observation": observation}
 
     def restore(self, state):
         """Go back to where `state()` was called."""
         self.stream.restore(state["stream"])
-        self.observation = state["observation"]
+        self.observation = {name: tensor.numpy() for name, tensor in state["observation"].items()}
 
     def close(self):
         """Nothing to release."""

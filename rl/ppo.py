@@ -39,7 +39,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import explained_variance
 
 from data.artifacts import InputError
-from models.agent.actor_critic import Readings
 from models.reconstructor.masking import KEEP_THRESHOLD
 
 CREDIT_WINDOW = 2  # tokens; the best of 0, 1, 2 and 4 (eval/results/NOTES.md)
@@ -125,9 +124,10 @@ class TokenRolloutBuffer:
 class TokenPPO(PPO):
     """PPO whose ratio, value, advantage and clipping are per token. Takes PPO's arguments; needs a TokenCompressionPolicy."""
 
+    update_seconds = 0.0  # spent in `train`
+
     def __init__(self, *args, **kwargs):
-        self.update_seconds = 0.0  # spent in `train`
-        super().__init__(*args, **{**kwargs, "rollout_buffer_class": TokenRolloutBuffer})
+        super().__init__(*args, rollout_buffer_class=TokenRolloutBuffer, **kwargs)
 
     @torch.no_grad()
     def sample(self, observation):
@@ -136,7 +136,7 @@ class TokenPPO(PPO):
         logits, gain, readings = self.policy.decisions(*batch)
         actions = torch.bernoulli(logits.sigmoid())
         log_probs = F.logsigmoid(torch.where(actions > KEEP_THRESHOLD, logits, -logits))
-        drafts = readings.draft[..., 0]
+        drafts = readings[1][..., 0]
         return actions, Samples(*batch, drafts, actions <= KEEP_THRESHOLD, log_probs, gain, None, *readings)
 
     def collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps):
@@ -168,12 +168,11 @@ class TokenPPO(PPO):
 
         value_loss is summed over both passes, draft_loss is the first pass's cross entropy with the second.
         """
-        readings = Readings(samples.text, samples.draft)
-        if samples.text is None:
-            readings = self.policy.read(*samples.texts, draft=samples.drafts)
-        valid = samples.valid
-        first, first_cost = self.policy.decide(*samples.texts, readings.text)
-        logits, cost = self.policy.decide(*samples.texts, *readings)
+        text, draft, valid = samples.text, samples.draft, samples.valid
+        if text is None:
+            text, draft = self.policy.read(*samples.texts, draft=samples.drafts)
+        first, first_cost = self.policy.decide(*samples.texts, text)
+        logits, cost = self.policy.decide(*samples.texts, text, draft)
         found = {"value_loss": self.critic_error(cost, samples) + self.critic_error(first_cost, samples)}
         log_ratio = (F.logsigmoid(torch.where(samples.masked, -logits, logits)) - samples.log_probs)[valid]
         ratio, decided = log_ratio.exp(), logits.detach().sigmoid()[valid]
@@ -206,17 +205,11 @@ class TokenPPO(PPO):
                 figures = {**found, "loss": loss, **diagnostics}
                 *values, norm = torch.stack([*figures.values(), norm]).tolist()  # one wait for the device
                 if not np.isfinite([*values, norm]).all():
-                    raise InputError(
-                        f"PPO: expected a finite loss and gradient, found {loss.item()} and {norm} after {self.num_timesteps} "
-                        "texts; lower --learning_rate"
-                    )
+                    found = f"found {loss.item()} and {norm} after {self.num_timesteps} texts"
+                    raise InputError(f"PPO: expected a finite loss and gradient, {found}; lower --learning_rate")
                 history.append(dict(zip(figures, values, strict=True)))
                 self.policy.optimizer.step()
             self._n_updates += 1
-        self._log_update(history, clip_range)
-        self.update_seconds += time.monotonic() - began
-
-    def _log_update(self, history, clip_range):
         rollout = self.rollout_buffer.all()
         values, returns = (x[rollout.valid].cpu().numpy() for x in (rollout.values, rollout.returns))
         for name in history[0]:
@@ -224,3 +217,4 @@ class TokenPPO(PPO):
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         self.logger.record("train/clip_range", clip_range)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.update_seconds += time.monotonic() - began

@@ -104,8 +104,10 @@ def test_bad_actions_and_lengths_are_refused(reconstructor, texts):
     for action in (np.full(LENGTH, np.nan), np.ones(3)):
         with pytest.raises(ValueError, match="expected finite numbers of shape"):
             env.step(action)
+    long = TokenCompressionEnv([np.full(32, 5)], reconstructor, 32)
+    long.reset(seed=0)
     with pytest.raises(InputError, match="expected at most 31"):
-        TokenCompressionEnv(texts, reconstructor, 500)
+        long.step(np.zeros(32))
     with pytest.raises(InputError, match="at least one text"):
         TokenCompressionEnv([], reconstructor, LENGTH)
 

@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from data.artifacts import InputError
-from models.agent.actor_critic import Readings, TokenCompressionPolicy
+from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.reader import Reader
 from rl import ppo
 from rl.env import TokenCompressionVecEnv
@@ -92,9 +92,9 @@ def test_the_losses_are_those_of_loops(uneven):
     agent, samples = uneven
     move(agent.policy)
     found, diagnostics = agent.losses(samples, 0.1)
-    readings = Readings(samples.text, samples.draft)
+    text, draft = samples.text, samples.draft
     with torch.no_grad():
-        decided = agent.policy.decide(*samples.texts, readings.text) + agent.policy.decide(*samples.texts, *readings)
+        decided = agent.policy.decide(*samples.texts, text) + agent.policy.decide(*samples.texts, text, draft)
     arrays = samples._replace(**{name: x.double().numpy() for name, x in samples._asdict().items() if name != "masked"})
     expected = losses_by_loops(arrays, *(x.double().numpy() for x in decided), 0.1)
     assert 0.05 < expected["clip_fraction"] < 0.95, "some are clipped, some are not"
@@ -131,9 +131,9 @@ def test_a_rollout_holds_what_was_decided_and_earned(uneven):
     keep = logits.sigmoid()
     torch.testing.assert_close(samples.log_probs.exp()[valid], torch.where(samples.masked, 1 - keep, keep)[valid])
     torch.testing.assert_close(samples.gains[valid], gains[valid])
-    torch.testing.assert_close(samples.drafts, readings.draft[..., 0])
+    torch.testing.assert_close(samples.drafts, readings[1][..., 0])
     assert samples.text.dtype == samples.draft.dtype == torch.float16
-    torch.testing.assert_close(samples.draft, readings.draft.half())
+    torch.testing.assert_close(samples.draft, readings[1].half())
     nats = agent.env.judge.reconstructor.predict(ids, ~samples.masked, valid).nats
     J = (samples.masked & valid) * (price - nats)
     torch.testing.assert_close(samples.returns, J, rtol=1e-4, atol=1e-4)
@@ -199,10 +199,10 @@ def test_readings_that_are_kept_and_that_are_read_again_train_alike(reconstructo
     flat = lambda state: torch.cat([state[name].flatten() for name in names])
     apart, moved = (flat(kept) - flat(again)).norm(), (flat(kept) - flat(first)).norm()
     assert 0 < apart < 0.05 * moved, (apart, moved)
-    expected = agent.policy.read(*rollout.texts, draft=rollout.drafts)
-    losses = [agent.losses(rollout._replace(**parts), 0.2)[0] for parts in ({}, expected._asdict())]
+    text, draft = agent.policy.read(*rollout.texts, draft=rollout.drafts)
+    losses = [agent.losses(rollout._replace(**parts), 0.2)[0] for parts in ({}, {"text": text, "draft": draft})]
     assert losses[0] == losses[1]
-    torch.testing.assert_close(expected.draft[..., 0], rollout.drafts)
+    torch.testing.assert_close(draft[..., 0], rollout.drafts)
 
 
 def test_the_critic_alone_has_no_policy_gradient_and_its_actor_stays(reconstructor, texts):

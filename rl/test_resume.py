@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.artifacts import InputError
-from data.testing.toy import REPOSITORY
-from models.agent.test_files import Planted
+from data.testing.toy import REPOSITORY, Planted
+from models.reconstructor.checkpoints import MANIFEST, checksums
 from rl.conftest import agent_words, alike, train_agent, weights
 
 
@@ -29,7 +29,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     train_agent(toy, tmp_path / "whole", *flags)
     command = [sys.executable, REPOSITORY / "rl/train.py", *agent_words(toy, tmp_path / "cut"), *flags]
     running = subprocess.Popen([str(w) for w in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while running.poll() is None and not list((tmp_path / "cut/checkpoints").glob("agent_*.pt")):
+    while running.poll() is None and not list((tmp_path / "cut/checkpoints").glob("checkpoint-*")):
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
     running.wait()
@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     logs = [EventAccumulator(str(tmp_path / run / "tb_logs")).Reload().Scalars("rollout/J") for run in ("whole", "cut")]
     curves = [[(p.step, p.value) for p in log] for log in logs]
     assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(32, 321, 32))
-    names = [f"agent_{texts}_steps.pt" for texts in (192, 256, 320)]
+    names = [f"checkpoint-{texts}" for texts in (192, 256, 320)]
     assert sorted(p.name for p in (tmp_path / "cut/checkpoints").iterdir()) == names, "the newest three"
 
 
@@ -55,7 +55,7 @@ def test_every_variant_goes_on_to_the_same_weights(toy, earlier, tmp_path, words
     flags = [*words.replace("EARLIER", str(earlier)).split(), "--num_timesteps", 128, "--checkpoint_freq", 64]
     train_agent(toy, tmp_path, *flags)
     whole = weights(tmp_path / "final_model.zip")
-    (tmp_path / "checkpoints/agent_128_steps.pt").unlink()
+    shutil.rmtree(tmp_path / "checkpoints/checkpoint-128")
     (tmp_path / "final_model.zip").unlink()
     train_agent(toy, tmp_path, *flags, "--resume")
     assert alike(whole, weights(tmp_path / "final_model.zip"))
@@ -100,36 +100,42 @@ def test_a_flag_that_changed_is_named(toy, run, flag, before, now):
 
 
 def test_damaged_checkpoints_are_skipped_and_named(toy, run, capsys):
-    newest = run / "checkpoints/agent_96_steps.pt"
+    newest = run / "checkpoints/checkpoint-96/state.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     whole = weights(run / "final_model.zip")
     train_agent(toy, run, "--num_timesteps", 96, "--checkpoint_freq", 64, "--resume")
-    assert "skipped agent_96_steps, which is damaged" in capsys.readouterr().out
+    assert "skipped checkpoint-96 (state.pt not as written); going on from checkpoint-64" in capsys.readouterr().out
     assert alike(weights(run / "final_model.zip"), whole)
     for path in (run / "checkpoints").iterdir():
-        path.write_bytes(b"")
+        (path / "state.pt").write_bytes(b"")
     assert "found only damaged ones" in refused(toy, run)
     shutil.rmtree(run / "checkpoints")
     assert "leave --resume away" in refused(toy, run, error=FileNotFoundError)
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
-def test_a_planted_pickle_is_refused_and_runs_nothing(toy, run, write, capsys):
-    for path in (run / "checkpoints").iterdir():
-        write({"args": Planted(run.parent / "planted")}, path)
-    assert "found only damaged ones" in refused(toy, run) and "UnpicklingError" in capsys.readouterr().out
+def test_a_planted_pickle_is_refused_and_runs_nothing(toy, run, write):
+    path = sign(run, lambda path: write({"args": Planted(run.parent / "planted")}, path))
+    said = refused(toy, run)
+    assert "expected a training's state" in said and "UnpicklingError" in said
     assert not (run.parent / "planted").exists()
     with contextlib.suppress(RuntimeError):
         torch.load(path, weights_only=False)  # the control: one that is opened does write
     assert (run.parent / "planted").exists()
 
 
-def test_a_checkpoint_of_something_else_is_refused(toy, run):
-    shutil.rmtree(run / "checkpoints")
-    (run / "checkpoints").mkdir()
-    for content in ([1, 2], {"args": {}}):
-        torch.save(content, run / "checkpoints/agent_64_steps.pt")
-        assert "found only damaged ones" in refused(toy, run)
+def sign(run, write):
+    """Let `write(path)` put another state into the newest checkpoint, as if it had been written so."""
+    newest = run / "checkpoints/checkpoint-96"
+    write(newest / "state.pt")
+    (newest / MANIFEST).write_text(json.dumps(checksums(newest)))
+    return newest / "state.pt"
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"args": {}}])
+def test_a_checkpoint_of_something_else_is_refused(toy, run, content):
+    sign(run, lambda path: torch.save(content, path))
+    assert "expected a training's state" in refused(toy, run)
 
 
 def test_a_checkpoint_belongs_to_its_reconstructor(toy, run, tmp_path):

@@ -8,6 +8,7 @@ Reads training and validation sequences, a reconstructor and, if `--init_from` n
 is one text. A run that was cut off goes on with `--resume`, on a CPU to the same weights as if it had not been.
 """
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Logger
 from stable_baselines3.common.utils import LinearSchedule
+from tqdm import tqdm
 
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, sha256_of, stamped, write_json
 from models.agent.actor_critic import TokenCompressionPolicy
@@ -25,8 +28,8 @@ from models.agent.files import common_tokens, load_weights, read_agent, save_age
 from models.agent.reader import Reader
 from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.texts import open_splits
-from rl.callbacks import HeldOutEvaluation, RolloutFigures
-from rl.checkpoints import Checkpoints, ContinuedLog, go_on
+from rl.callbacks import RolloutFigures, held_out_figures
+from rl.checkpoints import ContinuedLog, go_on, save_checkpoint
 from rl.env import PRICES, TokenCompressionVecEnv
 from rl.ppo import TokenPPO
 
@@ -48,10 +51,8 @@ def parse_args(argv=None):
     add = parser.add_argument
     positive = bounded(int, 1, 10**12)
     price = bounded(float, 0, 100, open_ends=True)
-    add("--data_path", type=Path, default=Path("data/processed/processed_data.json"),
-        help="training sequences; val_data.json is expected beside them")
-    add("--output_dir", type=Path, default=Path("models/agent/output"),
-        help="directory for models, checkpoints, logs and training.json")
+    add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training texts, val_data.json beside")
+    add("--output_dir", type=Path, default=Path("models/agent/output"), help="directory to write")
     add("--reconstructor_path", type=Path, default=Path("models/reconstructor/fine-tuned"),
         help="directory written by models/reconstructor/train_cpu.py or train_gpu.py, or models/reconstructor/base")
     add("--init_from", type=Path, default=None, help="agent whose weights training begins with; the optimiser begins anew")
@@ -59,14 +60,10 @@ def parse_args(argv=None):
     add("--n_steps", type=bounded(int, 2, 10**9), default=64, help="texts per rollout")
     add("--batch_size", type=bounded(int, 2, 10**9), default=16, help="texts per minibatch of the update")
     add("--n_epochs", type=bounded(int, 1, 1000), default=4, help="passes over a rollout")
-    add("--gamma", type=bounded(float, 0, 1), default=0.99,
-        help="discount factor; changes nothing, because episodes have one step")
-    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3,
-        help="Adam's learning rate at the start; it falls linearly to a tenth")
-    add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2,
-        help="PPO's clipping of the probability ratio, per token")
-    add("--critic_only", action="store_true",
-        help="the control: no actor and no policy gradient, a token is kept where the critic expects it to cost more than λ")
+    add("--gamma", type=bounded(float, 0, 1), default=0.99, help="discount; changes nothing, because episodes have one step")
+    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3, help="Adam's; it falls linearly to a tenth")
+    add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2, help="PPO's, of a token's probability ratio")
+    add("--critic_only", action="store_true", help="the control: no actor; kept is what the critic expects to cost more than λ")
     add("--min_price", type=price, default=PRICES[0], help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
     add("--max_price", type=price, default=PRICES[1], help="highest λ, nats per token saved")
     add("--max_length", type=bounded(int, 1, 10**6), default=None,
@@ -74,15 +71,12 @@ def parse_args(argv=None):
     add("--width", type=bounded(int, 4, 4096), default=96, help=f"width of the policy network, a multiple of {HEADS}")
     add("--layers", type=bounded(int, 0, 64), default=2, help="transformer layers of the policy network")
     add("--eval_freq", type=positive, default=1280, help="training texts between held-out evaluations")
-    add("--eval_sequences", type=bounded(int, 1, 10**6), default=48,
-        help="held-out texts, each judged at every one of --eval_prices")
+    add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at all --eval_prices")
     add("--eval_prices", type=price, nargs="+", default=[0.75, 1.5, 3.0],
         help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
     add("--checkpoint_freq", type=positive, default=5120, help="training texts between checkpoints")
-    add("--resume", action="store_true",
-        help="go on from the newest checkpoint in --output_dir; a larger --num_timesteps trains on")
-    add("--device", default="auto",
-        help="auto, cpu, cuda or mps: where policy and reconstructor run; auto takes CUDA if there is one")
+    add("--resume", action="store_true", help="go on from the newest checkpoint; a larger --num_timesteps trains on")
+    add("--device", default="auto", help="auto, cpu, cuda or mps; auto takes CUDA if there is one")
     add("--seed", type=SEED, default=42, help="seeds initial weights, order of texts, prices and decisions")
     add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
@@ -132,27 +126,28 @@ def build_agent(args, env, train, device):
     sizes = {"embedding_dim": EMBEDDING_DIM, "width": args.width, "layers": args.layers, "heads": HEADS}
     common = common_tokens(earlier[1], reconstructor.vocab_size, args.init_from) if earlier else Reader.common_tokens(counts)
     reader = Reader(reconstructor, common)
+    kind = {"prices": (args.min_price, args.max_price), "critic_only": args.critic_only}
     agent = TokenPPO(
         TokenCompressionPolicy, env, n_steps=args.n_steps // env.num_envs, batch_size=args.batch_size, n_epochs=args.n_epochs,
         gamma=args.gamma, learning_rate=LinearSchedule(args.learning_rate, LAST_RATE * args.learning_rate, 1.0),
         clip_range=args.clip_range, seed=args.seed, device=device,
-        policy_kwargs={
-            "prices": (args.min_price, args.max_price), "critic_only": args.critic_only,
-            "features_extractor_kwargs": {"reader": reader, **sizes},
-        },
+        policy_kwargs={**kind, "features_extractor_kwargs": {"reader": reader, **sizes}},
     )
-    prices = [args.min_price, args.max_price]
-    agent.policy.config = {"sizes": sizes, "blocks": reader.blocks, "critic_only": args.critic_only, "prices": prices}
+    agent.policy.config = {"sizes": sizes, "blocks": reader.blocks, **kind}
     agent.policy.network.start_from(reconstructor.model, counts)
     if earlier:
         load_weights(agent.policy, earlier[1], args.init_from)
     return agent
 
 
-class Run:
-    """One training: what it has to write, and when."""
+class Run(BaseCallback):
+    """One training. As a callback it evaluates every `--eval_freq` texts and saves every `--checkpoint_freq`, before a rollout.
+
+    `history` has a row per evaluation; what evaluations took, `evaluation_seconds`, is no time of training.
+    """
 
     def __init__(self, args):
+        super().__init__()
         self.args = args
         device = find_device(args.device)
         self.env, train, held_out = training_environment(args, device)
@@ -165,43 +160,75 @@ class Run:
             before = go_on(self.agent, self.checkpoint_dir, args)
         else:
             clear(self.logs, self.checkpoint_dir)
-        self.start = time.monotonic() - before["seconds"]
-        episodes = len(held_out) * len(args.eval_prices)
-        count = environments(episodes)
-        env = TokenCompressionVecEnv(held_out, self.reconstructor, length, count, args.eval_prices, shuffle=False)
-        self.evaluation = HeldOutEvaluation(env, episodes, args.eval_prices, args.eval_freq, self.record, self.seconds)
-        self.evaluation.history, self.evaluation.own_seconds = before["history"], before["evaluation_seconds"]
+        self.start, self.saved = time.monotonic() - before["seconds"], self.agent.num_timesteps
+        self.history, self.evaluation_seconds = before["history"], before["evaluation_seconds"]
+        count = environments(len(held_out) * len(args.eval_prices))
+        self.held_out = TokenCompressionVecEnv(held_out, self.reconstructor, length, count, args.eval_prices, shuffle=False)
+
+    def _on_rollout_start(self):
+        if not self.history or self.agent.num_timesteps - self.history[-1]["texts"] >= self.args.eval_freq:
+            self.evaluate()
+        if self.agent.num_timesteps - self.saved >= self.args.checkpoint_freq:
+            self.save_state()
+
+    def _on_step(self):
+        return True
+
+    def _on_training_end(self):
+        if self.history[-1]["texts"] < self.agent.num_timesteps:
+            self.evaluate()
+        self.save_state()
+
+    @property
+    def best_J(self):
+        return max(row["J"] for row in self.history)
 
     def seconds(self):
         """Wall time of the run, with its earlier parts if it was resumed."""
         return time.monotonic() - self.start
 
-    def state(self):
-        """What a checkpoint holds beside agent and environment."""
-        return {
-            "args": {name: str(value) for name, value in vars(self.args).items()}, "reconstructor": self.read_with,
-            "seconds": self.seconds(), "history": self.evaluation.history, "evaluation_seconds": self.evaluation.own_seconds,
-        }
+    def save_state(self):
+        self.saved = self.agent.num_timesteps
+        save_checkpoint(
+            self.agent, self.checkpoint_dir, args={name: str(value) for name, value in vars(self.args).items()},
+            reconstructor=self.read_with, seconds=self.seconds(), history=self.history,
+            evaluation_seconds=self.evaluation_seconds,
+        )
 
-    def save(self, name):
+    def evaluate(self):
+        """Evaluate and log; keep the best agent, and write training.json anew, so that it describes what lies beside it."""
+        began, agent, texts = self.seconds(), self.agent, self.agent.num_timesteps
+        figures = held_out_figures(agent, self.held_out, self.args.eval_prices)
+        self.history.append({"texts": texts, "seconds": began - self.evaluation_seconds, **figures})
+        for name, value in figures.items():
+            agent.logger.record(f"eval/{name}", value)
+        agent.logger.dump(texts)
+        if figures["J"] == self.best_J:
+            self.save_agent("best_model.zip")
+        self.record()
+        self.evaluation_seconds += self.seconds() - began
+        at_prices = "  ".join(
+            f"λ={price:g}: J {figures[f'J_at_{price:g}']:.3f} keep {figures[f'keep_ratio_at_{price:g}']:.2f}"
+            for price in self.args.eval_prices
+        )
+        tqdm.write(f"{texts:>9,} texts  held-out J {figures['J']:.4f}  {at_prices}")
+
+    def save_agent(self, name):
         """Write the agent as it is, with all that a reader of its file has to know."""
-        row = self.evaluation.history[-1]
+        row = self.history[-1]
         config = stamped(
             AGENT_SCHEMA, self.args, UNITS, reconstructor=self.read_with, tokenizer_fingerprint=self.reconstructor.fingerprint,
             max_length=self.env.judge.max_length, texts=row["texts"], held_out=row, **self.agent.policy.config,
         )
         save_agent(self.agent.policy, config, self.args.output_dir / name)
 
-    def record(self, is_best):
-        """After every evaluation: keep the best agent, and write training.json anew, so that it describes what lies beside it."""
-        if is_best:
-            self.save("best_model.zip")
+    def record(self):
         write_json(
             self.args.output_dir / "training.json", SCHEMA, self.args, UNITS, weights=[self.reconstructor.directory],
-            seconds=self.seconds(), texts=self.agent.num_timesteps, best_J=self.evaluation.best_J,
+            seconds=self.seconds(), texts=self.agent.num_timesteps, best_J=self.best_J,
             parameters=sum(p.numel() for p in self.agent.policy.parameters() if p.requires_grad),
             tokenizer_fingerprint=self.reconstructor.fingerprint, max_length=self.env.judge.max_length,
-            evaluations=self.evaluation.history,
+            evaluations=self.history,
         )
 
     def train(self):
@@ -210,22 +237,22 @@ class Run:
         agent.set_logger(Logger(None, [ContinuedLog(self.logs, agent.num_timesteps)]))
         hparams = {name: v if isinstance(v, (int, float)) else str(v) for name, v in vars(args).items()}
         agent.logger.record("hparams", HParam(hparams, {"eval/J": 0.0}))
-        checkpoints = Checkpoints(self.checkpoint_dir, args.checkpoint_freq, self.state)
         if (left := args.num_timesteps - agent.num_timesteps) > 0:
-            callbacks = [self.evaluation, checkpoints, RolloutFigures(args.num_timesteps, args.quiet)]
+            callbacks = [self, RolloutFigures(args.num_timesteps, args.quiet)]
             agent.learn(left, callback=callbacks, reset_num_timesteps=not args.resume)
-            checkpoints.save()
-        self.save("final_model.zip")
+        self.save_agent("final_model.zip")
         print(
-            f"trained on {agent.num_timesteps:,} texts in {self.seconds():.0f} s; best held-out J {self.evaluation.best_J:.4f} "
+            f"trained on {agent.num_timesteps:,} texts in {self.seconds():.0f} s; best held-out J {self.best_J:.4f} "
             f"nats per token; written to {args.output_dir}"
         )
 
 
 def clear(logs, checkpoints):
     """Delete the logs and checkpoints of an earlier run: two runs in one log would be drawn as one zigzag line."""
-    for old in [*logs.glob("events.out.tfevents.*"), *checkpoints.glob("agent_*_steps.*")]:
+    for old in logs.glob("events.out.tfevents.*"):
         old.unlink()
+    for old in checkpoints.glob("checkpoint-*"):
+        shutil.rmtree(old)
 
 
 def main(argv=None):

@@ -116,6 +116,16 @@ def run_python(*words, **environment):
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600)
 
 
+class Planted:
+    """What a pickle can do: to open it is to run it. Unpickled, it writes the file that it is made for."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
 def free_port():
     """A TCP port that nothing listens on."""
     with socket.socket() as listener:

@@ -5,41 +5,17 @@ what came of it, decides. Shapes: `B` texts, `T` tokens (`L` in an observation, 
 token.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
-from stable_baselines3.common.distributions import BernoulliDistribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from torch import nn
 
 from models.agent.policy import TokenCompressionFeaturesExtractor
 from models.agent.reader import SMALLEST_COST
-from models.reconstructor.masking import KEEP_THRESHOLD
 
 BISECTIONS = 6  # of the range of λ; what is left of 0.15 to 12 is a factor of 1.07
 FIRST_COST = 3.0  # nats that an untrained critic expects of a masked token
 FIRST_SHARPNESS = 2.0  # of the untrained policy: at λ = 2 it keeps 69 % of the tokens, and explores both decisions at every λ
-
-
-class TokenBernoulli(BernoulliDistribution):
-    """Independent keep decisions. The deterministic action is the keep probability, not its rounding."""
-
-    def log_prob(self, actions):
-        return self.distribution.log_prob((actions > KEEP_THRESHOLD).float())  # (B, L), of the decisions as the environment reads
-
-    def entropy(self):
-        return self.distribution.entropy()  # (B, L), nats
-
-    def mode(self):
-        return self.distribution.probs
-
-
-class Readings(NamedTuple):
-    """What the reader made of texts and of their drafts: text (B, T, S), draft (B, T, 1 + S + EVIDENCE)."""
-
-    text: torch.Tensor
-    draft: torch.Tensor
 
 
 class TokenCompressionPolicy(MultiInputActorCriticPolicy):
@@ -56,6 +32,7 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     the actor is worth.
 
     `prices`: lowest and highest λ that it was trained for. `reader` and sizes of the network: in `features_extractor_kwargs`.
+    Of Stable-Baselines3's policies it has `predict`; the deterministic action is the probability of keeping, not its rounding.
     """
 
     def __init__(self, *args, prices=(0.15, 12.0), critic_only=False, **kwargs):
@@ -64,7 +41,6 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         super().__init__(*args, **{**kwargs, "net_arch": [], "ortho_init": False})
 
     def _build(self, lr_schedule):
-        self.action_dist = TokenBernoulli(self.action_space.shape[0])
         self.action_net, self.value_net = nn.Linear(self.features_dim, 1), nn.Linear(self.features_dim, 1)
         nn.init.normal_(self.action_net.weight, std=0.0 if self.critic_only else 0.01)
         nn.init.zeros_(self.action_net.bias)
@@ -103,40 +79,24 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     @torch.no_grad()
     def read(self, ids, valid, price, text=None, draft=None):
-        """The Readings of texts ids (B, T) int64, valid (B, T) bool at λ price (B, 1): all that a second pass needs.
+        """What a second pass needs of texts ids (B, T) int64, valid (B, T) bool at λ price (B, 1): the two readings.
 
-        text (B, T, S): what the reader makes of them, if known; draft (B, T): their draft, if decided.
+        That is what the reader makes of the texts, (B, T, S), and of their drafts, (B, T, 1 + S + EVIDENCE). `text`: the first,
+        if known; draft (B, T): the drafts, if decided.
         """
         text = self.reader.read(ids, valid) if text is None else text
         draft = torch.sigmoid(self.decide(ids, valid, price, text)[0]) if draft is None else draft
-        return Readings(text, self.reader.reread(ids, valid, draft))
+        return text, self.reader.reread(ids, valid, draft)
 
     def decisions(self, ids, valid, price):
-        """Logits of keeping and what masking gains by the critic, λ − ĉ, (B, T) each, of the second pass; its Readings."""
+        """Logits of keeping and what masking gains by the critic, λ − ĉ, (B, T) each, of the second pass; both readings."""
         readings = self.read(ids, valid, price)
         logits, cost = self.decide(ids, valid, price, *readings)
         return logits, price - cost, readings
 
-    def _last(self, obs):
-        """The distribution of the second pass, and what masking each token gains by the critic, λ − ĉ (B, L)."""
-        logits, gain, _ = self.decisions(*self.features_extractor.unpack(obs))
-        return self.action_dist.proba_distribution(logits), gain
-
-    def forward(self, obs, deterministic=False):
-        distribution, gain = self._last(obs)
-        actions = distribution.get_actions(deterministic=deterministic)
-        return actions, (1 - distribution.distribution.probs) * gain, distribution.log_prob(actions)
-
-    def evaluate_actions(self, obs, actions):
-        distribution, gain = self._last(obs)
-        return torch.where(actions > KEEP_THRESHOLD, 0.0, gain), distribution.log_prob(actions), distribution.entropy()
-
-    def get_distribution(self, obs):
-        return self._last(obs)[0]
-
-    def predict_values(self, obs):
-        distribution, gain = self._last(obs)
-        return (1 - distribution.distribution.probs) * gain
+    def _predict(self, observation, deterministic=False):
+        keep = self.decisions(*self.features_extractor.unpack(observation))[0].sigmoid()
+        return keep if deterministic else torch.bernoulli(keep)
 
     def _as_batch(self, ids, valid, price):
         """Arrays or tensors as the network takes them: ids (B, T) int64, valid (B, T) bool, price (B, 1) float32."""

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 
-from data.artifacts import InputError, sha256_of, written_aside
+from data.artifacts import InputError, reason_of, sha256_of, written_aside
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.reader import Reader
 from models.reconstructor.reconstructor import Reconstructor
@@ -64,9 +64,8 @@ def read_agent(path):
                 parts = {name: file.read(name) for name in (CONFIG, WEIGHTS)}
         config, tensors = json.loads(parts[CONFIG]), safetensors.torch.load(parts[WEIGHTS])
     except UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{path}: expected an agent, {CONFIG} and {WEIGHTS} in a directory or a .zip, found: {reason}; {remedy}"
+            f"{path}: expected an agent, {CONFIG} and {WEIGHTS} in a directory or a .zip, found: {reason_of(error)}; {remedy}"
         ) from None
     found = config.get("schema") if isinstance(config, dict) else type(config).__name__
     if found != SCHEMA:
@@ -74,13 +73,6 @@ def read_agent(path):
     if absent := [name for name in FIELDS if name not in config]:
         raise InputError(f"{path}: expected {', '.join(FIELDS)} in {CONFIG}, found no {absent[0]}; {remedy}")
     return config, tensors
-
-
-def load_reconstructor(config, path, device):
-    """The reconstructor that an agent was trained with. Raises FileNotFoundError, or InputError if another is in its place."""
-    reconstructor = Reconstructor.load(config["reconstructor"]["path"], device)
-    check_reconstructor(config, path, reconstructor)
-    return reconstructor
 
 
 def check_reconstructor(config, path, reconstructor):
@@ -123,9 +115,8 @@ def load_policy(path, device="cpu", reconstructor=None):
     """
     config, tensors = read_agent(path)
     if reconstructor is None:
-        reconstructor = load_reconstructor(config, path, device)
-    else:
-        check_reconstructor(config, path, reconstructor)
+        reconstructor = Reconstructor.load(config["reconstructor"]["path"], device)
+    check_reconstructor(config, path, reconstructor)
     reader = Reader(reconstructor, common_tokens(tensors, reconstructor.vocab_size, path), config["blocks"])
     policy = TokenCompressionPolicy(
         observation_space(reconstructor.vocab_size, 1, config["prices"][1]), spaces.Box(0.0, 1.0, (1,), np.float32),

@@ -17,13 +17,6 @@ from models.agent.reader import EVIDENCE
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
 
 
-def zeroed(linear):
-    """The same layer, whose output is zero until it learns."""
-    for parameter in linear.parameters():
-        nn.init.zeros_(parameter)
-    return linear
-
-
 class PositionalEncoding(nn.Module):
     """Adds sinusoids of the position, times a learned scale. No longest length: a policy is used at any."""
 
@@ -126,9 +119,9 @@ class EnhancedTokenCompressionPolicy(nn.Module):
         self.register_buffer("log_frequency", torch.zeros(vocab_size))
         self.lift = nn.Linear(embedding_dim + 1 + states, width)
         self.price = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
-        # A decision that is reconsidered begins as it was.
-        self.draft = zeroed(nn.Linear(1 + states + EVIDENCE, width))
-        self.evidence = zeroed(nn.Linear(EVIDENCE, width, bias=False))
+        self.draft, self.evidence = nn.Linear(1 + states + EVIDENCE, width), nn.Linear(EVIDENCE, width, bias=False)
+        for parameter in (*self.draft.parameters(), *self.evidence.parameters()):
+            nn.init.zeros_(parameter)  # a decision that is reconsidered begins as it was
         self.position = PositionalEncoding(width)
         self.local = LocalContext(width)
         self.layers = nn.ModuleList(TransformerLayer(width, heads) for _ in range(layers))

@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 
 from data.artifacts import InputError, sha256_of
+from data.testing.toy import Planted
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.conftest import V, make_policy, make_reconstructor
 from models.agent.files import SCHEMA, TrainedAgent, load_policy, save_agent
@@ -66,16 +67,6 @@ def write_parts(path, config, tensors):
         file.writestr("config.json", json.dumps(config))
         file.writestr("model.safetensors", safetensors.torch.save(tensors))
     return path
-
-
-class Planted:
-    """What a pickle can do: to open it is to run it."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
 
 
 def test_an_agent_is_two_files_and_comes_back_as_it_was(folder):

@@ -61,8 +61,7 @@ class Ours:
         self.optimizer = adamw(settings, self.reconstructor)
 
     def loss(self, ids, keep_mask, valid):
-        nats, count = self.reconstructor(ids, keep_mask, valid)
-        return nats / count
+        return self.reconstructor(ids, keep_mask, valid) / (valid & ~keep_mask).sum()
 
     def step(self, number, *batch):
         """One optimiser step. Returns the loss."""
@@ -82,7 +81,7 @@ class Stock(Ours):
     def __init__(self, args, device):
         super().__init__(args, device)
         tokenizer, weights = self.reconstructor.tokenizer, self.reconstructor.model.state_dict()
-        model = AutoModelForCausalLM.from_pretrained(locate(args.base_model), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(locate(args.base_model), dtype=torch.float32, use_safetensors=True)
         if model.get_input_embeddings().num_embeddings < len(tokenizer):
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         model.load_state_dict(weights)

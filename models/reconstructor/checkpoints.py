@@ -1,28 +1,34 @@
-"""Checkpoints of a training: directories `checkpoint-STEP` that are there whole or not at all, and known to be undamaged."""
+"""One way to resume, for reconstructor and agent: checkpoints that are there whole or not at all, and known to be undamaged.
 
-import hashlib
+A checkpoint is a directory `checkpoint-STEP` with `state.pt`, which holds all that a run's future depends on, whatever else the
+training puts beside it, and `checksums.json`. Nothing that is in it is run when it is read.
+"""
+
 import json
 import os
 import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from data.artifacts import InputError, write_text
+from data.artifacts import InputError, reason_of, sha256_of
 
+STATE = "state.pt"
 UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
 MANIFEST = "checksums.json"  # SHA-256 of every file of a checkpoint, written last: without it a checkpoint is not whole
 REMEDY = "leave --resume away to start anew"
 
 
-def write_checkpoint(directory, step, fill, limit):
-    """Let `fill(folder)` write `directory`/checkpoint-`step`, whole or not at all, and keep the newest `limit`."""
+def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
+    """Write `state`, and what `fill(folder)` adds, to `directory`/checkpoint-`step`; keep the newest `limit` checkpoints."""
     aside, final = Path(directory) / UNFINISHED, Path(directory) / f"checkpoint-{step}"
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    aside.mkdir()
+    aside.mkdir(parents=True)
+    torch.save(state, aside / STATE)
     fill(aside)
-    write_text(aside / MANIFEST, json.dumps(checksums(aside), indent=1) + "\n")
+    (aside / MANIFEST).write_text(json.dumps(checksums(aside), indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
     for old in by_age(directory)[:-limit]:
@@ -36,12 +42,7 @@ def by_age(directory):
 
 def checksums(directory):
     """{name: SHA-256} of the files of a directory but the manifest."""
-    found = {}
-    for path in sorted(directory.iterdir()):
-        if path.name != MANIFEST:
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: sha256_of(path) for path in sorted(directory.iterdir()) if path.name != MANIFEST}
 
 
 def damage(directory):
@@ -55,30 +56,23 @@ def damage(directory):
     return f"{', '.join(differing)} not as written" if differing else None
 
 
-def newest_checkpoint(directory):
-    """The undamaged `checkpoint-*` of `directory` that was finished last; damaged ones are named and skipped.
+def read_newest(directory, names):
+    """The undamaged checkpoint of `directory` that was finished last: its path, and its state, a dict with the keys `names`.
 
-    Raises FileNotFoundError if there is none, InputError if all are damaged.
+    Damaged ones are named and skipped. Raises FileNotFoundError if there is none, InputError if all are damaged or the state is
+    not that of such a training.
     """
     damaged = []
     for path in reversed(by_age(directory)):
         if not (reason := damage(path)):
             if damaged:
                 print(f"skipped {'; '.join(damaged)}; going on from {path.name}")
-            return path
+            return path, read_state(path / STATE, names)
         damaged.append(f"{path.name} ({reason})")
     if damaged:
         found = f"found only damaged ones: {'; '.join(damaged)}"
         raise InputError(f"--resume: expected a whole checkpoint in {directory}, {found}; {REMEDY}")
     raise FileNotFoundError(f"--resume: expected a checkpoint-* directory in {directory}, found none; {REMEDY}")
-
-
-def check_flags(path, before, args, names):
-    """A run goes on with the flags `names` that it began with, as {name: value} in `before`. Raises InputError."""
-    for name in names:
-        began, now = before.get(name, "nothing of the kind"), getattr(args, name)
-        if str(began) != str(now):
-            raise InputError(f"--resume: {path} was made with --{name} {began}, found --{name} {now}; give the same, or {REMEDY}")
 
 
 def read_state(path, names):
@@ -87,5 +81,20 @@ def read_state(path, names):
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name: state[name] for name in names}
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise InputError(f"--resume: expected a training's state in {path}, found another content ({reason}); {REMEDY}") from None
+
+
+def random_states(device):
+    """The states of the generators that a training on `device`, a torch device's name, draws from."""
+    name, keys, *place = np.random.get_state()
+    on_device = None if device == "cpu" else torch.get_device_module(device).get_rng_state()
+    return {"torch": torch.get_rng_state(), "device": on_device, "numpy": [name, keys.tolist(), *place]}
+
+
+def restore_random_states(states, device):
+    """Put the generators back to where `random_states` was called; on another kind of device its own one stays as it is."""
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(states["numpy"])
+    if states["device"] is not None and device != "cpu":
+        torch.get_device_module(device).set_rng_state(states["device"])

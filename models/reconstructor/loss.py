@@ -15,9 +15,8 @@ class SummedNats(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):
-        need_hidden, need_weight, _ = ctx.needs_input_grad
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
+        training = any(ctx.needs_input_grad)
+        grad_hidden, grad_weight = (torch.zeros_like(x) if training else None for x in (hidden, weight))
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         device = hidden.device.type
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -29,33 +28,30 @@ class SummedNats(torch.autograd.Function):
             logits = logits.float() if compute.itemsize < 4 else logits
             log_z = logits.logsumexp(1, keepdim=True)
             total += (log_z - logits.gather(1, t)).sum()
-            if need_hidden or need_weight:
+            if training:
                 probability = logits.sub_(log_z).exp_()
                 probability.scatter_add_(1, t, torch.full_like(t, -1, dtype=probability.dtype))
                 probability = probability.to(compute)
-                if need_hidden:
-                    grad_hidden[part] = probability @ weight
-                if need_weight and compute == grad_weight.dtype:
+                grad_hidden[part] = probability @ weight
+                if compute == grad_weight.dtype:
                     grad_weight.addmm_(probability.T, h)
-                elif need_weight:
+                else:
                     grad_weight += probability.T @ h
-        ctx.save_for_backward(*(g for g in (grad_hidden, grad_weight) if g is not None))
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx, scale):
-        saved = list(ctx.saved_tensors)
-        need_hidden, need_weight, _ = ctx.needs_input_grad
-        return *(saved.pop(0) * scale if need else None for need in (need_hidden, need_weight)), None
+        return *(gradient * scale for gradient in ctx.saved_tensors), None
 
 
 def read_logits(logits, truth):
-    """nats (M,), top1 (M,) and confidence (M,) from logits (M, V), which are overwritten if they are float32."""
+    """nats (M,) and top1 (M,) from logits (M, V), which are overwritten if they are float32."""
     logits = logits.float()
     best, top1 = logits.max(1, keepdim=True)
     true_logit = logits.gather(1, truth[:, None])
     log_z = logits.sub_(best).exp_().sum(1, keepdim=True).log()  # less `best`
-    return (log_z + best - true_logit)[:, 0], top1[:, 0], log_z.neg().exp()[:, 0]
+    return (log_z + best - true_logit)[:, 0], top1[:, 0]
 
 
 def summed_nats(hidden, weight, targets):

@@ -11,12 +11,11 @@ Shapes: `B` texts, `T` tokens, `V` vocabulary, `D` model width, `M` masked token
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data.artifacts import InputError, read_json, write_json
+from data.artifacts import InputError, read_json, reason_of, write_json
 from models.reconstructor.loss import read_logits, summed_nats
 from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer, locate
 
@@ -31,28 +30,28 @@ TOKENS_PER_PASS_GPU = 65_536
 
 
 class Prediction(NamedTuple):
-    """What the reconstructor says of every token. At kept tokens: nats 0, the token itself, confidence 1."""
+    """What the reconstructor says of every token. At kept tokens: nats 0, the token itself."""
 
     nats: torch.Tensor  # (B, T) float32, -ln p(true token | kept tokens and gaps)
     top1: torch.Tensor  # (B, T) int64, the most probable token
-    confidence: torch.Tensor  # (B, T) float32, its probability
 
 
 def load_causal_lm(name_or_dir):
     """A causal language model in float32, from a directory or by name from the Hugging Face hub or its cache.
 
-    Raises InputError in one line if there is none.
+    Its weights must be safetensors: older files are pickles, which run code when they are opened. Raises InputError in one line
+    if there is none.
     """
     try:
         config = AutoConfig.from_pretrained(locate(name_or_dir))
         if getattr(config, "activation_function", None) == "gelu_new":
             config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel, in a quarter of the time
-        return AutoModelForCausalLM.from_pretrained(locate(name_or_dir), config=config, dtype=torch.float32)
+        kwargs = {"config": config, "dtype": torch.float32, "use_safetensors": True}
+        return AutoModelForCausalLM.from_pretrained(locate(name_or_dir), **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"no causal language model at '{name_or_dir}': expected a directory with config.json and model.safetensors, or the "
-            f"name of a model in the Hugging Face hub or cache ({reason})"
+            f"name of a model in the Hugging Face hub or cache ({reason_of(error)})"
         ) from None
 
 
@@ -69,15 +68,12 @@ def check_head(model):
 
 def find_device(name):
     """The torch device of a name; "auto" takes CUDA if there is one. Raises InputError if it is not there."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     if name == "auto":
-        return "cuda" if available["cuda"] else "cpu"
-    if not available.get(name):
-        there = ", ".join(k for k, v in available.items() if v)
-        raise InputError(
-            f"--device {name}: expected one of {there} on this machine, found no {name}; choose one of them "
-            f"(fine-tuning on a CPU: {MADE_BY})"
-        )
+        return "cuda" if "cuda" in there else "cpu"
+    if name not in there:
+        expected = f"expected one of {', '.join(there)} on this machine, found no {name}"
+        raise InputError(f"--device {name}: {expected}; choose one of them (fine-tuning on a CPU: {MADE_BY})")
     return name
 
 
@@ -153,11 +149,6 @@ class Reconstructor(torch.nn.Module):
         """A reconstructor, the embedded base or a fine-tuned one, ready to predict. Raises FileNotFoundError or InputError."""
         directory = Path(locate(directory))
         info = read_json(directory / "reconstructor.json", SCHEMA, MADE_BY)
-        if not any(directory.glob("*.safetensors")):
-            raise FileNotFoundError(
-                f"{directory}: expected model.safetensors, found none; "
-                f"fine-tune again with: python {MADE_BY} --output_dir {directory}"
-            )
         self = cls(load_causal_lm(directory), load_tokenizer(directory), info["attention"])
         if self.fingerprint != info["tokenizer_fingerprint"]:
             raise InputError(
@@ -171,13 +162,10 @@ class Reconstructor(torch.nn.Module):
         """Write a checkpoint that stock transformers classes load, and `reconstructor.json` with `record`."""
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        self.describe(directory, **record)
-
-    def describe(self, directory, **record):
-        """Write `reconstructor.json` beside the weights that are in `directory`."""
         write_json(
-            Path(directory) / "reconstructor.json", SCHEMA, units={"max_length": "tokens"}, weights=[directory],
-            max_length=self.max_length, attention=self.attention, tokenizer_fingerprint=self.fingerprint, **record,
+            Path(directory) / "reconstructor.json", SCHEMA, units={"max_length": "tokens"},
+            weights=sorted(Path(directory).glob("*.safetensors")), max_length=self.max_length, attention=self.attention,
+            tokenizer_fingerprint=self.fingerprint, **record,
         )
 
     @property
@@ -188,21 +176,14 @@ class Reconstructor(torch.nn.Module):
         """The output layer (V, D), without the mask token's row."""
         return self.model.get_output_embeddings().weight[: self.vocab_size]
 
-    def hidden(self, ids, keep_mask, valid, attention=None):
-        """Last hidden states (B, T, D); the one at index i is the one that predicts token i. `attention`: default its own."""
-        read = read_states(self.model.base_model, ids, keep_mask, valid, self.bos_id, self.mask_id, attention or self.attention)
-        return read[:, :-1]
+    def hidden(self, ids, keep_mask, valid):
+        """The last hidden states (M, D) that predict the masked tokens of a batch, text by text."""
+        read = read_states(self.model.base_model, ids, keep_mask, valid, self.bos_id, self.mask_id, self.attention)
+        return read[:, :-1][valid & ~keep_mask]
 
-    def forward(self, ids, keep_mask, valid, as_causal_lm=False):
-        """Summed nats of the masked tokens of a batch, and how many they are: the training loss is their quotient.
-
-        `as_causal_lm`: the same tokens are predicted as a causal language model would, with nothing hidden before them
-        and nothing seen after them.
-        """
-        masked = valid & ~keep_mask
-        hidden = self.hidden(ids, valid, valid, "causal") if as_causal_lm else self.hidden(ids, keep_mask, valid)
-        hidden = hidden[masked]  # (M, D)
-        return summed_nats(hidden, self.output_weight(), ids[masked]), masked.sum()
+    def forward(self, ids, keep_mask, valid):
+        """Summed nats of the masked tokens of a batch: the training loss is their quotient by the masked tokens of a step."""
+        return summed_nats(self.hidden(ids, keep_mask, valid), self.output_weight(), ids[valid & ~keep_mask])
 
     @torch.inference_mode()
     def predict(self, ids, keep_mask, valid=None):
@@ -214,33 +195,14 @@ class Reconstructor(torch.nn.Module):
         ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
         valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
         nats = torch.zeros(ids.shape, dtype=torch.float32, device=self.device)
-        top1, confidence = ids.clone(), torch.ones_like(nats)
+        top1 = ids.clone()
         for rows, length in passes(valid, self.device):
             part = tuple(x[rows, :length] for x in (ids, keep_mask, valid))
             masked = part[2] & ~part[1]
             if not masked.any():
                 continue
-            hidden, truth, weight = self.hidden(*part)[masked], part[0][masked], self.output_weight()
+            hidden, truth, weight = self.hidden(*part), part[0][masked], self.output_weight()
             read = [read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
             row, column = masked.nonzero(as_tuple=True)
-            for output, values in zip((nats, top1, confidence), zip(*read)):
-                output[rows[row], column] = torch.cat(values)
-        return Prediction(nats, top1, confidence)
-
-    def reconstruct(self, ids, keep_mask, valid=None):
-        """Fill the gaps of texts of any length. Arguments and result as of `predict`.
-
-        Texts longer than `max_length` go through in windows that overlap by half; a token takes its prediction from the window in
-        which it is furthest from an edge.
-        """
-        ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
-        valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
-        T, size = ids.shape[1], self.max_length
-        starts = [0] if T <= size else [*range(0, T - size, size // 2), T - size]
-        parts = [self.predict(*(x[:, s : s + size] for x in (ids, keep_mask, valid))) for s in starts]
-        if len(parts) == 1:
-            return parts[0]
-        centres = np.array([s + size / 2 for s in starts])
-        best = np.abs(np.arange(T)[:, None] - centres[None]).argmin(1)  # (T,) the window of each token
-        columns = list(enumerate(best))
-        return Prediction(*(torch.stack([parts[w][field][:, i - starts[w]] for i, w in columns], 1) for field in range(3)))
+            nats[rows[row], column], top1[rows[row], column] = map(torch.cat, zip(*read))
+        return Prediction(nats, top1)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from data.artifacts import InputError
-from data.testing.toy import REPOSITORY, write_base
+from data.testing.toy import REPOSITORY, Planted, write_base
 from models.reconstructor import train_cpu
 from models.reconstructor.checkpoints import MANIFEST, checksums
 from models.reconstructor.reconstructor import Reconstructor
@@ -45,7 +45,7 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path, capsys):
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     # The newest checkpoint was never finished, the one before it is damaged: the run goes on from the first.
     (tmp_path / "cut/checkpoint-6/checksums.json").unlink()
-    damaged = tmp_path / "cut/checkpoint-4/optimizer.pt"
+    damaged = tmp_path / "cut/checkpoint-4/state.pt"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     (tmp_path / "cut/model.safetensors").unlink()
     # Other weights in the base's place: only a run that really goes on from the checkpoint can end as the whole one did.
@@ -57,7 +57,7 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path, capsys):
         shutil.copytree(tmp_path / "kept", toy / "base", dirs_exist_ok=True)
     said = capsys.readouterr().out
     assert "skipped checkpoint-6 (checksums.json is missing or unreadable" in said
-    assert "checkpoint-4 (optimizer.pt not as written); going on from checkpoint-2" in said
+    assert "checkpoint-4 (state.pt not as written); going on from checkpoint-2" in said
     whole, cut = weights_of(tmp_path / "whole", tmp_path / "cut")
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
     for path in (tmp_path / "cut").glob("checkpoint-*"):
@@ -67,7 +67,7 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path, capsys):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
-    words = "--max_steps 60 --batch_size 4 --save_steps 7 --eval_steps 100 --causal_share 0.3".split()
+    words = "--max_steps 60 --batch_size 4 --save_steps 7 --eval_steps 100".split()
     command = [sys.executable, REPOSITORY / "models/reconstructor/train_cpu.py", *command_line(toy, tmp_path / "cut", *words)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (tmp_path / "cut/checkpoint-14").exists():
@@ -84,30 +84,20 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     assert not list(tmp_path.glob("*/.unfinished"))
 
 
-class Planted:
-    """Unpickled, it writes the file that it is made for."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def test_a_planted_pickle_is_refused_and_runs_nothing(toy, tmp_path):
     words = "--max_steps 2 --batch_size 2 --save_steps 1 --eval_steps 100".split()
     fine_tune(toy, tmp_path / "out", *words)
     checkpoint, written = tmp_path / "out/checkpoint-2", tmp_path / "written"
     for content in (Planted(written), {"step": 1}, pickle.dumps(Planted(written))):
         if isinstance(content, bytes):
-            (checkpoint / "optimizer.pt").write_bytes(content)
+            (checkpoint / "state.pt").write_bytes(content)
         else:
-            torch.save(content, checkpoint / "optimizer.pt")
+            torch.save(content, checkpoint / "state.pt")
         (checkpoint / MANIFEST).write_text(json.dumps(checksums(checkpoint)))  # as if it had been written so
-        with pytest.raises(InputError, match="expected a training's state in .*optimizer.pt, found another content"):
+        with pytest.raises(InputError, match="expected a training's state in .*state.pt, found another content"):
             fine_tune(toy, tmp_path / "out", *words, "--resume")
         assert not written.exists()
-    pickle.loads(pickle.dumps(Planted(written)))
+    pickle.loads(pickle.dumps(Planted(written))).close()
     assert written.exists(), "the negative control: what this test plants does run where pickles are opened"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from data.artifacts import REPOSITORY, InputError
+from data.artifacts import REPOSITORY, InputError, reason_of
 
 BASE_MODEL = "models/reconstructor/base"  # the embedded base model, relative to the repository
 MASK_TOKEN = "<|mask|>"  # stands for "a token was here and was not sent"; neither padding nor end of text
@@ -27,10 +27,9 @@ def load_tokenizer(name_or_dir):
     try:
         return AutoTokenizer.from_pretrained(locate(name_or_dir))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"no tokenizer at '{name_or_dir}': expected a local directory with tokenizer.json or the name of a model "
-            f"in the Hugging Face hub or cache ({reason}); the embedded one is {BASE_MODEL}"
+            f"in the Hugging Face hub or cache ({reason_of(error)}); the embedded one is {BASE_MODEL}"
         ) from None
 
 

@@ -18,13 +18,12 @@ from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, write_json, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, make_output_dir, write_json
 from data.sequences import pad_batch
-from models.reconstructor.checkpoints import check_flags, newest_checkpoint, read_state, write_checkpoint
-from models.reconstructor.reconstructor import ATTENTION, MADE_BY, Reconstructor, find_device
-from models.reconstructor.reconstructor import SCHEMA as RECONSTRUCTOR_SCHEMA
+from models.reconstructor.checkpoints import random_states, read_newest, restore_random_states, write_checkpoint
+from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
 from models.reconstructor.texts import draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
-from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, locate
+from models.reconstructor.tokenizer import BASE_MODEL, locate
 
 SCHEMA = "rltc.finetuning/1"
 UNITS = {
@@ -32,9 +31,10 @@ UNITS = {
     "learning_rate": "AdamW's", "tokens_per_second": "tokens of text per second, over all processes",
 }
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
-STATE = ("step", "log", "before", "metrics", "optimizer", "scaler", "random")  # what a checkpoint has beside the model
+STATE = ("args", "step", "log", "before", "metrics", "optimizer", "scaler", "random")  # what a checkpoint has beside the model
+MAX_GRAD_NORM = 1.0  # gradients are clipped to it, as GPT-3's (Brown et al. 2020, appendix B)
 LOWER = "lower --learning_rate and go on with --resume"
-CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the model card
+CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the last validation
 
 
 def parse_args(argv, devices, doc):
@@ -55,12 +55,10 @@ def parse_args(argv, devices, doc):
     add("--span_share", type=share, default=0.2, help="share of texts masked in spans instead of single tokens")
     add("--mask_policy", type=Path, help="agent that decides some of the masks, so that the reconstructor gets used to it")
     add("--policy_share", type=share, default=0.5, help="share of texts masked by --mask_policy, at mask ratios as of the others")
-    add("--causal_share", type=share, default=0.0, help="share of steps that train a causal LM, so that the model stays one")
     add("--attention", choices=ATTENTION, default=ATTENTION[0], help="whether a token looks at the whole text")
     add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=4e-4, help="AdamW's, at its peak")
     add("--warmup_ratio", type=share, default=0.05, help="share of the steps in which the rate rises; then it falls to 0")
     add("--weight_decay", type=bounded(float, 0, 10), default=0.01, help="decoupled weight decay of matrices")
-    add("--max_grad_norm", type=bounded(float, 0, 10**6), default=1.0, help="gradients are clipped to this norm; 0: never")
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, more time")
     add("--torch_compile", action="store_true", help="minutes of compiling, then faster steps; a CPU needs a C++ compiler")
     add("--use_amp", action="store_true", help="automatic mixed precision on CUDA, or a CPU with bfloat16 instructions")
@@ -98,9 +96,8 @@ class Training:
         torch.manual_seed(args.seed)
         self.args, self.step, self.log, self.before, self.metrics = args, 0, [], None, None
         if args.resume:
-            checkpoint = newest_checkpoint(args.output_dir)
-            began = read_json(checkpoint / "reconstructor.json", RECONSTRUCTOR_SCHEMA, MADE_BY)["args"]
-            check_flags(checkpoint, began, args, ("attention", "base_model"))
+            checkpoint, state = read_newest(args.output_dir, STATE)
+            check_resumed(checkpoint, {"attention": args.attention, "base_model": args.base_model}, state["args"])
             self.reconstructor = Reconstructor.load(checkpoint)
         else:
             self.reconstructor = Reconstructor.from_base(args.base_model, args.attention)
@@ -108,8 +105,8 @@ class Training:
         make_output_dir(args.output_dir)
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
         self.accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=precision)
-        device, fingerprint = self.accelerator.device, self.reconstructor.fingerprint
-        self.policy = load_mask_policy(args.mask_policy, fingerprint, device) if args.mask_policy else None
+        fingerprint = self.reconstructor.fingerprint
+        self.policy = args.mask_policy and load_mask_policy(args.mask_policy, fingerprint, self.accelerator.device)
         self.step_size = args.batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes  # texts
         self.per_epoch = math.ceil(len(self.texts) / self.step_size)
         self.steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * self.per_epoch))
@@ -120,7 +117,7 @@ class Training:
             self.reconstructor.model.base_model.compile(dynamic=True)
         self.model, self.optimizer = self.accelerator.prepare(self.reconstructor.train(), adamw(args, self.reconstructor))
         if args.resume:
-            self.restore(read_state(checkpoint / "optimizer.pt", STATE))
+            self.restore(state)
         self.is_main = self.accelerator.is_main_process
         self.writer = SummaryWriter(str(args.output_dir / "tb_logs"), purge_step=self.step + 1) if self.is_main else None
 
@@ -130,31 +127,25 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        random = state["random"][self.accelerator.process_index % len(state["random"])]
-        torch.set_rng_state(random["cpu"])
-        if random["device"] is not None and self.args.device != "cpu":
-            torch.get_device_module(self.args.device).set_rng_state(random["device"])
+        restore_random_states(state["random"][self.accelerator.process_index % len(state["random"])], self.args.device)
 
     def save(self):
         """Write a checkpoint: a standard model directory and what else the future depends on. InputError rather than NaN."""
-        args, scaler = self.args, self.accelerator.scaler
+        scaler = self.accelerator.scaler
         if not all(p.isfinite().all() for p in self.reconstructor.parameters()):
             raise InputError(f"the weights are not finite at step {self.step}; {LOWER}")
-        random = {"cpu": torch.get_rng_state(), "device": None}
-        if args.device != "cpu":
-            random["device"] = torch.get_device_module(args.device).get_rng_state()
-        state = {"step": self.step, "log": self.log, "before": self.before, "metrics": self.metrics}
-        state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
-        state["random"] = gather_object([random])  # of every process
-        assert tuple(state) == STATE
-
-        def fill(folder):
-            self.reconstructor.save(folder, args=args, step=self.step, metrics=self.metrics)
-            torch.save(state, folder / "optimizer.pt")
-
+        state = {
+            "args": {name: str(value) for name, value in vars(self.args).items()}, "step": self.step, "log": self.log,
+            "before": self.before, "metrics": self.metrics, "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": gather_object([random_states(self.args.device)]),  # of every process
+        }
         if self.is_main:
-            write_checkpoint(args.output_dir, self.step, fill, args.save_total_limit)
+            write_checkpoint(self.args.output_dir, self.step, state, self.args.save_total_limit, self.save_model)
         self.accelerator.wait_for_everyone()
+
+    def save_model(self, folder):
+        self.reconstructor.save(folder, args=self.args, step=self.step, metrics=self.metrics)
 
     def batches(self):
         """(ids, keep_mask, valid), each (B, T), for every forward pass of this process in the coming optimiser step."""
@@ -182,19 +173,17 @@ class Training:
         args, accelerator, batches = self.args, self.accelerator, list(self.batches())
         counts = [sum((valid & ~keep_mask).sum() for _, keep_mask, valid in batches), sum(valid.sum() for *_, valid in batches)]
         masked, tokens = accelerator.reduce(torch.stack(counts), "sum").clamp(min=1)
-        as_causal_lm = np.random.default_rng([args.seed, self.step]).random() < args.causal_share
         loss, rate = 0.0, self.learning_rate()
         for i, batch in enumerate(batches):
             with contextlib.nullcontext() if i == len(batches) - 1 else accelerator.no_sync(self.model):
-                nats, _ = self.model(*batch, as_causal_lm=as_causal_lm)
                 # Gradients are averaged over processes, hence the factor: the sum is what one process would have.
-                part = nats * accelerator.num_processes / masked
+                part = self.model(*batch) * accelerator.num_processes / masked
                 accelerator.backward(part)
             loss += part.detach()
         loss = accelerator.reduce(loss, "mean").item()
         if not math.isfinite(loss):
             raise InputError(f"the loss is {loss} at step {self.step}, learning rate {rate:g}; {LOWER}")
-        norm = float(accelerator.clip_grad_norm_(self.reconstructor.parameters(), args.max_grad_norm or math.inf))
+        norm = float(accelerator.clip_grad_norm_(self.reconstructor.parameters(), MAX_GRAD_NORM))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -241,27 +230,20 @@ class Training:
             if self.step % args.save_steps == 0 or self.step == self.steps:
                 self.save()
         bar.close()
+        if self.is_main:
+            self.publish()
+        return self.metrics
 
     def publish(self):
-        """Put the model, its card and `training.json` into the output directory."""
+        """Put the model and `training.json` into the output directory."""
         args = self.args
         curve = {str(ratio): masked_accuracy(self.reconstructor.eval(), self.validation, ratio) for ratio in CURVE}
-        self.reconstructor.save(args.output_dir, args=args, step=self.step, metrics=self.metrics)
-        write_text(args.output_dir / "README.md", model_card(self, curve))
+        self.save_model(args.output_dir)
         weights = [path for path in (locate(args.base_model), args.mask_policy, args.output_dir) if path and Path(path).exists()]
         content = {"steps": self.step, "before": self.before, "metrics": self.metrics, "curve": curve, "log": self.log}
         write_json(args.output_dir / "training.json", SCHEMA, args, UNITS, weights, **content)
         self.writer.close()
         print(f"fine-tuned for {self.step} steps; written to {args.output_dir}")
-
-
-def fine_tune(args):
-    """Run fine-tuning as the parsed command line says. Returns the metrics of the last validation."""
-    training = Training(args)
-    training.run()
-    if training.is_main:
-        training.publish()
-    return training.metrics
 
 
 def adamw(args, reconstructor):
@@ -272,29 +254,3 @@ def adamw(args, reconstructor):
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.95), fused=True)
-
-
-def model_card(training, curve):
-    """The text of a model card: how the model was made and how well it restores held-out text."""
-    args, mask_id = training.args, training.reconstructor.mask_id
-    script = MADE_BY if args.device == "cpu" else "models/reconstructor/train_gpu.py"
-    rows = "\n".join(f"| {ratio} | {m['nats']:.3f} | {m['top1']:.3f} |" for ratio, m in curve.items())
-    return f"""---
-library_name: transformers
-base_model: {args.base_model}
----
-# Reconstructor
-
-`{args.base_model}` fine-tuned for {training.step} steps to restore masked tokens, with {args.attention} attention.
-A masked token is `{MASK_TOKEN}` (token {mask_id:,}); token i is predicted from the position before it. Made by
-
-```
-{command_line(script, args)}
-```
-
-Validation texts, single tokens masked at random (seed 0), scored at masked positions only:
-
-| masked | nats per masked token | top-1 |
-|---|---|---|
-{rows}
-"""
