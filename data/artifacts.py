@@ -8,6 +8,7 @@ import argparse
 import copy
 import functools
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -206,12 +207,14 @@ def bounded(kind, low, high, open_ends=False):
 
 
 def quieten_libraries():
-    """Leave the screen to the scripts' own progress bars."""
-    import datasets
+    """Leave the screen to the scripts' own progress bars. Pre-training can do without `datasets`."""
     import transformers
 
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
+    if importlib.util.find_spec("datasets"):
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -4,10 +4,16 @@ Everything lies on the device and is drawn there. Shapes: `B` windows, `W` token
 """
 
 import json
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
+
+from data.artifacts import InputError, read_json
+from models.reconstructor.tokenizer import text_vocab_size
+
+DATASET = "rltc.dataset/1", "data/prepare.py"  # as in data/sequences.py, whose import needs `datasets`
+FEWEST = 512  # tokens of a kind in a split
 
 SMOOTHING = 5.0  # pseudo-counts with which a bigram's estimate leans on the token's frequency
 MEAN_SPAN = 3.0  # tokens, as in masking.py
@@ -19,19 +25,28 @@ MASKED = (0.05, 0.55)  # mask ratios in training, uniform
 KEPT = (0.4, 0.95)  # keep ratios where tokens are dropped, uniform
 
 
-class Mixture(NamedTuple):
-    """What mixture.py wrote."""
+def read_streams(directory, split, bos):
+    """{kind: (n,) int32} from the files of data/prepare.py, BOS in front of every document; kinds are the parts of a mixture.
 
-    streams: dict  # {split: {kind: (n,) uint16}}
-    joins: np.ndarray  # (2, V) bool
-    about: dict  # bos, vocab_size, tokenizer_fingerprint, held_out, counts
+    The lines are read without `datasets`, which a machine lent for an hour may not have. Raises FileNotFoundError or InputError.
+    """
+    info, parts = read_json(Path(directory) / "dataset_info.json", *DATASET), {}
+    with (Path(directory) / info["splits"][split]["file"]).open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            begin = [bos] * (row["index"] == 0)
+            parts.setdefault(row.get("part", info["source"]), []).append(np.array(begin + row["tokens"], dtype=np.int32))
+    streams = {kind: np.concatenate(parts[kind]) for kind in sorted(parts)}
+    for kind, stream in streams.items():
+        if len(stream) < FEWEST:
+            raise InputError(f"{directory}: expected {FEWEST} {split} tokens of {kind} or more, found {len(stream)}; give more")
+    return streams
 
 
-def load_mixture(path, splits=("train", "val")):
-    """The arrays of some splits. Raises FileNotFoundError."""
-    with np.load(path) as file:
-        streams = {split: {key.partition("/")[2]: file[key] for key in file.files if key.startswith(f"{split}/")} for split in splits}
-        return Mixture(streams, file["joins"], json.loads(str(file["about"])))
+def word_ends(tokenizer):
+    """(2, V) bool: whether a token's first, last character is one that words go on with, a letter, digit or apostrophe."""
+    texts = [tokenizer.decode([i]) for i in range(text_vocab_size(tokenizer))]
+    inside = lambda character: character.isalnum() or character in "'’\ufffd"
+    return np.array([[bool(text) and inside(text[place]) for text in texts] for place in (0, -1)])
 
 
 class Bigrams:
@@ -44,7 +59,7 @@ class Bigrams:
         self.share = (self.single + 1) / (len(tokens) + vocab_size)
 
     def surprisal(self, tokens, counted):
-        """(2, n) float16 nats of `tokens` (n,), from the left and from the right; `counted`: they are among those counted, so leave each out."""
+        """(2, n) float16 nats of `tokens` (n,), from the left and from the right; `counted`: leave each one's own count out."""
         pairs = tokens[:-1] * self.size + tokens[1:]
         place = torch.searchsorted(self.pairs, pairs).clamp(max=len(self.pairs) - 1)
         count = torch.where(self.pairs[place] == pairs, self.counts[place], 0).sub(int(counted)).clamp(min=0)

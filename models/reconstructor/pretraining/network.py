@@ -1,7 +1,7 @@
 """The network that pre-training reads with: a stock GPT2LMHeadModel, run without any attention mask, and the gap head beside it.
 
-A causal or a full attention without a mask is the case that fused attention kernels are made for. Shapes: `B` windows, `T` tokens,
-`V` vocabulary, `D` model width, `N` boundaries.
+A causal or a full attention without a mask is the case that fused attention kernels are made for. Shapes: `B` windows,
+`T` tokens, `V` vocabulary, `D` model width.
 """
 
 import torch
@@ -13,7 +13,7 @@ HIDDEN = 256  # units of the gap head
 
 
 def read(model, embedding, ids, positions, causal):
-    """Last hidden states (B, T, D) of `ids` (B, T) under GPT-2; `embedding` (V, D) takes the place of its own, `positions` (B, T) of 0 to T - 1."""
+    """Last hidden states (B, T, D) of `ids` (B, T) at `positions` (B, T); `embedding` (V, D) takes the place of GPT-2's own."""
     network = model.transformer
     heads, rate = model.config.n_head, model.config.attn_pdrop if model.training else 0.0
     state = network.drop(F.embedding(ids, embedding) + network.wpe(positions))
@@ -30,7 +30,7 @@ class GapHead(nn.Module):
     """How many tokens are missing at every boundary of a text whose tokens were dropped: p(g) for every g from 0 on.
 
     The text is read as `[BOS, c_1 … c_S]` with full attention. Boundary j, from 0 to S, lies after c_j (0: after BOS): the head
-    takes the state that stands at c_j and the one that stands at the next token; after the last there is none, which reads as zeros.
+    takes the state that stands at c_j and the one at the next token; after the last there is none, which reads as zeros.
     """
 
     def __init__(self, width, hidden=HIDDEN):
@@ -41,7 +41,7 @@ class GapHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, states):
-        """Log-probabilities (B, S + 1, CLASSES + 1) of the classes, and the tail's (B, S + 1) logit of ending at each further token."""
+        """Log-probabilities (B, S + 1, CLASSES + 1), and the tail's logit (B, S + 1) of ending at each further token."""
         later = F.pad(self.after(states[:, 1:]), (0, 0, 0, 1))
         scores = self.out(F.gelu(self.before(states) + later)).float()
         return scores[..., :-1].log_softmax(-1), scores[..., -1]

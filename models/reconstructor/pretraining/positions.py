@@ -39,7 +39,7 @@ def begin_with_neighbours(model):
 
 
 def rotation(speed, offset, width):
-    """(D, 2 pairs): takes the sinusoids of position p to those of position p + offset, times SHARPNESS; the other columns to nothing."""
+    """(D, 2 pairs): takes the sinusoids of position p to SHARPNESS times those of p + offset, other columns to nothing."""
     cos, sin = torch.cos(speed * offset), torch.sin(speed * offset)
     blocks = [torch.tensor([[c, s], [-s, c]]) for c, s in zip(cos.tolist(), sin.tolist())]
     turned = torch.zeros(width, 2 * len(blocks))

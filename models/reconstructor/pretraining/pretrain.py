@@ -2,24 +2,23 @@
 
 Users rarely run this: its output is committed as `models/reconstructor/base/`.
 
-    python models/reconstructor/pretraining/mixture.py --input_dir corpora --output mixture.npz
-    python models/reconstructor/pretraining/pretrain.py --mixture mixture.npz --output_dir run --max_minutes 120
-    python models/reconstructor/pretraining/checkpoints.py --input_dir run --output_dir models/reconstructor/base
+    python models/reconstructor/pretraining/corpora.py --output_dir corpora
+    python data/prepare.py --source mixed --input corpora/*.jsonl.gz --output_dir data/mixture --max_sequences 1000000
+    python models/reconstructor/pretraining/pretrain.py --data_dir data/mixture --output_dir base --device cuda --max_minutes 7
 
-Reads the token arrays of mixture.py; writes the averaged weights in parts (checkpoints.py) and `pretraining.json` (settings, log).
-The same command runs on an accelerator (`--device cuda`). A run goes on from a finished base with `--init_from`.
+Reads what data/prepare.py wrote; writes a model directory with the averaged weights, and `pretraining.json` (settings, log).
+Without `--device cuda` the same command runs on CPUs, slowly.
 
 1. Three objectives in every step, in different windows: causal; masked (full attention, every masked token is predicted from the
-   position before it, as the reconstructor does); gaps (tokens are dropped, the rest is read with full attention, and a small head
+   position before it, as the reconstructor does); gaps (tokens are dropped, the rest is read with full attention, and a head
    says at every boundary how many are missing). Charpentier and Samuel 2024, "GPT or BERT: why not both?", train the first two.
 2. What is masked or dropped is drawn at random or by surprisal or frequency with noise, by tokens, spans or words (draws.py).
-3. The vocabulary is cut to the tokens of the training text; afterwards every token that was never seen gets the mean embedding of
-   those seen once. On a CPU a step normalises over a sample of the rare part (vocabulary.py), exactly in the last EXACT_END of the run.
+3. The vocabulary is cut to the tokens of the training text (vocabulary.py).
 4. Position embeddings are fixed sinusoids, and the first layers' heads begin by looking at a neighbour (positions.py).
-5. Muon (Jordan et al. 2024) on the hidden matrices, AdamW on embeddings, biases and norms; the weights that are kept are a moving average.
-6. Half of the windows start at position 0, as texts do; the others at a random position. The last `--long_share` of the run uses
+5. Muon (Jordan et al. 2024) on the hidden matrices, AdamW on the rest. The weights that are kept are a moving average.
+6. Half of the windows start at position 0, as texts do; the others at a random position. The last LONG_SHARE of the run uses
    windows of `--n_positions`.
-7. Kinds of text are drawn by their tokens to the power of `--evenness`; one whose gap between training and validation opens by more
+7. Kinds of text are drawn by their tokens to the power EVENNESS; one whose gap between training and validation opens by more
    than the others' gets less (KindWeights).
 """
 
@@ -34,34 +33,36 @@ import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
-from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, read_json, write_json
-from models.reconstructor import loss as head_loss
+from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, run, write_json
 from models.reconstructor.loss import summed_nats
-from models.reconstructor.pretraining.checkpoints import MADE_BY, SCHEMA, gpt2_config, load_gap_head, write_parts
-from models.reconstructor.pretraining.draws import Streams, load_mixture, room_for
-from models.reconstructor.pretraining.evaluation import evaluate
+from models.reconstructor.pretraining.checkpoints import MADE_BY, SCHEMA, gpt2_config, save_base
+from models.reconstructor.pretraining.draws import Streams, read_streams, room_for, word_ends
+from models.reconstructor.pretraining.evaluation import Base, evaluate
 from models.reconstructor.pretraining.network import GapHead, read
-from models.reconstructor.pretraining.optimizer import MuonAdamW
 from models.reconstructor.pretraining.positions import begin_with_neighbours
-from models.reconstructor.pretraining.vocabulary import FREQUENT, RARE_SAMPLE, OutputSample, Vocabulary, full_embedding
+from models.reconstructor.pretraining.vocabulary import Vocabulary, full_embedding
+from models.reconstructor.tokenizer import BASE_MODEL, bos_id, load_tokenizer, text_vocab_size
 
 UNITS = {
-    "minutes": "minutes of wall time", "tokens": "tokens read", "causal": "nats per token", "masked": "nats per masked token, 30 % masked",
-    "top1": "share of masked tokens", "gaps": "nats of gaps per original token, 70 % kept", "weight": "share of the windows",
+    "minutes": "minutes of wall time", "tokens": "tokens read", "causal": "nats per token",
+    "masked": "nats per masked token, 30 % masked", "top1": "share of masked tokens",
+    "gaps": "nats of gaps per original token, 70 % kept", "weight": "share of the windows",
 }
+SHARES = {"causal": 0.45, "masked": 0.4, "gaps": 0.15}  # of the windows, and of the loss
+LONG_SHARE = 0.1  # last share of the run, in long windows
+EVENNESS = 0.75  # 1: kinds are drawn by their tokens; 0: all alike
+WEIGHT_DECAY = 0.1  # of the hidden matrices
 WARMUP_STEPS = 100
-EXACT_END = 0.1  # last share of the run in which the loss is normalised over all of the cut vocabulary
 EARLY = 50  # a step at which everything is evaluated and saved once, so that a fault shows at once
-CHUNK = 8192  # tokens whose logits are alive at one time on an accelerator
 
 
 class KindWeights:
-    """How often each kind of text is drawn: tokens ** evenness, less where the gap between validation and training opens."""
+    """How often each kind of text is drawn: tokens ** EVENNESS, less where the gap between validation and training opens."""
 
     STRENGTH, LIMITS = 4.0, (0.25, 2.0)  # per nat that a gap opens further than the mean; factors, at most
 
-    def __init__(self, lengths, evenness):
-        self.base = lengths.double() ** evenness
+    def __init__(self, lengths):
+        self.base = lengths.double() ** EVENNESS
         self.start, self.factor = None, torch.ones_like(self.base)
 
     def shares(self):
@@ -77,56 +78,49 @@ class KindWeights:
 
 
 class Pretraining:
-    """The state of a run: model, gap head, their moving averages, optimiser, step, minutes, log."""
+    """The state of a run: model, gap head, their moving averages, optimisers, step, minutes, log."""
 
-    def __init__(self, args, mixture):
+    def __init__(self, args):
         self.args, self.device = args, torch.device(args.device)
-        self.bos, self.vocab_size = mixture.about["bos"], mixture.about["vocab_size"]
-        self.train_text = Streams(mixture.streams["train"], mixture.joins, self.device)
-        self.held_out = Streams(mixture.streams["val"], mixture.joins, self.device, self.train_text.bigrams)
-        self.vocabulary = Vocabulary(list(mixture.streams["train"].values()), self.vocab_size)
+        self.tokenizer = load_tokenizer(args.tokenizer)
+        self.bos, self.vocab_size, ends = bos_id(self.tokenizer), text_vocab_size(self.tokenizer), word_ends(self.tokenizer)
+        train, val = (read_streams(args.data_dir, split, self.bos) for split in ("train", "val"))
+        if set(train) != set(val):
+            raise InputError(f"{args.data_dir}: expected the same kinds in training and validation; prepare the data again")
+        self.train_text = Streams(train, ends, self.device)
+        self.held_out = Streams(val, ends, self.device, self.train_text.bigrams)
+        self.vocabulary = Vocabulary(list(train.values()), self.vocab_size)
         self.small = self.vocabulary.small.to(self.device)
-        self.weights = KindWeights(self.train_text.length, args.evenness)
+        self.weights = KindWeights(self.train_text.length)
         torch.manual_seed(args.seed)
-        model = GPT2LMHeadModel(gpt2_config(vars(args), len(self.vocabulary), None))
+        model = GPT2LMHeadModel(gpt2_config(args, len(self.vocabulary)))
         begin_with_neighbours(model)
         self.model, self.head = model.to(self.device).train(), GapHead(args.n_embd).to(self.device)
-        self.optimizer = MuonAdamW(torch.nn.ModuleDict({"model": self.model, "head": self.head}), args.muon_lr, args.adamw_lr, args.weight_decay)
-        self.step, self.minutes, self.tokens, self.log, self.runs = 0, 0.0, 0, [], []
-        self.recent = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self.start_average()
-
-    def start_average(self):
+        self.optimizers = self.make_optimizers()
         self.average = copy.deepcopy(torch.nn.ModuleDict({"model": self.model, "head": self.head})).eval().requires_grad_(False)
         self.pairs = [list(self.average.parameters()), [*self.model.parameters(), *self.head.parameters()]]
+        self.step, self.minutes, self.tokens, self.log = 0, 0.0, 0, []
+        self.recent = torch.zeros(4, dtype=torch.float64, device=self.device)
 
-    def start_from(self, directory):
-        """Take the weights of a finished base model and no optimiser state. Raises InputError if its shape differs."""
-        full = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32)
-        own, embedding = self.model.state_dict(), full.get_input_embeddings().weight
-        cut = embedding[torch.as_tensor(np.append(self.vocabulary.tokens, len(embedding) - 1))]
-        theirs = {**full.state_dict(), "transformer.wte.weight": cut, "lm_head.weight": cut}
-        differing = [name for name in own if name not in theirs or own[name].shape != theirs[name].shape]
-        if differing:
-            raise InputError(f"--init_from: expected a GPT-2 of the shape that the flags say, found another at {differing[0]}; give the flags it was made with")
-        self.model.load_state_dict({name: theirs[name] for name in own})
-        self.head.load_state_dict(load_gap_head(directory).state_dict())
-        record = read_json(Path(directory) / "pretraining.json", SCHEMA, MADE_BY)
-        self.tokens, self.runs, self.log = record["tokens"], record["runs"], record["log"]
-        self.start_average()
+    def make_optimizers(self):
+        """{optimiser: its learning rate}."""
+        hidden = [p for p in self.model.transformer.h.parameters() if p.ndim == 2]
+        chosen = {id(p) for p in hidden}
+        others = [p for p in (*self.model.parameters(), *self.head.parameters()) if p.requires_grad and id(p) not in chosen]
+        # As in Liu et al. 2025, "Muon is scalable for LLM training", updates have the size of AdamW's.
+        muon = torch.optim.Muon(hidden, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
+        adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        return {muon: self.args.muon_lr, adamw: self.args.adamw_lr}
 
     def progress(self):
         return max(self.step / self.args.max_steps, self.minutes / self.args.max_minutes)
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.precision == "bf16")
-
     def counts(self, progress):
         """Windows of a step and their length: causal, masked, with dropped tokens."""
-        length = self.args.n_positions if progress > 1 - self.args.long_share else self.args.window
+        length = self.args.n_positions if progress > 1 - LONG_SHARE else self.args.window
         rows = max(1, self.args.batch_tokens // length)
-        shares = (self.args.masked_share, self.args.gap_share) if progress >= self.args.causal_start else (0.0, 0.0)
-        masked, dropped = (int(rows * share + 0.5) for share in shares)
+        later = progress >= self.args.causal_start
+        masked, dropped = (int(rows * SHARES[name] + 0.5) * later for name in ("masked", "gaps"))
         return rows - masked - dropped, masked, dropped, length
 
     def losses(self, progress, generator):
@@ -144,17 +138,17 @@ class Pretraining:
         if dropped:
             room = self.train_text.draw(shares, dropped, room_for(length - 1), generator)
             kept, gaps, _ = self.train_text.dropped(room, length - 1, generator)
-            full = torch.cat([full, torch.cat([self.small[self.bos].expand(dropped, 1), self.small[kept]], 1)])
-        score, embedding, loss = self.scorer(progress, targets), self.model.transformer.wte.weight, {}
-        with self.autocast():
+            first = torch.full_like(kept[:, :1], self.bos)
+            full = torch.cat([full, self.small[torch.cat([first, kept], 1)]])
+        loss, embedding, output = {}, self.model.transformer.wte.weight, self.model.lm_head.weight
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             if causal:
                 states = read(self.model, embedding, inputs[:causal], positions[:causal], causal=True)
-                loss["causal"] = score(states.flatten(0, 1), self.model.lm_head.weight, targets[:causal].flatten()) / targets[:causal].numel()
+                loss["causal"] = summed_nats(states.flatten(0, 1), output, targets[:causal].flatten()) / targets[:causal].numel()
             if masked + dropped:
                 states = read(self.model, embedding, full, positions[causal:], causal=False)
             if masked:
-                hidden, wanted = states[:masked][hide], targets[causal:][hide]
-                loss["masked"] = score(hidden, self.model.lm_head.weight, wanted) / len(wanted)
+                loss["masked"] = summed_nats(states[:masked][hide], output, targets[causal:][hide]) / hide.sum()
             if dropped:
                 loss["gaps"] = self.head.nats(states[masked:], gaps).mean()
         return loss, (causal + masked + dropped) * length
@@ -162,69 +156,57 @@ class Pretraining:
     def offsets(self, rows, length, generator):
         """The position of each window's first token (rows, 1), 0 in half of them, and in which of them (rows,)."""
         draw = torch.rand(2, rows, generator=generator, device=self.device)
-        starts = draw[0] < 0.5
-        offsets = (draw[1] * (self.args.n_positions - length + 1)).long() * ~starts
+        offsets = (draw[1] * (self.args.n_positions - length + 1)).long() * (draw[0] >= 0.5)
         return offsets[:, None], offsets == 0
 
-    def scorer(self, progress, targets):
-        """The function that sums nats over the cut vocabulary; on a CPU, until EXACT_END, over a sample of its rare part."""
-        if self.device.type != "cpu" or progress >= 1 - EXACT_END or len(self.vocabulary) <= FREQUENT + RARE_SAMPLE:
-            return summed_nats
-        sample = OutputSample(targets.flatten(), len(self.vocabulary), np.random.default_rng([self.args.seed, self.step]))
-        return lambda hidden, _, wanted: sample.summed_nats(hidden, self.model.lm_head.weight, wanted)
-
     def update(self, progress):
-        """One step of the optimiser and of the moving average."""
+        """One step of the optimisers and of the moving average."""
         seed = int(np.random.default_rng([self.args.seed, self.step]).integers(2**62))
         torch.manual_seed(seed)  # dropout
         loss, tokens = self.losses(progress, torch.Generator(self.device).manual_seed(seed))
-        share = {"causal": 1 - self.args.masked_share - self.args.gap_share, "masked": self.args.masked_share, "gaps": self.args.gap_share}
-        total = sum(loss[name] * (share[name] if len(loss) > 1 else 1.0) for name in loss)
+        total = sum(loss[name] * (SHARES[name] if len(loss) > 1 else 1.0) for name in loss)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.pairs[1], 1.0)
-        for rate, part in zip((self.args.muon_lr, self.args.adamw_lr), self.optimizer.parts, strict=True):
-            for group in part.param_groups:
+        for optimizer, rate in self.optimizers.items():
+            for group in optimizer.param_groups:
                 group["lr"] = rate * learning_rate_factor(self.step, progress, self.args.cooldown)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
         keep = min(self.args.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(*self.pairs, 1 - keep)
-            values = [loss[name].detach() if name in loss else total.new_zeros(()) for name in share]
+            values = [loss[name].detach() if name in loss else total.new_zeros(()) for name in SHARES]
             self.recent += torch.stack([*values, torch.ones_like(total)]).double()
         self.step, self.tokens = self.step + 1, self.tokens + tokens
 
     def look(self):
-        """Evaluate the averaged weights on training and held-out text, weigh the kinds anew, and save. Raises InputError where the loss is lost."""
+        """Evaluate the averaged weights, weigh the kinds anew, save. Raises InputError where the loss is lost."""
         model, head = self.average["model"], self.average["head"]
         embedding = full_embedding(model.transformer.wte.weight, self.vocabulary, self.vocab_size)
-        score = lambda text: evaluate(model, head, embedding, text, self.bos, self.args.window, self.args.eval_tokens, self.args.precision)
-        train, val = score(self.train_text), score(self.held_out)
-        names = ("causal", "masked", "gaps")
-        row = {"step": self.step, "minutes": round(self.minutes, 3), "tokens": self.tokens}
-        row["loss"] = dict(zip(names, (self.recent[:3] / self.recent[3].clamp(min=1)).tolist(), strict=True))
+        base = Base(model, head, embedding, self.bos)
+        train, val = (evaluate(base, text, self.args.window, self.args.eval_tokens) for text in (self.train_text, self.held_out))
+        kinds, loss = self.train_text.kinds, (self.recent[:3] / self.recent[3].clamp(min=1)).tolist()
         self.recent.zero_()
-        row["weight"] = dict(zip(self.train_text.kinds, [round(share, 4) for share in self.weights.shares().tolist()], strict=True))
-        row |= {"train": train, "val": val}
-        if not np.isfinite([row["loss"][name] for name in names]).all():
+        if not np.isfinite(loss).all():
             raise InputError(f"the loss is not a number at step {self.step}; lower --muon_lr or --adamw_lr and start again")
+        row = {"step": self.step, "minutes": round(self.minutes, 3), "tokens": self.tokens}
+        row["loss"] = dict(zip(SHARES, loss, strict=True))
+        row["weight"] = dict(zip(kinds, [round(share, 4) for share in self.weights.shares().tolist()], strict=True))
+        self.log.append(row | {"train": train, "val": val})
         if self.step >= EARLY:
-            self.weights.update([val[kind]["causal"] - train[kind]["causal"] for kind in self.train_text.kinds])
-        self.log.append(row)
-        write_parts(model, head, embedding, self.args.output_dir)
+            self.weights.update([val[kind]["causal"] - train[kind]["causal"] for kind in kinds])
+        save_base(model, head, embedding, self.tokenizer, self.args)
         write_json(
-            self.args.output_dir / "pretraining.json", SCHEMA, self.args, UNITS, bos=self.bos, steps=self.step, tokens=self.tokens, minutes=self.minutes, runs=self.runs, log=self.log,
-            train_tokens=dict(zip(self.train_text.kinds, self.train_text.length.tolist(), strict=True)),
+            self.args.output_dir / "pretraining.json", SCHEMA, self.args, UNITS, weights=[self.args.output_dir], log=self.log,
+            command=command_line(MADE_BY, self.args), train_tokens=dict(zip(kinds, self.train_text.length.tolist(), strict=True)),
         )
-        say(row)
+        say(self.log[-1])
 
     def train(self):
-        """Train until --max_steps or --max_minutes; look at once, at step EARLY, every --eval_steps and --eval_minutes, and at the end."""
-        args, start = self.args, time.monotonic()
-        self.runs.append({"tokens": self.tokens, "command": command_line(MADE_BY, args)})
-        looked = -1.0
+        """Train until --max_steps or --max_minutes; look at once, at step EARLY, every --eval_minutes, and at the end."""
+        args, start, looked = self.args, time.monotonic(), -1.0
         while (progress := self.progress()) < 1:
-            if self.step in (0, EARLY) or self.step % args.eval_steps == 0 or self.minutes - looked >= args.eval_minutes:
+            if self.step in (0, EARLY) or self.minutes - looked >= args.eval_minutes:
                 self.look()
                 looked = self.minutes = (time.monotonic() - start) / 60
             self.update(progress)
@@ -238,56 +220,46 @@ def learning_rate_factor(step, progress, cooldown):
 
 
 def say(row):
-    """One line per kind of an evaluation."""
+    """One line per kind of an evaluation: its share, and figures on validation and in brackets on training text."""
     loss = "  ".join(f"{name} {value:.3f}" for name, value in row["loss"].items())
     print(f"step {row['step']:,}  {row['minutes']:.2f} min  {row['tokens'] / 1e6:.1f} M tokens  {loss}", flush=True)
     for kind, val in row["val"].items():
-        if kind in row["train"]:
-            train = row["train"][kind]
-            figures = "  ".join(f"{name} {val[name]:.3f} ({train[name]:.3f})" for name in val)
-            print(f"  {kind:20s} {row['weight'][kind]:.3f}  {figures}", flush=True)
-        else:
-            print(f"  {kind:20s}        " + "  ".join(f"{name} {value:.3f}" for name, value in val.items()), flush=True)
+        figures = "  ".join(f"{name} {val[name]:.3f} ({row['train'][kind][name]:.3f})" for name in val)
+        print(f"  {kind:20s} {row['weight'][kind]:.3f}  {figures}", flush=True)
 
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--mixture", type=Path, required=True, help="token arrays written by mixture.py")
-    add("--output_dir", type=Path, required=True, help="directory for the parts of the weights and the log")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
-    add("--precision", choices=("float32", "bf16"), default="float32", help="of activations and matrix products; weights are float32")
+    add("--data_dir", type=Path, required=True, help="what data/prepare.py --source mixed wrote")
+    add("--output_dir", type=Path, required=True, help="directory for the model and its log")
+    add("--tokenizer", default=BASE_MODEL, help="directory or hub name of the data's tokenizer")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train; cuda reads in bfloat16")
     add("--n_layer", type=bounded(int, 1, 100), default=6, help="transformer layers")
     add("--n_embd", type=bounded(int, 8, 10_000), default=256, help="width of the model")
     add("--n_head", type=bounded(int, 1, 100), default=4, help="attention heads; divides --n_embd")
     add("--n_positions", type=bounded(int, 16, 100_000), default=1024, help="tokens the model can look at")
     add("--dropout", type=bounded(float, 0, 1), default=0.1, help="dropout of embeddings and residual branches, 0 to 1")
-    add("--masked_share", type=bounded(float, 0, 1), default=0.4, help="share of the windows with masked tokens, 0 to 1")
-    add("--gap_share", type=bounded(float, 0, 1), default=0.15, help="share of the windows with dropped tokens, 0 to 1")
-    add("--causal_start", type=bounded(float, 0, 1), default=0.04, help="first share of the run that is causal alone: masked training from nothing stands on a plateau")
+    add("--causal_start", type=bounded(float, 0, 1), default=0.02,
+        help="first share of the run that is causal alone: masked training from nothing stands on a plateau")
     add("--window", type=bounded(int, 8, 100_000), default=256, help="tokens per training window, at most --n_positions")
-    add("--long_share", type=bounded(float, 0, 1), default=0.1, help="last share of the run with windows of --n_positions, 0 to 1")
-    add("--batch_tokens", type=bounded(int, 8, 10**7), default=4096, help="tokens per optimiser step")
-    add("--muon_lr", type=bounded(float, 0, 1), default=4e-3, help="learning rate of the hidden matrices (update RMS is 0.2 of it)")
+    add("--batch_tokens", type=bounded(int, 8, 10**7), default=65_536, help="tokens per optimiser step")
+    add("--muon_lr", type=bounded(float, 0, 1), default=4e-3, help="learning rate of the hidden matrices; updates are 0.2 of it")
     add("--adamw_lr", type=bounded(float, 0, 1), default=3e-3, help="learning rate of embeddings, norms and biases")
-    add("--cooldown", type=bounded(float, 0, 1), default=0.5, help="last share of the run in which the learning rates fall linearly to zero, 0 to 1")
-    add("--weight_decay", type=bounded(float, 0, 10), default=0.1, help="decoupled weight decay of the hidden matrices")
-    add("--average", type=bounded(float, 0, 1), default=0.99, help="how much of the moving average of the weights stays in a step, 0 to 1")
-    add("--evenness", type=bounded(float, 0, 1), default=0.75, help="kinds are drawn by their tokens to this power: 1 as they are, 0 all alike")
+    add("--cooldown", type=bounded(float, 0, 1), default=0.5, help="last share of the run, in which the rates fall to zero")
+    add("--average", type=bounded(float, 0, 1), default=0.998, help="what stays of the weights' moving average in a step, 0 to 1")
     add("--max_steps", type=bounded(int, 1, 10**9), default=10**6, help="optimiser steps, at most")
-    add("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0, help="minutes of training, at most; the learning rate follows whichever limit is nearer")
-    add("--eval_steps", type=bounded(int, 1, 10**9), default=10**6, help="optimiser steps between evaluations, after each of which the weights are saved")
-    add("--eval_minutes", type=bounded(float, 0, 10**6), default=10.0, help="minutes between evaluations")
-    add("--eval_tokens", type=bounded(int, 100, 10**9), default=30_000, help="tokens of every kind scored at each evaluation, held out and from training")
-    add("--init_from", default=None, help="base model to go on from instead of random weights, with its gap head")
+    add("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0,
+        help="minutes of training, at most; the learning rate follows whichever limit is nearer")
+    add("--eval_minutes", type=bounded(float, 0, 10**6), default=0.75, help="minutes between evaluations; each saves the weights")
+    add("--eval_tokens", type=bounded(int, 100, 10**9), default=20_000,
+        help="tokens of every kind scored at each evaluation, held out and from training")
     add("--seed", type=SEED, default=42, help="seeds initial weights, windows, positions, masks and dropout")
     args = parser.parse_args(argv)
     if args.n_embd % args.n_head:
         parser.error(f"--n_head {args.n_head}: expected a divisor of --n_embd {args.n_embd}")
     if args.window > args.n_positions:
         parser.error(f"--window {args.window}: expected at most --n_positions {args.n_positions}")
-    if args.masked_share + args.gap_share > 1:
-        parser.error(f"--masked_share {args.masked_share}: expected at most {1 - args.gap_share:g}, what --gap_share leaves")
     return args
 
 
@@ -295,17 +267,13 @@ def main(argv=None):
     args = parse_args(argv)
     make_output_dir(args.output_dir)
     if args.device == "cuda":
-        head_loss.CHUNK = CHUNK
         torch.set_float32_matmul_precision("high")
-    run = Pretraining(args, load_mixture(args.mixture))
-    if args.init_from:
-        run.start_from(args.init_from)
-    print(f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.1f} M parameters while training over {len(run.vocabulary):,} of {run.vocab_size:,} tokens; {int(run.train_text.length.sum()):,} training tokens of {len(run.train_text.kinds)} kinds", flush=True)
-    run.train()
+    training = Pretraining(args)
+    millions, kinds = sum(p.numel() for p in training.model.parameters()) / 1e6, training.train_text.length
+    print(f"{millions:.1f} M parameters, {int(kinds.sum()):,} training tokens of {len(kinds)} kinds", flush=True)
+    training.train()
     print(f"written to {args.output_dir}")
 
 
 if __name__ == "__main__":
-    from data.artifacts import run as run_script
-
-    run_script(main)
+    run(main)

@@ -1,0 +1,71 @@
+"""Tests of the corpora: `python models/reconstructor/pretraining/test_corpora.py` or pytest."""
+
+import gzip
+import json
+import struct
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+import pytest
+
+from data.artifacts import InputError
+from models.reconstructor.pretraining import corpora
+from models.reconstructor.pretraining import corpora_text as read
+from models.reconstructor.tokenizer import BASE_MODEL, locate
+
+WIKI = "'''A''' is {{x|{{y}}}} a [[b|c]]<ref>r</ref>.\n== H ==\n* list\n[[File:a|b [[c]]]]End\n==See also==\n[[d]]"
+
+
+def test_markup_wiki_pages_and_mail_become_plain_text():
+    page = "<head>x</head><h1>A</h1><p>One &amp; two<br>three</p><pre>code</pre><table>t</table>"
+    assert read.plain(page) == "A\n\nOne & two\n\nthree"
+    assert read.without_wiki_markup(WIKI) == "A is a c.\n\nEnd"
+    mail = "From: a@b.org\n\nHi Bob,\n> quoted\ncall 212 555 1234 or a@b.org, 2002-07-24\n-- \nme"
+    assert read.mail(mail) == "Hi Bob,\ncall 555-0100 or name@example.com, 2002-07-24"
+
+
+def test_paragraphs_are_joined_to_pieces():
+    assert list(read.pieces(["aaa", "bb", "c"], 6)) == ["aaa", "bb\n\nc"]
+    assert list(read.pieces(["aaa", "bb", "c"], 4, overshoot=True)) == ["aaa\n\nbb", "c"]
+
+
+@pytest.mark.parametrize("layout", ["<III", "<IIH"])
+def test_a_sword_module_has_each_note_once(layout):
+    notes = [b"<p>" + letter * 200 + b"</p>" for letter in (b"a", b"b")]
+    blocks = [zlib.compress(b"".join(notes)), zlib.compress(notes[0])]
+    books = b"".join(struct.pack("<III", start, len(block), 0) for start, block in zip((0, len(blocks[0])), blocks, strict=True))
+    size = len(notes[0])
+    verses = [(0, 0, size), (0, 0, size), (0, size, size), (1, 0, 20), (0, 0, 0)]
+    found = read.sword(books, b"".join(struct.pack(layout, *verse) for verse in verses), b"".join(blocks))
+    assert [note for note in found if note] == ["a" * 200, "b" * 200]
+
+
+def test_a_corpus_is_cut_from_its_package_and_has_each_document_once(tmp_path, monkeypatch):
+    articles = {number: {"title": f"t{number}", "extract": text} for number, text in enumerate(("a" * 300, "b" * 299, "a" * 300))}
+    package = tmp_path / "packages" / "toy"
+    package.mkdir(parents=True)
+    with zipfile.ZipFile(package / "toy-1.whl", "w") as archive:
+        archive.writestr("toy/data.json", json.dumps(articles))
+    source = corpora.Source("pip", "toy", "1", "*/data.json", "none", read.wiki)
+    monkeypatch.setitem(corpora.SOURCES, "tales", [source])
+    corpora.main(["--output_dir", str(tmp_path), "--kinds", "tales"])
+    with gzip.open(tmp_path / "tales.jsonl.gz", "rt") as lines:
+        assert [json.loads(line) for line in lines] == [{"id": "t0", "text": "a" * 300}]
+    monkeypatch.setitem(corpora.SOURCES, "tales", [source._replace(files="*/other.json")])
+    with pytest.raises(InputError, match="toy: expected .*/other.json as in version 1, found no such file"):
+        corpora.main(["--output_dir", str(tmp_path), "--kinds", "tales"])
+
+
+def test_the_card_names_every_source_with_its_licence():
+    card = (Path(locate(BASE_MODEL)) / "README.md").read_text(encoding="utf-8")
+    for kind, sources in corpora.SOURCES.items():
+        for source in sources:
+            assert f"| {kind} | {source.package} ({source.manager}) | {source.version} | {source.licence} |" in card
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))
