@@ -20,8 +20,11 @@ from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, load_tokenize
 UNICODE = [
     "\u0301 lone combining marks \u20dd\u0fb2", "\x00NUL\x00\x00 and \x01\x1b\x7f controls",
     "\ufeffa mark of byte order\ufeff inside",
-    "one\r\ntwo\rthree\n\r\n four \u2028\u2029\x85\x0b\x0c", "family 👨‍👩‍👧‍👦 and 🏴\U000e0067\U000e0062\U000e007f flags 🇪🇺🇪",
-    "עברית \u202e reversed \u202c العربية \u200f", "private \ue000\U0010fffd", "unassigned \u0378\U000e0fff\uffff\ufdd0",
+    "one\r\ntwo\rthree\n\r\n four \u2028\u2029\x85\x0b\x0c",
+    "family 👨‍👩‍👧‍👦 and 🏴\U000e0067\U000e0062\U000e007f flags 🇪🇺🇪",
+    "עברית \u202e reversed \u202c العربية \u200f",
+    "private \ue000\U0010fffd",
+    "unassigned \u0378\U000e0fff\uffff\ufdd0",
     "é e\u0301 ﬁ ① Å \u212b ｆｕｌｌ", "<|endoftext|> <|mask|><|mask|> [MASK] </s>", "x" * 20_000, "ﷺ" * 3000,
     "   leading and trailing \t\xa0\u3000  ", "'s 'LL don't '' ' 1234567890 ²³ ٣",
 ]
