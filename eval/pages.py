@@ -90,7 +90,7 @@ def main(argv=None):
             line, expected, found = wrong[0]
             remedy = "write it with: python eval/pages.py --write"
             raise InputError(f"{name}:{line}: expected '{expected}', found '{found}'; {remedy}")
-        print(f"{name}: {len(TABLE.findall(text))} tables")
+        print(f"{name}: tables {'written' if args.write else 'as in the results'}, {len(TABLE.findall(text))} in all")
 
 
 if __name__ == "__main__":

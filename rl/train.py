@@ -251,7 +251,9 @@ def clear(logs, checkpoints):
     """Delete the logs and checkpoints of an earlier run: two runs in one log would be drawn as one zigzag line."""
     for old in logs.glob("events.out.tfevents.*"):
         old.unlink()
-    for old in checkpoints.glob("checkpoint-*"):
+    if earlier := list(checkpoints.glob("checkpoint-*")):
+        print(f"{checkpoints}: {len(earlier)} checkpoints of an earlier run are deleted; --resume would have gone on from them")
+    for old in earlier:
         shutil.rmtree(old)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from torch import nn
 
+from data.artifacts import InputError
 from models.agent.policy import TokenCompressionFeaturesExtractor
 from models.agent.reader import SMALLEST_COST
 
@@ -111,12 +112,19 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         reader makes of them, if known.
         """
         batch = self._as_batch(ids, valid, price)
+        if not batch[0].shape[1]:
+            raise InputError("a text of 0 tokens: expected at least 1")
+        if not bool((batch[2] > 0).all()):  # also refuses NaN
+            raise InputError(f"price: expected λ above 0, in nats per token, found {price}")
         return torch.sigmoid(self.decide(*batch, *self.read(*batch, text))[0]).cpu()
 
     @torch.no_grad()
     def keep_probability_at(self, ids, valid, keep_ratio):
         """As `keep_probability`, at the λ of `price_at`: what to rank tokens by to keep `keep_ratio` of a text of any kind."""
-        text = self.reader.read(*self._as_batch(ids, valid, keep_ratio)[:2])
+        ids, valid, share = self._as_batch(ids, valid, keep_ratio)
+        if not bool(((share > 0) & (share <= 1)).all()):
+            raise InputError(f"keep_ratio: expected a share above 0 and at most 1, found {keep_ratio}")
+        text = self.reader.read(ids, valid) if ids.shape[1] else None
         return self.keep_probability(ids, valid, self.price_at(ids, valid, keep_ratio, text), text)
 
     @torch.no_grad()

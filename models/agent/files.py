@@ -53,9 +53,9 @@ def save_agent(policy, config, path):
 def read_agent(path):
     """The config and the tensors of an agent at `path`. Raises FileNotFoundError, or InputError if it is no agent."""
     path = Path(locate(path))
-    remedy = "train one with: python rl/train.py"
+    remedy = f"name one, such as {RELEASED}, or train one with: python rl/train.py"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; expected an agent, such as {RELEASED}; {remedy} --output_dir {path.parent}")
+        raise FileNotFoundError(f"{path} is missing; expected an agent; {remedy}")
     try:
         if path.is_dir():
             parts = {name: (path / name).read_bytes() for name in (CONFIG, WEIGHTS)}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.artifacts import InputError
 from models.agent.conftest import T, V, make_policy
 from models.agent.policy import (
     EnhancedTokenCompressionPolicy,
@@ -241,6 +242,18 @@ def test_importances_can_be_read_out(policy, texts):
     assert (found[~valid] == 0).all()
     first = policy.network.before_pooling(ids, valid, price, policy.reader.read(ids, valid))
     assert not torch.allclose(found, policy.network.importance.importances(first, valid).mean(1), atol=1e-4)
+
+
+def test_impossible_prices_ratios_and_texts_are_refused(policy, texts):
+    ids, valid, _ = texts
+    for price in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="expected λ above 0"):
+            policy.keep_probability(ids, valid, price)
+    for keep_ratio in (0.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match="expected a share above 0 and at most 1"):
+            policy.keep_probability_at(ids, valid, keep_ratio)
+    with pytest.raises(InputError, match="a text of 0 tokens"):
+        policy.keep_probability(ids[:, :0], valid[:, :0], 1.0)
 
 
 if __name__ == "__main__":
