@@ -64,8 +64,9 @@ def read_agent(path):
                 parts = {name: file.read(name) for name in (CONFIG, WEIGHTS)}
         config, tensors = json.loads(parts[CONFIG]), safetensors.torch.load(parts[WEIGHTS])
     except UNREADABLE as error:
+        reason = "not both of them" if isinstance(error, (FileNotFoundError, KeyError)) else reason_of(error)
         raise InputError(
-            f"{path}: expected an agent, {CONFIG} and {WEIGHTS} in a directory or a .zip, found: {reason_of(error)}; {remedy}"
+            f"{path}: expected an agent, {CONFIG} and {WEIGHTS} in a directory or a .zip, found: {reason}; {remedy}"
         ) from None
     found = config.get("schema") if isinstance(config, dict) else type(config).__name__
     if found != SCHEMA:
