@@ -170,7 +170,7 @@ class Training:
 
     def take_step(self):
         """One optimiser step. Returns its loss, the norm of its gradients, and its tokens of text, over all processes."""
-        args, accelerator, batches = self.args, self.accelerator, list(self.batches())
+        accelerator, batches = self.accelerator, list(self.batches())
         counts = [sum((valid & ~keep_mask).sum() for _, keep_mask, valid in batches), sum(valid.sum() for *_, valid in batches)]
         masked, tokens = accelerator.reduce(torch.stack(counts), "sum").clamp(min=1)
         loss, rate = 0.0, self.learning_rate()
