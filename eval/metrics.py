@@ -1,7 +1,7 @@
 """Figures of merit and their uncertainty. Each is implemented once, here.
 
 A *cell* is one method at one keep ratio. Its sums per document, columns SUMS, are all that the figures need: every
-figure is a ratio of sums. Sums are (documents, 6), or (runs, documents, 6) where a method was trained several times: its
+figure is a ratio of sums. Sums are (documents, 7), or (runs, documents, 7) where a method was trained several times: its
 figures are then means over runs.
 """
 
@@ -27,24 +27,25 @@ def binary_entropy(rate):
 
 
 def figures(sums):
-    """{name: value} from sums (..., 6) in the order of SUMS; arrays if `sums` has leading dimensions.
+    """{name: value} from sums (..., 7) in the order of SUMS; arrays if `sums` has leading dimensions.
 
-    top1: share of masked tokens restored. nats: per masked token. distortion: nats per original token.
-    exact_text: share of texts restored without an error.
+    top1: share of masked tokens restored. nats: per masked token. distortion: nats per original token, of masked tokens and of
+    gaps; gaps: of these alone. exact_text: share of texts restored without an error.
     """
-    tokens, masked, nats, right, exact, texts = columns(sums)
-    return {"top1": right / masked, "nats": nats / masked, "distortion": nats / tokens, "exact_text": exact / texts}
+    tokens, masked, nats, right, exact, texts, gaps = columns(sums)
+    found = {"top1": right / masked, "nats": nats / masked, "distortion": (nats + gaps) / tokens, "gaps": gaps / tokens}
+    return found | {"exact_text": exact / texts}
 
 
 def reward(sums, price):
-    """J = λ (1 − R) − D in nats per original token from sums (..., 6), at `price` λ in nats per token saved."""
-    tokens, masked, nats, *_ = columns(sums)
-    return (price * masked - nats) / tokens
+    """J = λ (1 − R) − D in nats per original token from sums (..., 7), at `price` λ in nats per token saved."""
+    tokens, masked, nats, *_, gaps = columns(sums)
+    return (price * masked - nats - gaps) / tokens
 
 
 def columns(sums):
-    """Six arrays (...) from sums (..., 6), in the order of SUMS."""
-    assert SUMS == ("tokens", "masked", "nats", "right", "exact", "texts")
+    """Seven arrays (...) from sums (..., 7), in the order of SUMS."""
+    assert SUMS == ("tokens", "masked", "nats", "right", "exact", "texts", "gaps")
     return np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
 
 
@@ -69,7 +70,7 @@ class Bootstrap:
         self.t = rng.standard_t(runs - 1, samples) / np.sqrt(runs) if runs > 1 else None  # in standard deviations between runs
 
     def estimate(self, of, *cells):
-        """{name: {"value", "interval"}} of the figures {name: value} that `of` makes of the totals (..., 6) of the cells.
+        """{name: {"value", "interval"}} of the figures {name: value} that `of` makes of the totals (..., 7) of the cells.
 
         With several runs the interval allows for what another training would have given, and `interval_over_documents` does not.
         """

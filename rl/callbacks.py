@@ -8,12 +8,12 @@ from tqdm import tqdm
 
 
 def mean_figures(infos):
-    """Figures over all tokens of a list of info dicts: {keep_ratio, distortion, nats, top1}.
+    """Figures over all tokens of a list of info dicts: {keep_ratio, distortion, gaps, nats, top1}.
 
     nats and top1 are per masked token, and absent if nothing is masked.
     """
-    tokens, masked, nats, right = np.sum([info["sums"] for info in infos], axis=0)[:4]
-    found = {"keep_ratio": 1 - masked / tokens, "distortion": nats / tokens}
+    tokens, masked, nats, right, *_, gaps = np.sum([info["sums"] for info in infos], axis=0)
+    found = {"keep_ratio": 1 - masked / tokens, "distortion": (nats + gaps) / tokens, "gaps": gaps / tokens}
     if masked:
         found |= {"nats": nats / masked, "top1": right / masked}
     return {name: float(value) for name, value in found.items()}
@@ -76,5 +76,6 @@ def held_out_figures(agent, env, prices):
     figures = {"J": mean_J(infos), **mean_figures(infos)}
     for i, price in enumerate(prices):
         mine = infos[i :: len(prices)]
-        figures |= {f"J_at_{price:g}": mean_J(mine), f"keep_ratio_at_{price:g}": mean_figures(mine)["keep_ratio"]}
+        means = mean_figures(mine)
+        figures |= {f"J_at_{price:g}": mean_J(mine)} | {f"{name}_at_{price:g}": means[name] for name in ("keep_ratio", "gaps")}
     return figures

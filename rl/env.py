@@ -3,11 +3,14 @@
 An episode is one text, decided in one step. The reward is the Lagrangian of rate and distortion, in nats per
 token, J = λ (1 − R) − D, which is the sum over tokens of
 
-    token_rewards_i = masked_i (λ − nats_i) / T                                             (1)
+    token_rewards_i = (masked_i (λ − nats_i) − gaps_i) / T                                   (1)
 
 R is the share of tokens kept, D the nats of the masked tokens per original token, and λ ("price", nats per token
-saved) what a token costs to send: masking token i pays exactly if its reconstruction costs less than λ nats.
-Padding earns nothing, costs nothing, counts nowhere.
+saved) what a token costs to send. gaps_i is 0 if the receiver is told where tokens are missing. If it has to find
+that out, D has the nats of the gaps, too: gaps_i is token i's share of them (`models/reconstructor/gaps.py`), so that
+keeping a token costs something as well. Padding earns nothing, costs nothing, counts nowhere.
+
+One decision is about a token, or about all tokens of a word, whose actions are averaged.
 
 Shapes: `B` texts, `L` = max_length, the padded length; `T` valid tokens of one text.
 """
@@ -24,6 +27,7 @@ from data.artifacts import InputError
 from data.sequences import pad_batch
 from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import score
+from models.reconstructor.words import Words, spread
 
 PRICES = (0.15, 12.0)  # λ in nats per token saved: agents trained on these keep from 0.9 of a text to 0.4
 
@@ -34,10 +38,10 @@ def observation_space(vocab_size, max_length, max_price):
     return spaces.Dict({"tokens": tokens, "valid": valid, "price": spaces.Box(0.0, max_price, (1,), np.float32)})
 
 
-def token_rewards(keep_mask, valid, nats, price):
-    """Equation (1): each token's own share of J, (B, L) float32, from two bool masks (B, L), nats (B, L) and price (B,)."""
+def token_rewards(keep_mask, valid, nats, price, gaps=0.0):
+    """Equation (1): each token's share of J, (B, L) float32, from two bool masks, nats and gaps (B, L) and price (B,)."""
     lengths = valid.sum(1, keepdims=True)
-    return ((valid & ~keep_mask) * (np.asarray(price)[:, None] - nats) / lengths).astype(np.float32)
+    return (((valid & ~keep_mask) * (np.asarray(price)[:, None] - nats) - gaps) / lengths).astype(np.float32)
 
 
 class TextStream:
@@ -80,16 +84,24 @@ class TextStream:
 
 
 class Judge:
-    """Pays for keep masks: one batched reconstructor call for any number of texts."""
+    """Pays for keep masks: one batched reconstructor call for any number of texts. `unit`: what one decision is about."""
 
-    def __init__(self, reconstructor, max_length):
+    def __init__(self, reconstructor, max_length, unit="token"):
         self.reconstructor, self.max_length = reconstructor, max_length
+        self.words = Words(reconstructor.tokenizer, unit)
         self.seconds = 0.0  # spent in the reconstructor
 
     def observe(self, texts, prices):
         """The observation of a batch of texts: a dict of arrays with first dimension B."""
         ids, valid = pad_batch(texts, 0, self.max_length)
         return {"tokens": ids.astype(np.int32), "valid": valid.astype(np.int8), "price": np.asarray(prices, np.float32)[:, None]}
+
+    def by_word(self, actions, ids, valid):
+        """The mean action of each word, at all of its tokens, (B, L)."""
+        if self.words.unit == "token":
+            return actions
+        starts = self.words.starts(torch.as_tensor(ids), torch.as_tensor(valid))
+        return spread(torch.as_tensor(actions, dtype=torch.float32), starts).numpy()
 
     def pay(self, observation, actions):
         """Rewards (B,) float32 and one info dict per text, for actions (B, L) in [0, 1].
@@ -102,13 +114,14 @@ class Judge:
             found = f"shape {actions.shape}, all finite: {bool(np.isfinite(actions).all())}"
             raise ValueError(f"actions: expected finite numbers of shape {expected}, found {found}; pass one number per token")
         ids, valid = observation["tokens"].astype(np.int64), observation["valid"].astype(bool)
-        keep_mask = (actions > KEEP_THRESHOLD) | ~valid
+        keep_mask = (self.by_word(actions, ids, valid) > KEEP_THRESHOLD) | ~valid
         longest = int(valid.sum(1).max())  # nothing is computed over columns that are padding in every text
         began = time.monotonic()
         scored = score(self.reconstructor, ids[:, :longest], keep_mask[:, :longest], valid[:, :longest])
         self.seconds += time.monotonic() - began
         shares = np.zeros(expected, np.float32)
-        shares[:, :longest] = token_rewards(keep_mask[:, :longest], valid[:, :longest], scored.nats, observation["price"][:, 0])
+        price = observation["price"][:, 0]
+        shares[:, :longest] = token_rewards(keep_mask[:, :longest], valid[:, :longest], scored.nats, price, scored.gaps)
         rewards = shares.sum(1)
         infos = [
             {"token_rewards": own, "keep_ratio": 1 - sums[1] / sums[0], "sums": sums, "episode": {"r": float(reward), "l": 1}}
@@ -121,13 +134,13 @@ class TokenCompressionEnv(gymnasium.Env):
     """One text at a time. Action: `Box(0, 1, (max_length,))`, keep where it exceeds 0.5.
 
     `sequences`: anything with `len` and integer items that gives int arrays (T,), T <= max_length, such as
-    `data.sequences.Sequences`. `prices`: (low, high), λ is drawn log-uniformly, in nats per token.
+    `data.sequences.Sequences`. `prices`: (low, high), λ is drawn log-uniformly, in nats per token. `unit`: "token" or "word".
     """
 
     metadata = {"render_modes": []}
 
-    def __init__(self, sequences, reconstructor, max_length, prices=PRICES):
-        self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices)
+    def __init__(self, sequences, reconstructor, max_length, prices=PRICES, unit="token"):
+        self.judge, self.stream = Judge(reconstructor, max_length, unit), TextStream(sequences, prices)
         self.observation_space = observation_space(reconstructor.vocab_size, max_length, max(prices))
         self.action_space = spaces.Box(0.0, 1.0, (max_length,), np.float32)
         self._batch = None
@@ -155,8 +168,8 @@ class TokenCompressionEnv(gymnasium.Env):
 class TokenCompressionVecEnv(VecEnv):
     """Many texts at once, judged by one batched reconstructor call. Pays what TokenCompressionEnv pays."""
 
-    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=PRICES, shuffle=True):
-        self.judge, self.stream = Judge(reconstructor, max_length), TextStream(sequences, prices, shuffle)
+    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=PRICES, shuffle=True, unit="token"):
+        self.judge, self.stream = Judge(reconstructor, max_length, unit), TextStream(sequences, prices, shuffle)
         self.render_mode = None
         observations = observation_space(reconstructor.vocab_size, max_length, max(prices))
         super().__init__(num_envs, observations, spaces.Box(0.0, 1.0, (max_length,), np.float32))

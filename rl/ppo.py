@@ -13,13 +13,13 @@ its own. Deviations from PPO (Schulman et al. 2017) and from Stable-Baselines3's
    nothing.
 4. Advantages are divided by λ to the power PRICE_EXPONENT: at a low λ less is at stake, and such texts would hardly count
    beside those at a high one. Then they are standardised over the valid tokens of a minibatch.
-5. Token i's own share of J does not hold what masking it does to its neighbours' nats. So what the masked ones among the
-   CREDIT_WINDOW tokens on either side earned beyond the critic's estimate is added to the advantage: that they came out
-   dearer because token i was masked is then held against masking it. The critic's estimate takes the noise of their own
-   decisions out.
+5. Token i's own share of J does not hold what masking it does to its neighbours' nats. So what the CREDIT_WINDOW tokens on
+   either side earned beyond the critic's estimate is added to the advantage: that they came out dearer because token i was
+   masked is then held against masking it. The critic's estimate takes the noise of their own decisions out.
 6. The critic's loss is that of the decision taken, not of the state (`TokenCompressionPolicy`), and it is Poisson's: ĉ − c
-   ln ĉ for the estimate ĉ of a masked token's nats c. Its minimum is the mean, as that of squared errors, but an error
-   weighs in proportion to its share of ĉ: decisions hang on whether a cheap token costs a little more or less than λ.
+   ln ĉ for the estimate ĉ of a masked token's nats c, and the same for what a kept one costs. Its minimum is the mean, as that
+   of squared errors, but an error weighs in proportion to its share of ĉ: decisions hang on whether a cheap token costs a
+   little more or less than λ.
 7. A text is decided twice. The second pass acts and is what PPO trains. The first only drafts: its critic is fitted to the
    same decisions, and its probabilities to those of the second (cross entropy), so that the draft is as near to what will be
    decided as it can be.
@@ -27,8 +27,11 @@ its own. Deviations from PPO (Schulman et al. 2017) and from Stable-Baselines3's
    update, in 16 bit; the draft is part of what the second pass observes and does not change during the update. Where a
    rollout's readings would take more than READINGS_BYTES, they are not kept but read again, minibatch by minibatch, from the
    same drafts.
+9. Where one decision is about a word, ratio, clipping, entropy and losses of the policy count once per word, and a word's
+   advantage is the sum over its tokens, with the neighbours of its ends. The critic estimates tokens all the same.
 """
 
+import functools
 import time
 from typing import NamedTuple
 
@@ -39,34 +42,48 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import explained_variance
 
 from data.artifacts import InputError
+from models.agent.reader import SMALLEST_COST
 from models.reconstructor.masking import KEEP_THRESHOLD
+from models.reconstructor.words import spread
 
 CREDIT_WINDOW = 2  # tokens; the best of 0, 1, 2 and 4 (eval/results/NOTES.md)
 PRICE_EXPONENT = 0.5  # between 0, where a low λ hardly counts, and 1, where all count alike (eval/results/NOTES.md)
 READINGS_BYTES = 512 * 2**20  # of a rollout's readings
 
 
-def sum_of_neighbours(x, window):
-    """For every place of the last axis of a tensor the sum over the places at most `window` away, without the place itself."""
-    kernel = x.new_ones(1, 1, 2 * window + 1)
-    kernel[..., window] = 0
-    return F.conv1d(x[:, None], kernel, padding=window)[:, 0]
+def sum_of_neighbours(x, starts, window):
+    """For every word of a row of x (B, T) the sum over the places at most `window` away from it, without its own; at each token.
+
+    starts (B, T) bool: where words begin; everywhere, if every token is one.
+    """
+    sums = F.pad(x.cumsum(1), (window + 1, window))
+    sums[:, -window:] = sums[:, -window - 1, None]
+    through = sums[:, 2 * window + 1 :] - sums[:, : -2 * window - 1]  # of places i - window to i + window
+    before = sums[:, window:-window - 1] - sums[:, : -2 * window - 1]  # of places i - window to i - 1
+    place = torch.arange(x.shape[1], device=x.device)
+    first = torch.where(starts, place, 0).cummax(1).values
+    ends = F.pad(starts[:, 1:], (0, 1), value=True)
+    last = torch.where(ends, place, x.shape[1]).flip(1).cummin(1).values.flip(1)
+    after = through - before - x  # of places i + 1 to i + window
+    return before.gather(1, first) + after.gather(1, last)
 
 
 class Samples(NamedTuple):
     """Decided texts: `texts` is ids (B, T), valid (B, T), price (B, 1); readings; all others (B, T).
 
-    drafts: probabilities of keeping of the first pass; gains: λ − ĉ, what the critic says that masking gains; returns:
-    what it gained.
+    starts: where a word begins, everywhere if tokens are decided; drafts: probabilities of keeping of the first pass; gains and
+    keeping: λ − ĉ and ê, what the critic says that masking gains and keeping costs; returns: what was gained.
     """
 
     ids: torch.Tensor
     valid: torch.Tensor
     price: torch.Tensor
+    starts: torch.Tensor
     drafts: torch.Tensor
     masked: torch.Tensor
     log_probs: torch.Tensor
     gains: torch.Tensor
+    keeping: torch.Tensor
     returns: torch.Tensor
     text: torch.Tensor | None
     draft: torch.Tensor | None
@@ -76,15 +93,23 @@ class Samples(NamedTuple):
         return self.ids, self.valid, self.price
 
     @property
+    def decided(self):
+        """The places (B, T) that stand for a decision each: the first tokens of words."""
+        return self.valid & self.starts
+
+    @property
     def values(self):
-        """V = (1 − p) (λ − ĉ): the critic's value of the state, (B, T)."""
-        return torch.where(self.masked, self.log_probs.exp(), 1 - self.log_probs.exp()) * self.gains
+        """V = (1 − p) (λ − ĉ) − p ê: the critic's value of the state, (B, T)."""
+        masking = torch.where(self.masked, self.log_probs.exp(), 1 - self.log_probs.exp())
+        return masking * self.gains - (1 - masking) * self.keeping
 
     @property
     def advantages(self):
-        """Deviations 3 and 5, (B, T)."""
-        surprise = torch.where(self.masked & self.valid, self.returns - self.gains, 0.0)
-        return self.returns - self.values + sum_of_neighbours(surprise, CREDIT_WINDOW)
+        """Deviations 3, 5 and 9, (B, T)."""
+        expected = torch.where(self.masked, self.gains, -self.keeping)
+        surprise = torch.where(self.valid, self.returns - expected, 0.0)
+        own = spread(torch.where(self.valid, self.returns - self.values, 0.0), self.starts, mean=False)
+        return own + sum_of_neighbours(surprise, self.starts, CREDIT_WINDOW)
 
 
 class TokenRolloutBuffer:
@@ -133,11 +158,12 @@ class TokenPPO(PPO):
     def sample(self, observation):
         """Decide a batch of observations: actions (B, L), and their Samples but for the returns."""
         batch = self.policy.features_extractor.unpack({k: torch.as_tensor(v, device=self.device) for k, v in observation.items()})
-        logits, gain, readings = self.policy.decisions(*batch)
-        actions = torch.bernoulli(logits.sigmoid())
+        logits, gains, keeping, readings = self.policy.decisions(*batch)
+        actions = self.policy.sample(logits, *batch[:2])
         log_probs = F.logsigmoid(torch.where(actions > KEEP_THRESHOLD, logits, -logits))
-        drafts = readings[1][..., 0]
-        return actions, Samples(*batch, drafts, actions <= KEEP_THRESHOLD, log_probs, gain, None, *readings)
+        starts, drafts = self.policy.reader.words.starts(*batch[:2]), readings[1][..., 0]
+        masked = actions <= KEEP_THRESHOLD
+        return actions, Samples(*batch, starts, drafts, masked, log_probs, gains, keeping, None, *readings)
 
     def collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps):
         """Decide `n_rollout_steps` batches of texts. False if a callback ends training."""
@@ -156,35 +182,37 @@ class TokenPPO(PPO):
         callback.on_rollout_end()
         return True
 
-    @staticmethod
-    def critic_error(cost, samples):
-        """Poisson's loss of estimated nats `cost` (B, T), mean over the masked tokens."""
-        masked = samples.masked & samples.valid
-        found = (samples.price - samples.returns)[masked]
-        return F.poisson_nll_loss(cost[masked], found, log_input=False, reduction="sum") / masked.sum().clamp(min=1)
+    def critic_error(self, cost, keeping, samples):
+        """Poisson's loss of estimated nats (B, T): of `cost`, mean over the masked tokens, and of `keeping`, over the kept ones."""
+        masked, kept = samples.masked & samples.valid, ~samples.masked & samples.valid
+        parts = [(cost[masked], (samples.price - samples.returns)[masked])]
+        if self.policy.reader.found:
+            parts.append((keeping[kept] + SMALLEST_COST, -samples.returns[kept]))
+        loss = functools.partial(F.poisson_nll_loss, log_input=False, reduction="sum")
+        return sum(loss(estimate, found) / max(1, len(found)) for estimate, found in parts)
 
     def losses(self, samples, clip_range):
-        """{name: loss} of one minibatch and its diagnostics, entropy, approx_kl and clip_fraction: means over valid tokens.
+        """{name: loss} of one minibatch and its diagnostics, entropy, approx_kl and clip_fraction: means over decisions.
 
         value_loss is summed over both passes, draft_loss is the first pass's cross entropy with the second.
         """
-        text, draft, valid = samples.text, samples.draft, samples.valid
+        text, draft, decisions = samples.text, samples.draft, samples.decided
         if text is None:
             text, draft = self.policy.read(*samples.texts, draft=samples.drafts)
-        first, first_cost = self.policy.decide(*samples.texts, text)
-        logits, cost = self.policy.decide(*samples.texts, text, draft)
-        found = {"value_loss": self.critic_error(cost, samples) + self.critic_error(first_cost, samples)}
-        log_ratio = (F.logsigmoid(torch.where(samples.masked, -logits, logits)) - samples.log_probs)[valid]
-        ratio, decided = log_ratio.exp(), logits.detach().sigmoid()[valid]
+        first, *first_costs = self.policy.decide(*samples.texts, text)
+        logits, *costs = self.policy.decide(*samples.texts, text, draft)
+        found = {"value_loss": self.critic_error(*costs, samples) + self.critic_error(*first_costs, samples)}
+        log_ratio = (F.logsigmoid(torch.where(samples.masked, -logits, logits)) - samples.log_probs)[decisions]
+        ratio, decided = log_ratio.exp(), logits.detach().sigmoid()[decisions]
         if not self.policy.critic_only:
-            advantages = (samples.advantages / samples.price**PRICE_EXPONENT)[valid]
+            advantages = (samples.advantages / samples.price**PRICE_EXPONENT)[decisions]
             if len(advantages) > 1:
                 advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
             clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
             found["policy_gradient_loss"] = -torch.min(advantages * ratio, advantages * clipped).mean()
-            found["draft_loss"] = F.binary_cross_entropy_with_logits(first[valid], decided)
+            found["draft_loss"] = F.binary_cross_entropy_with_logits(first[decisions], decided)
         with torch.no_grad():
-            entropy = F.binary_cross_entropy_with_logits(logits[valid], decided)
+            entropy = F.binary_cross_entropy_with_logits(logits[decisions], decided)
             approx_kl = (ratio - 1 - log_ratio).mean()  # Schulman's k3 estimator
             clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
         return found, {"entropy": entropy, "approx_kl": approx_kl, "clip_fraction": clip_fraction}

@@ -21,13 +21,15 @@ from stable_baselines3.common.logger import HParam, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
-from data.artifacts import SEED, Parser, bounded, make_output_dir, run, sha256_of, stamped, write_json
+from data.artifacts import SEED, Parser, bounded, make_output_dir, run, stamped, write_json
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import SCHEMA as AGENT_SCHEMA
-from models.agent.files import common_tokens, load_weights, read_agent, save_agent
+from models.agent.files import common_tokens, identity, load_weights, read_agent, save_agent
 from models.agent.reader import Reader
+from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.texts import open_splits
+from models.reconstructor.words import DECIDED
 from rl.callbacks import RolloutFigures, held_out_figures
 from rl.checkpoints import ContinuedLog, go_on, save_checkpoint
 from rl.env import PRICES, TokenCompressionVecEnv
@@ -43,7 +45,7 @@ UNITS = {
 MAX_ENVS = 64  # texts judged at one time
 LAST_RATE = 0.1  # of --learning_rate, at the end
 COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on, enough for a feature
-HEADS, EMBEDDING_DIM = 4, 32  # of the network; larger ones lost at equal time (rl/README.md)
+LAYERS, HEADS, EMBEDDING_DIM = 2, 4, 32  # of the network; larger ones lost at equal time (rl/README.md)
 
 
 def parse_args(argv=None):
@@ -62,14 +64,15 @@ def parse_args(argv=None):
     add("--n_epochs", type=bounded(int, 1, 1000), default=4, help="passes over a rollout")
     add("--gamma", type=bounded(float, 0, 1), default=0.99, help="discount; changes nothing, because episodes have one step")
     add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3, help="Adam's; it falls linearly to a tenth")
-    add("--clip_range", type=bounded(float, 0, 10, open_ends=True), default=0.2, help="PPO's, of a token's probability ratio")
     add("--critic_only", action="store_true", help="the control: no actor; kept is what the critic expects to cost more than λ")
+    add("--gaps", choices=GAPS, default=GAPS[0],
+        help="whether the receiver has to find where tokens are missing, which costs nats, or is told, which is not paid for")
+    add("--unit", choices=DECIDED, default=DECIDED[0], help="what one decision is about")
     add("--min_price", type=price, default=PRICES[0], help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
     add("--max_price", type=price, default=PRICES[1], help="highest λ, nats per token saved")
     add("--max_length", type=bounded(int, 1, 10**6), default=None,
         help="tokens per text, longer ones are cut into several; default: the data's, or the reconstructor's longest")
     add("--width", type=bounded(int, 4, 4096), default=96, help=f"width of the policy network, a multiple of {HEADS}")
-    add("--layers", type=bounded(int, 0, 64), default=2, help="transformer layers of the policy network")
     add("--eval_freq", type=positive, default=1280, help="training texts between held-out evaluations")
     add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at all --eval_prices")
     add("--eval_prices", type=price, nargs="+", default=[0.75, 1.5, 3.0],
@@ -112,10 +115,10 @@ def environments(count):
 
 def training_environment(args, device):
     """What a run trains on: the environment, and training and held-out texts."""
-    reconstructor = Reconstructor.load(args.reconstructor_path, device)
+    reconstructor = Reconstructor.load(args.reconstructor_path, device, args.gaps)
     train, held_out, length = open_splits(args, reconstructor)
     prices = (args.min_price, args.max_price)
-    return TokenCompressionVecEnv(train, reconstructor, length, environments(args.n_steps), prices), train, held_out
+    return TokenCompressionVecEnv(train, reconstructor, length, environments(args.n_steps), prices, unit=args.unit), train, held_out
 
 
 def build_agent(args, env, train, device):
@@ -123,17 +126,17 @@ def build_agent(args, env, train, device):
     earlier = read_agent(args.init_from) if args.init_from else None
     reconstructor = env.judge.reconstructor
     counts = token_counts(train, reconstructor.vocab_size)
-    sizes = {"embedding_dim": EMBEDDING_DIM, "width": args.width, "layers": args.layers, "heads": HEADS}
+    sizes = {"embedding_dim": EMBEDDING_DIM, "width": args.width, "layers": LAYERS, "heads": HEADS}
     common = common_tokens(earlier[1], reconstructor.vocab_size, args.init_from) if earlier else Reader.common_tokens(counts)
-    reader = Reader(reconstructor, common)
+    reader = Reader(reconstructor, common, found=args.gaps == "found", unit=args.unit)
     kind = {"prices": (args.min_price, args.max_price), "critic_only": args.critic_only}
     agent = TokenPPO(
         TokenCompressionPolicy, env, n_steps=args.n_steps // env.num_envs, batch_size=args.batch_size, n_epochs=args.n_epochs,
         gamma=args.gamma, learning_rate=LinearSchedule(args.learning_rate, LAST_RATE * args.learning_rate, 1.0),
-        clip_range=args.clip_range, seed=args.seed, device=device,
+        seed=args.seed, device=device,
         policy_kwargs={**kind, "features_extractor_kwargs": {"reader": reader, **sizes}},
     )
-    agent.policy.config = {"sizes": sizes, "blocks": reader.blocks, **kind}
+    agent.policy.config = {"sizes": sizes, "blocks": reader.blocks, "gaps": args.gaps, "unit": args.unit, **kind}
     agent.policy.network.start_from(reconstructor.model, counts)
     if earlier:
         load_weights(agent.policy, earlier[1], args.init_from)
@@ -152,7 +155,7 @@ class Run(BaseCallback):
         device = find_device(args.device)
         self.env, train, held_out = training_environment(args, device)
         self.reconstructor, length = self.env.judge.reconstructor, self.env.judge.max_length
-        self.read_with = {"path": str(args.reconstructor_path), "sha256": sha256_of(self.reconstructor.directory)}
+        self.read_with = {"path": str(args.reconstructor_path), **identity(self.reconstructor.directory, args.gaps)}
         self.agent = build_agent(args, self.env, train, device)
         self.logs, self.checkpoint_dir = make_output_dir(args.output_dir) / "tb_logs", args.output_dir / "checkpoints"
         before = {"seconds": 0.0, "history": [], "evaluation_seconds": 0.0}
@@ -163,7 +166,7 @@ class Run(BaseCallback):
         self.start, self.saved = time.monotonic() - before["seconds"], self.agent.num_timesteps
         self.history, self.evaluation_seconds = before["history"], before["evaluation_seconds"]
         count = environments(len(held_out) * len(args.eval_prices))
-        self.held_out = TokenCompressionVecEnv(held_out, self.reconstructor, length, count, args.eval_prices, shuffle=False)
+        self.held_out = TokenCompressionVecEnv(held_out, self.reconstructor, length, count, args.eval_prices, False, args.unit)
 
     def _on_rollout_start(self):
         if not self.history or self.agent.num_timesteps - self.history[-1]["texts"] >= self.args.eval_freq:

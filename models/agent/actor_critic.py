@@ -13,22 +13,26 @@ from torch import nn
 from data.artifacts import InputError
 from models.agent.policy import TokenCompressionFeaturesExtractor
 from models.agent.reader import SMALLEST_COST
+from models.reconstructor.words import spread
 
 BISECTIONS = 6  # of the range of λ; what is left of 0.15 to 12 is a factor of 1.07
 FIRST_COST = 3.0  # nats that an untrained critic expects of a masked token
+FIRST_KEEPING = -2.0  # before softplus, .13 nats: what it expects that a kept token adds to the gaps around it
 FIRST_SHARPNESS = 2.0  # of the untrained policy: at λ = 2 it keeps 69 % of the tokens, and explores both decisions at every λ
 
 
 class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     """Actor and critic per token on shared features, for `rl.ppo.TokenPPO`: every quantity is (B, L).
 
-    The reward of a token is known but for one number, the nats c_i that it would cost if it were masked: 0 if kept, λ −
-    c_i if masked. So the critic estimates c_i, and its value is V_i = (1 − p_i) (λ − ĉ_i). The actor starts from the
-    critic's estimate, since a token is worth masking if c_i < λ:
+    The reward of a token is known but for two numbers, the nats c_i that it would cost if it were masked, its own and its share
+    of a gap's, and e_i, what it costs if it is kept to find out that nothing is missing beside it: λ − c_i if masked, −e_i
+    if kept. So the critic estimates both, and its value is V_i = (1 − p_i) (λ − ĉ_i) − p_i ê_i. The actor starts from these
+    estimates, since a token is worth masking if c_i < λ + e_i:
 
-        logit p_i = s log(ĉ_i / λ) + residual_i                                                    (1)
+        logit p_i = s log(ĉ_i / (λ + ê_i)) + residual_i                                            (1)
 
-    with a learned sharpness s. Gradients of the policy loss do not reach ĉ, nor those of the critic's loss p. With
+    with a learned sharpness s. Where the gaps are told, e_i is 0. Where a decision is about a word, ĉ, ê and the residual are
+    means over its tokens, and all of them have its logit. Gradients of the policy loss do not reach ĉ, nor those of the critic's loss p. With
     `critic_only` the residual stays 0 and s as it is, so that a token is kept where ĉ_i > λ: the control that shows what
     the actor is worth.
 
@@ -42,10 +46,11 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         super().__init__(*args, **{**kwargs, "net_arch": [], "ortho_init": False})
 
     def _build(self, lr_schedule):
-        self.action_net, self.value_net = nn.Linear(self.features_dim, 1), nn.Linear(self.features_dim, 1)
+        self.action_net, self.value_net = nn.Linear(self.features_dim, 1), nn.Linear(self.features_dim, 1 + self.reader.found)
         nn.init.normal_(self.action_net.weight, std=0.0 if self.critic_only else 0.01)
         nn.init.zeros_(self.action_net.bias)
-        nn.init.constant_(self.value_net.bias, FIRST_COST)
+        with torch.no_grad():
+            self.value_net.bias.copy_(torch.tensor([FIRST_COST, FIRST_KEEPING][: 1 + self.reader.found]))
         self.sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS))
         if self.critic_only:
             self.action_net.requires_grad_(False)
@@ -73,16 +78,21 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(shared)}
 
     def decide(self, ids, valid, price, text, draft=None):
-        """One pass: logits of keeping, equation (1), and estimated nats of a masked token, (B, T) each."""
+        """One pass: logits of keeping, equation (1), and estimated nats of a token if masked and if kept, (B, T) each."""
         features = self.network(ids, valid, price, text, draft)
-        cost = F.softplus(self.value_net(features).squeeze(-1)) + SMALLEST_COST
-        return self.sharpness * (cost.detach() / price).log() + self.action_net(features).squeeze(-1), cost
+        cost, *keeping = F.softplus(self.value_net(features)).unbind(-1)
+        cost, keeping = cost + SMALLEST_COST, keeping[0] if keeping else torch.zeros_like(cost)
+        residual, ours, theirs = self.action_net(features).squeeze(-1), cost.detach(), keeping.detach()
+        if self.reader.words.unit == "word":
+            starts = self.reader.words.starts(ids, valid)
+            residual, ours, theirs = (spread(x, starts) for x in (residual, ours, theirs))
+        return self.sharpness * (ours / (price + theirs)).log() + residual, cost, keeping
 
     @torch.no_grad()
     def read(self, ids, valid, price, text=None, draft=None):
         """What a second pass needs of texts ids (B, T) int64, valid (B, T) bool at λ price (B, 1): the two readings.
 
-        That is what the reader makes of the texts, (B, T, S), and of their drafts, (B, T, 1 + S + EVIDENCE). `text`: the first,
+        That is what the reader makes of the texts, (B, T, S), and of their drafts, (B, T, 1 + S + E). `text`: the first,
         if known; draft (B, T): the drafts, if decided.
         """
         text = self.reader.read(ids, valid) if text is None else text
@@ -90,14 +100,25 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         return text, self.reader.reread(ids, valid, draft)
 
     def decisions(self, ids, valid, price):
-        """Logits of keeping and what masking gains by the critic, λ − ĉ, (B, T) each, of the second pass; both readings."""
+        """Of the second pass, (B, T) each: logits of keeping, and by the critic what masking gains, λ − ĉ, and keeping costs, ê;
+        both readings."""
         readings = self.read(ids, valid, price)
-        logits, cost = self.decide(ids, valid, price, *readings)
-        return logits, price - cost, readings
+        logits, cost, keeping = self.decide(ids, valid, price, *readings)
+        return logits, price - cost, keeping, readings
+
+    def sample(self, logits, ids, valid):
+        """Decisions drawn by logits (B, T), 1 to keep; one for all tokens of a word."""
+        drawn = torch.bernoulli(logits.sigmoid())
+        if self.reader.words.unit == "token":
+            return drawn
+        place = torch.arange(ids.shape[1], device=ids.device)
+        first = torch.where(self.reader.words.starts(ids, valid), place, 0).cummax(1).values
+        return drawn.gather(1, first)
 
     def _predict(self, observation, deterministic=False):
-        keep = self.decisions(*self.features_extractor.unpack(observation))[0].sigmoid()
-        return keep if deterministic else torch.bernoulli(keep)
+        ids, valid, price = self.features_extractor.unpack(observation)
+        logits = self.decisions(ids, valid, price)[0]
+        return logits.sigmoid() if deterministic else self.sample(logits, ids, valid)
 
     def _as_batch(self, ids, valid, price):
         """Arrays or tensors as the network takes them: ids (B, T) int64, valid (B, T) bool, price (B, 1) float32."""

@@ -22,12 +22,14 @@ from safetensors import SafetensorError
 from data.artifacts import InputError, reason_of, sha256_of, written_aside
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.reader import Reader
+from models.reconstructor.gaps import GAP_HEAD
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import locate
 from rl.env import observation_space
 
 SCHEMA = "rltc.agent/2"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+OLDER = {"gaps": "told", "unit": "token"}  # what agents are that don't say it
 FIELDS = ("reconstructor", "tokenizer_fingerprint", "max_length", "sizes", "blocks", "critic_only", "prices")  # that are read
 RELEASED = "models/agent/released"  # relative to the repository
 # What opening a file can raise that is no agent, or half of one.
@@ -73,13 +75,22 @@ def read_agent(path):
         raise InputError(f"{path}: expected an agent of schema '{SCHEMA}', found '{found}'; {remedy}")
     if absent := [name for name in FIELDS if name not in config]:
         raise InputError(f"{path}: expected {', '.join(FIELDS)} in {CONFIG}, found no {absent[0]}; {remedy}")
-    return config, tensors
+    return OLDER | config, tensors
+
+
+def identity(directory, gaps):
+    """What an agent's file says of its reconstructor beside the path: {"sha256"}, and {"gap_head"} where it finds gaps."""
+    head = {"gap_head": sha256_of(Path(directory) / GAP_HEAD)} if gaps == "found" else {}
+    return {"sha256": sha256_of(directory), **head}
 
 
 def check_reconstructor(config, path, reconstructor):
     """Raises InputError unless a loaded reconstructor has the weights that the agent at `path` was trained with."""
-    expected, found = config["reconstructor"]["sha256"], sha256_of(reconstructor.directory)
-    if found != expected:
+    named = config["reconstructor"]
+    ours = identity(reconstructor.directory, "found" if "gap_head" in named else "told")
+    name = next((name for name in ours if named.get(name) != ours[name]), None)
+    expected, found = str(named.get(name)), ours.get(name)
+    if name:
         raise InputError(
             f"{path}: expected the reconstructor that it was trained with ({config['reconstructor']['path']}, SHA-256 "
             f"{expected[:16]}…), found {found[:16]}… in {reconstructor.directory}; bring that one back, or train anew"
@@ -116,9 +127,10 @@ def load_policy(path, device="cpu", reconstructor=None):
     """
     config, tensors = read_agent(path)
     if reconstructor is None:
-        reconstructor = Reconstructor.load(config["reconstructor"]["path"], device)
+        reconstructor = Reconstructor.load(config["reconstructor"]["path"], device, config["gaps"])
     check_reconstructor(config, path, reconstructor)
-    reader = Reader(reconstructor, common_tokens(tensors, reconstructor.vocab_size, path), config["blocks"])
+    common, found = common_tokens(tensors, reconstructor.vocab_size, path), config["gaps"] == "found"
+    reader = Reader(reconstructor, common, config["blocks"], found, config["unit"])
     policy = TokenCompressionPolicy(
         observation_space(reconstructor.vocab_size, 1, config["prices"][1]), spaces.Box(0.0, 1.0, (1,), np.float32),
         lambda _: 0.0, prices=config["prices"], critic_only=config["critic_only"],

@@ -113,13 +113,13 @@ class EnhancedTokenCompressionPolicy(nn.Module):
     on, what the reader makes of the draft is added.
     """
 
-    def __init__(self, vocab_size, states, embedding_dim=32, width=96, layers=2, heads=4):
+    def __init__(self, vocab_size, states, evidence=EVIDENCE, embedding_dim=32, width=96, layers=2, heads=4):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.register_buffer("log_frequency", torch.zeros(vocab_size))
         self.lift = nn.Linear(embedding_dim + 1 + states, width)
         self.price = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, 2 * width))
-        self.draft, self.evidence = nn.Linear(1 + states + EVIDENCE, width), nn.Linear(EVIDENCE, width, bias=False)
+        self.draft, self.evidence = nn.Linear(1 + states + evidence, width), nn.Linear(evidence, width, bias=False)
         for parameter in (*self.draft.parameters(), *self.evidence.parameters()):
             nn.init.zeros_(parameter)  # a decision that is reconsidered begins as it was
         self.position = PositionalEncoding(width)
@@ -144,11 +144,11 @@ class EnhancedTokenCompressionPolicy(nn.Module):
     def forward(self, ids, valid, price, text, draft=None):
         """ids (B, T) int64, valid (B, T) bool, price (B, 1) in nats per token, to features (B, T, D).
 
-        text (B, T, S), draft (B, T, 1 + S + EVIDENCE): the reader's, of the text and of the draft; None in the first pass.
+        text (B, T, S), draft (B, T, 1 + S + evidence): the reader's, of the text and of the draft; None in the first pass.
         """
         x = self.before_pooling(ids, valid, price, text, draft)
         x = self.norm(self.gate(x, self.importance(x, valid)))
-        return x if draft is None else x + self.evidence(draft[..., -EVIDENCE:].float())
+        return x if draft is None else x + self.evidence(draft[..., -self.evidence.in_features :].float())
 
     @torch.no_grad()
     def start_from(self, model, counts):
@@ -176,7 +176,7 @@ class TokenCompressionFeaturesExtractor(BaseFeaturesExtractor):
 
     def __init__(self, observation_space, reader, **sizes):
         vocab_size = int(observation_space["tokens"].high.max()) + 1
-        network = EnhancedTokenCompressionPolicy(vocab_size, reader.states, **sizes)
+        network = EnhancedTokenCompressionPolicy(vocab_size, reader.states, reader.evidence, **sizes)
         super().__init__(observation_space, features_dim=network.norm.normalized_shape[0])
         self.network = network
         self.reader = reader  # no module: its weights are the reconstructor's

@@ -2,19 +2,22 @@
 
 Nothing here is trained, and nothing is saved with an agent but the list of common tokens: the weights are the
 reconstructor's. Shapes: `B` texts, `T` tokens, `M` hidden tokens, `S` = 2 D' states of a token, `D'` hidden size of the
-reconstructor.
+reconstructor, `E` numbers of evidence.
 """
 
 import torch
 from transformers import AutoModel
 
 from data.artifacts import InputError
+from models.reconstructor.gaps import shares
 from models.reconstructor.reconstructor import passes, read_states
+from models.reconstructor.words import Words
 
 DRAFT_THRESHOLD = 0.85  # a draft hides tokens that are kept with at most this probability: what is hidden is known best
 COMMON_TOKENS = 4096  # most frequent tokens, whose logits stand for those of all when a draft is read; 1/12 of GPT-2's
 EVIDENCE_ROWS = 1024  # hidden tokens whose common logits are alive at one time: 1,024 x 4,096 x 4 bytes = 17 MB
 EVIDENCE = 4  # numbers per token that say how the receiver would do with a draft
+GAP_EVIDENCE = 2  # that many more where it has to find the gaps
 LARGEST_EVIDENCE = 12.0  # nats; keeps a token that the receiver would never guess from drowning the others
 SMALLEST_COST = 0.01  # nats; keeps the logarithms of costs finite
 
@@ -32,11 +35,11 @@ class Reader:
     """Reads texts and drafts as the receiver would.
 
     `blocks`: how many of the reconstructor's blocks read the text; half of them if None. `common` (C,) int64: the corpus'
-    most frequent tokens. `states`: S. `passes`: what a decision costs in passes of the whole reconstructor, output layers not
-    counted.
+    most frequent tokens. `found`: whether the receiver has to find the gaps. `unit`: what one decision is about. `states`: S.
+    `evidence`: E. `passes`: what a decision costs in passes of the whole reconstructor, output layers not counted.
     """
 
-    def __init__(self, reconstructor, common, blocks=None):
+    def __init__(self, reconstructor, common, blocks=None, found=False, unit="token"):
         depth = reconstructor.model.config.num_hidden_layers
         self.blocks = blocks or max(1, depth // 2)
         if self.blocks > depth:
@@ -45,7 +48,9 @@ class Reader:
         self.first = first_blocks(reconstructor.model, self.blocks).to(reconstructor.device)
         self.common = torch.as_tensor(common, device=reconstructor.device)
         self.states = 2 * reconstructor.model.config.hidden_size
-        self.passes = 1 + self.blocks / depth
+        self.found, self.words = found, Words(reconstructor.tokenizer, unit)
+        self.evidence = EVIDENCE + GAP_EVIDENCE * found
+        self.passes = 1 + found + self.blocks / depth
 
     @staticmethod
     def common_tokens(counts):
@@ -69,10 +74,11 @@ class Reader:
 
     @torch.no_grad()
     def reread(self, ids, valid, draft):
-        """What the receiver makes of a draft (B, T), probabilities of keeping: (B, T, 1 + S + EVIDENCE).
+        """What the receiver makes of a draft (B, T), probabilities of keeping: (B, T, 1 + S + E).
 
         The draft itself; the states of the text with everything hidden that is kept with at most DRAFT_THRESHOLD; and the
-        evidence, zero at tokens that are not hidden.
+        evidence, zero at tokens that are not hidden. Where gaps are to be found, a token's share of their nats and its logarithm
+        are added.
         """
         keep_mask = draft > DRAFT_THRESHOLD
         states, hidden = self._states(self.reconstructor.model.base_model, ids, keep_mask, valid), valid & ~keep_mask
@@ -81,7 +87,16 @@ class Reader:
         common = weight[self.common].float()
         parts = zip(states[hidden][:, self.states // 2 :].split(EVIDENCE_ROWS), ids[hidden].split(EVIDENCE_ROWS), strict=True)
         evidence[hidden] = torch.cat([self._evidence(predicting, truth, weight, common) for predicting, truth in parts])
-        return torch.cat([draft[..., None], states, evidence], -1)
+        gaps = [self._gap_evidence(ids, keep_mask, valid)] if self.found else []
+        return torch.cat([draft[..., None], states, evidence, *gaps], -1)
+
+    def _gap_evidence(self, ids, keep_mask, valid):
+        """(B, T, GAP_EVIDENCE): each token's share of the nats of a draft's gaps, and its logarithm."""
+        nats = valid.new_zeros(valid.shape, dtype=torch.float32)
+        for rows, length in passes(valid, ids.device):
+            part = tuple(x[rows, :length] for x in (ids, keep_mask, valid))
+            nats[rows, :length] = shares(self.reconstructor.gap_nats(*part), *part[1:]).clamp(max=LARGEST_EVIDENCE)
+        return torch.stack([nats, (nats + SMALLEST_COST).log()], -1)
 
     def _evidence(self, predicting, truth, weight, common):
         """(M, EVIDENCE) from the states that predict M hidden tokens (M, D'), their ids (M,), and the output layer.

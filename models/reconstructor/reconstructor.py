@@ -5,6 +5,10 @@ attention mask (an additive 4-D mask, which every stock transformers model takes
 position before it: masked next-token prediction (BehnamGhader et al. 2024, "LLM2Vec", section 2.1), which keeps
 the alignment that causal pre-training gave the output layer.
 
+A receiver is told where tokens are missing, or finds it out. Told, it pays −ln p(x_i | c, g) for every masked token, given the sent
+tokens c and the gaps g. If it has to find the gaps it also pays −ln p(g_j | c) at every boundary of what was sent (gaps.py): the
+sum of both is −ln p(x | c), and nothing is left unpaid.
+
 Shapes: `B` texts, `T` tokens, `V` vocabulary, `D` model width, `M` masked tokens in a batch.
 """
 
@@ -16,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.artifacts import InputError, read_json, reason_of, write_json
+from models.reconstructor.gaps import GAPS, GapHead, at_places, load_gap_head, save_gap_head, send, shares
 from models.reconstructor.loss import read_logits, summed_nats
 from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer, locate
 
@@ -34,6 +39,7 @@ class Prediction(NamedTuple):
 
     nats: torch.Tensor  # (B, T) float32, -ln p(true token | kept tokens and gaps)
     top1: torch.Tensor  # (B, T) int64, the most probable token
+    gaps: torch.Tensor  # (B, T) float32, each token's share of -ln p(gaps | kept tokens); 0 if the receiver is told
 
 
 def load_causal_lm(name_or_dir):
@@ -117,9 +123,12 @@ def passes(valid, device):
 
 
 class Reconstructor(torch.nn.Module):
-    """A causal LM, its tokenizer and the way it is used. `self.model` stays a stock transformers model."""
+    """A causal LM, its tokenizer and the way it is used. `self.model` stays a stock transformers model.
 
-    def __init__(self, model, tokenizer, attention="bidirectional"):
+    `gap_head`: None if it can't find gaps. `found`: whether it has to.
+    """
+
+    def __init__(self, model, tokenizer, attention="bidirectional", gap_head=None, found=False):
         super().__init__()
         if attention not in ATTENTION:
             raise InputError(f"attention: expected one of {', '.join(ATTENTION)}, found '{attention}'")
@@ -127,6 +136,7 @@ class Reconstructor(torch.nn.Module):
             tokenizer.add_special_tokens({"additional_special_tokens": [MASK_TOKEN]})
         check_head(model)
         self.model, self.tokenizer, self.attention = model, tokenizer, attention
+        self.gap_head, self.found = gap_head, found
         self.mask_id, self.bos_id = tokenizer.convert_tokens_to_ids(MASK_TOKEN), bos_id(tokenizer)
         if model.get_input_embeddings().num_embeddings <= self.mask_id:
             # The new row is the mean of the others: a token about which nothing is known.
@@ -140,16 +150,29 @@ class Reconstructor(torch.nn.Module):
         self.max_length = int(getattr(model.config, "max_position_embeddings", 2**31)) - 1  # BOS takes one position
 
     @classmethod
-    def from_base(cls, name_or_dir, attention="bidirectional"):
-        """A reconstructor that has not been fine-tuned yet. Raises InputError."""
-        return cls(load_causal_lm(name_or_dir), load_tokenizer(name_or_dir), attention)
+    def from_base(cls, name_or_dir, attention="bidirectional", gaps="told"):
+        """A reconstructor that has not been fine-tuned yet; its gap head is new if there is none. Raises InputError."""
+        model = load_causal_lm(name_or_dir)
+        width = model.config.hidden_size
+        head = (load_gap_head(locate(name_or_dir), width) or GapHead(width)) if gaps == "found" else None
+        return cls(model, load_tokenizer(name_or_dir), attention, head, gaps == "found")
 
     @classmethod
-    def load(cls, directory, device="cpu"):
-        """A reconstructor, the embedded base or a fine-tuned one, ready to predict. Raises FileNotFoundError or InputError."""
+    def load(cls, directory, device="cpu", gaps="told"):
+        """A reconstructor, the embedded base or a fine-tuned one, ready to predict. Raises FileNotFoundError or InputError.
+
+        `gaps`: "found" or "told", whether it has to find them.
+        """
         directory = Path(locate(directory))
         info = read_json(directory / "reconstructor.json", SCHEMA, MADE_BY)
-        self = cls(load_causal_lm(directory), load_tokenizer(directory), info["attention"])
+        model = load_causal_lm(directory)
+        head = load_gap_head(directory, model.config.hidden_size)
+        if gaps == "found" and head is None:
+            raise InputError(
+                f"{directory}: expected a reconstructor that finds gaps, found no gap head beside its weights; train one with: "
+                f"python {MADE_BY} --gaps found, or say --gaps told"
+            )
+        self = cls(model, load_tokenizer(directory), info["attention"], head, gaps == "found")
         if self.fingerprint != info["tokenizer_fingerprint"]:
             raise InputError(
                 f"{directory}: expected tokenizer {info['tokenizer_fingerprint']}, found {self.fingerprint}; "
@@ -162,10 +185,13 @@ class Reconstructor(torch.nn.Module):
         """Write a checkpoint that stock transformers classes load, and `reconstructor.json` with `record`."""
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
+        if self.gap_head is not None:
+            save_gap_head(self.gap_head, directory, self.model.dtype)
         write_json(
             Path(directory) / "reconstructor.json", SCHEMA, units={"max_length": "tokens"},
             weights=sorted(Path(directory).glob("*.safetensors")), max_length=self.max_length, attention=self.attention,
-            tokenizer_fingerprint=self.fingerprint, **record,
+            tokenizer_fingerprint=self.fingerprint, gaps=[way for way in GAPS if way == "told" or self.gap_head is not None],
+            **record,
         )
 
     @property
@@ -181,28 +207,44 @@ class Reconstructor(torch.nn.Module):
         read = read_states(self.model.base_model, ids, keep_mask, valid, self.bos_id, self.mask_id, self.attention)
         return read[:, :-1][valid & ~keep_mask]
 
+    def gap_states(self, sent):
+        """States (B, S + 1, D) of `[BOS, what was sent]`, zero at padding, of a Sent."""
+        read = read_states(self.model.base_model, sent.ids, sent.valid, sent.valid, self.bos_id, self.mask_id, self.attention)
+        return read * torch.cat([sent.valid.new_ones(len(read), 1), sent.valid], 1)[..., None]
+
+    def gap_nats(self, ids, keep_mask, valid):
+        """-ln p of the gaps, (B, T + 1) float32, each at the place of the boundary that it is at, zero elsewhere."""
+        sent = send(ids, keep_mask, valid)
+        return at_places(self.gap_head.nats(self.gap_states(sent), sent.gaps), sent, ids.shape[1])
+
     def forward(self, ids, keep_mask, valid):
-        """Summed nats of the masked tokens of a batch: the training loss is their quotient by the masked tokens of a step."""
-        return summed_nats(self.hidden(ids, keep_mask, valid), self.output_weight(), ids[valid & ~keep_mask])
+        """Summed nats of the masked tokens of a batch, and of its gaps if they are to be found.
+
+        The training loss is their quotient by the masked tokens of a step.
+        """
+        nats = summed_nats(self.hidden(ids, keep_mask, valid), self.output_weight(), ids[valid & ~keep_mask])
+        return nats + self.gap_nats(ids, keep_mask, valid).sum() if self.found else nats
 
     @torch.inference_mode()
     def predict(self, ids, keep_mask, valid=None):
-        """Score and fill the masked tokens of texts no longer than `max_length`, all in one pass.
+        """Score and fill the masked tokens of texts no longer than `max_length`, all in one pass; two if gaps are to be found.
 
         ids (B, T) int64: the true tokens (read at masked positions only to look up their probability).
         keep_mask, valid (B, T) bool; arrays or tensors. Returns a Prediction on this model's device.
         """
         ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
         valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
-        nats = torch.zeros(ids.shape, dtype=torch.float32, device=self.device)
+        nats, gaps = (torch.zeros(ids.shape, dtype=torch.float32, device=self.device) for _ in range(2))
         top1 = ids.clone()
         for rows, length in passes(valid, self.device):
             part = tuple(x[rows, :length] for x in (ids, keep_mask, valid))
             masked = part[2] & ~part[1]
+            if self.found:
+                gaps[rows, :length] = shares(self.gap_nats(*part), *part[1:])
             if not masked.any():
                 continue
             hidden, truth, weight = self.hidden(*part), part[0][masked], self.output_weight()
             read = [read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
             row, column = masked.nonzero(as_tuple=True)
             nats[rows[row], column], top1[rows[row], column] = map(torch.cat, zip(*read))
-        return Prediction(nats, top1)
+        return Prediction(nats, top1, gaps)

@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 
 from data.artifacts import SEED, Parser, bounded, run, write_json
 from eval.metrics import MIN_DOCUMENTS, Bootstrap
-from models.reconstructor.pretraining.checkpoints import load_gap_head
+from models.reconstructor.gaps import load_gap_head
 from models.reconstructor.pretraining.draws import Streams, read_streams, word_ends
 from models.reconstructor.pretraining.evaluation import MASK_RATIO, Base, by_document, causal_sums, gap_sums, masked_sums, windows
 from models.reconstructor.tokenizer import BASE_MODEL, bos_id, load_tokenizer, locate, text_vocab_size
@@ -41,7 +41,7 @@ TARGETS = {"mean causal": 4.6, "mean top1_30": 0.33, "moby-dick causal": 5.5, "a
 def load_base(directory, bos, with_head=True):
     """The Base in a model directory, in float32."""
     model = GPT2LMHeadModel.from_pretrained(locate(directory), dtype=torch.float32).eval()
-    return Base(model, load_gap_head(directory) if with_head else None, model.get_input_embeddings().weight.detach(), bos)
+    return Base(model, load_gap_head(locate(directory), model.config.n_embd) if with_head else None, model.get_input_embeddings().weight.detach(), bos)
 
 
 def figures(sums, prefix, mask_ratios):

@@ -1,18 +1,12 @@
 """The files of a base model: a reconstructor without fine-tuning, as stock transformers load it, and a gap head beside it."""
 
-from pathlib import Path
-
-from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from data.artifacts import written_aside
-from models.reconstructor.pretraining.network import GapHead
 from models.reconstructor.reconstructor import Reconstructor
-from models.reconstructor.tokenizer import bos_id, locate
+from models.reconstructor.tokenizer import bos_id
 
 SCHEMA = "rltc.pretraining/4"
 MADE_BY = "models/reconstructor/pretraining/pretrain.py"
-GAP_HEAD = "gap_head.safetensors"
 
 
 def gpt2_config(args, rows, bos=None):
@@ -29,17 +23,4 @@ def save_base(model, head, embedding, tokenizer, args):
     full = GPT2LMHeadModel(gpt2_config(args, len(embedding), bos_id(tokenizer)))
     state = model.state_dict() | {"transformer.wte.weight": embedding, "lm_head.weight": embedding}
     full.load_state_dict(state)
-    Reconstructor(full.half(), tokenizer).save(args.output_dir, args=args)
-    with written_aside(args.output_dir / GAP_HEAD) as temporary:
-        save_file({name: value.half().cpu() for name, value in head.state_dict().items()}, temporary)
-
-
-def load_gap_head(directory):
-    """The gap head that lies beside a base model, in float32. Raises FileNotFoundError."""
-    path = Path(locate(directory)) / GAP_HEAD
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected the gap head that {MADE_BY} writes. Run: python {MADE_BY} --help")
-    state = load_file(path)
-    head = GapHead(state["before.weight"].shape[1], len(state["before.weight"]))
-    head.load_state_dict({name: value.float() for name, value in state.items()})
-    return head.eval()
+    Reconstructor(full.half(), tokenizer, gap_head=head).save(args.output_dir, args=args)

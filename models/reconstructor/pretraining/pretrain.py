@@ -34,11 +34,12 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, run, write_json
+from models.reconstructor.gaps import GapHead
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.pretraining.checkpoints import MADE_BY, SCHEMA, gpt2_config, save_base
 from models.reconstructor.pretraining.draws import Streams, read_streams, room_for, word_ends
 from models.reconstructor.pretraining.evaluation import Base, evaluate
-from models.reconstructor.pretraining.network import GapHead, read
+from models.reconstructor.pretraining.network import read
 from models.reconstructor.pretraining.positions import begin_with_neighbours
 from models.reconstructor.pretraining.vocabulary import Vocabulary, full_embedding
 from models.reconstructor.tokenizer import BASE_MODEL, bos_id, load_tokenizer, text_vocab_size

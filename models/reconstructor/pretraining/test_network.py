@@ -14,7 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from models.reconstructor.pretraining.draws import KEPT, Streams, room_for
 from models.reconstructor.pretraining.evaluation import KEPT as KEPT_IN_GAPS
 from models.reconstructor.pretraining.evaluation import Base, causal_sums, gap_sums, masked_sums
-from models.reconstructor.pretraining.network import CLASSES, GapHead, read
+from models.reconstructor.gaps import CLASSES, GapHead
+from models.reconstructor.pretraining.network import read
 
 
 @pytest.mark.parametrize("causal", [True, False])

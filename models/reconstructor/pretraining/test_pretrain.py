@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from data import prepare
 from data.artifacts import InputError
+from models.reconstructor.gaps import load_gap_head
 from models.reconstructor.pretraining import card, checkpoints, draws, positions, pretrain
 from models.reconstructor.reconstructor import Reconstructor
 
@@ -82,7 +83,7 @@ def test_all_objectives_are_learned_and_the_model_is_stock_gpt2(toy, tmp_path):
         assert after["gaps"] < 0.2 * before["gaps"], "which tokens are missing can be seen in so regular a text"
     assert set(first["weight"]) == {"animals", "more"} and [row["step"] for row in record["log"]] == [0, 50, 300]
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert model.config.vocab_size == 50_258 and checkpoints.load_gap_head(tmp_path).out.out_features == 9
+    assert model.config.vocab_size == 50_258 and load_gap_head(tmp_path, model.config.n_embd).out.out_features == 9
     reconstructor = Reconstructor.load(tmp_path)
     text = torch.tensor([reconstructor.tokenizer("the cat sees the cat. the dog likes the dog.")["input_ids"]]).numpy()
     keep_mask = np.ones(text.shape, dtype=bool)
