@@ -31,7 +31,8 @@ EXAMPLE_RATIO = 0.7  # keep ratio of the examples
 UNITS = {
     "keep_ratio": "kept tokens per original token", "compression_ratio": "original tokens per kept token",
     "side_information": "bits per original token, at most: where the gaps are", "top1": "share of masked tokens restored",
-    "nats": "nats per masked token", "distortion": "nats per original token",
+    "nats": "nats per masked token", "distortion": "nats per original token, with those of the gaps where they are to be found",
+    "gaps": "nats of gaps per original token",
     "exact_text": "share of texts restored without an error", "interval": INTERVAL,
     "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
 }
@@ -63,9 +64,9 @@ def check_ratios(args, corpus):
 
 
 def evaluate_method(runs, keep_ratios, corpus, reconstructor):
-    """For each keep ratio: sums by document (runs, documents, 6), the seconds that scoring took, and its passes.
+    """For each keep ratio: sums by document (runs, documents, 7), the seconds that scoring took, and its passes.
 
-    `runs`: the method, as many times as it was trained.
+    `runs`: the method, as many times as it was trained; `reconstructor`: its receiver.
     """
     found, scored = {}, [Scores(method, corpus) for method in runs]
     for keep_ratio in keep_ratios:
@@ -100,21 +101,22 @@ def main(argv=None):
     args = parse_args(argv)
     models = open_models(args)
     reconstructor = models.reconstructor
-    corpus = draw_texts(args, reconstructor, models.length)
+    corpus = draw_texts(args, models)
     check_ratios(args, corpus)
     agents, cells = [Agent(policy) for policy in models.policies], {}
-    methods = [agents, *([method] for method in build_opponents(args, models))]
+    methods = {"agent": agents} | {name: [method] for name, method in build_opponents(args, models).items()}
     make_output_dir(args.output_dir)
-    for runs in (progress := tqdm(methods, desc="evaluate", unit="method", disable=args.quiet)):
+    for name, runs in (progress := tqdm(methods.items(), desc="evaluate", unit="method", disable=args.quiet)):
         progress.set_postfix_str(runs[0].name)
-        found = evaluate_method(runs, args.keep_ratios, corpus, reconstructor)
+        found = evaluate_method(runs, args.keep_ratios, corpus, models.receiver(name))
         cells |= {(runs[0].name, keep_ratio): cell for keep_ratio, cell in found.items()}
     results, differences = compare(cells, Bootstrap(len(corpus.names), SAMPLES, args.seed, len(agents)))
-    shown = examples(agents[0], corpus, reconstructor, EXAMPLE_RATIO, args.num_examples)
+    shown = examples(agents[0], corpus, models.receiver("agent"), EXAMPLE_RATIO, args.num_examples)
     record = {
         "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": models.base_name,
         "agents": [str(path) for path in args.model_path],
-        "rate_counts": "tokens sent with the gaps known (side_information beside it)",
+        "gaps": "found" if reconstructor.found else "told", "unit": models.words.unit,
+        "receivers": {name: str(models.receiver(name).directory) for name in methods},
         "results": results, "differences": differences, "examples": shown,
     }
     write_json(args.output_dir / "evaluation_results.json", SCHEMA, args, UNITS, models.weights, **record)

@@ -67,7 +67,7 @@ class Rule(NamedTuple):
         if self.keep_ratio is not None:
             return scores.masks(self.keep_ratio)
         batches = zip(scores.at(REFERENCE_RATIO)[0], scores.corpus.batches, strict=True)
-        return [(s > self.threshold) | ~valid for s, (_, valid) in batches]
+        return scores.corpus.sent([(s > self.threshold) | ~valid for s, (_, valid) in batches])
 
 
 class Rules:
@@ -108,18 +108,18 @@ class Evaluation:
 
     def __init__(self, args, models):
         self.args, self.models, self.reconstructor = args, models, models.reconstructor
-        self.corpus = draw_texts(args, self.reconstructor, models.length)
-        path = args.data_path.parent / SPLITS["val"]
-        val = draw_texts(args, self.reconstructor, models.length, path, args.tune_sequences)
+        self.corpus = draw_texts(args, models)
+        val = draw_texts(args, models, args.data_path.parent / SPLITS["val"], args.tune_sequences)
         self.methods = build_opponents(args, models)
-        self.scores = {method.name: Scores(method, self.corpus) for method in self.methods}
-        self.rules = {method.name: Rules(Scores(method, val), self.reconstructor) for method in self.methods}
+        self.scores = {name: Scores(method, self.corpus) for name, method in self.methods.items()}
+        self.rules = {name: Rules(Scores(method, val), models.receiver(name)) for name, method in self.methods.items()}
         self.bootstrap = Bootstrap(len(self.corpus.names), SAMPLES, args.seed, len(models.policies))
 
     def agent_masks(self, policy, price):
         """An agent's own decisions at a price: keep where the probability of keeping exceeds one half."""
-        batches = self.corpus.batches
-        return [(policy.keep_probability(ids, valid, price).numpy() > KEEP_THRESHOLD) | ~valid for ids, valid in batches]
+        scores = [policy.keep_probability(ids, valid, price).numpy() for ids, valid in self.corpus.batches]
+        pairs = zip(self.corpus.by_word(scores), self.corpus.batches, strict=True)
+        return self.corpus.sent([(some > KEEP_THRESHOLD) | ~valid for some, (_, valid) in pairs])
 
     def verified(self, starts, price):
         """Rows of SUMS of the masks that verification makes of keep masks `starts`, one (B, T) per batch."""

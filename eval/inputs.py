@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from data.artifacts import SEED, InputError, bounded, different_setting, read_json
 from data.sequences import load_sequences, pad_batch
-from models.agent.files import RELEASED, load_policy
-from models.reconstructor.masking import keep_highest
+from models.agent.files import RELEASED, load_policy, read_agent
+from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import SCHEMA, Reconstructor, check_head, find_device, load_causal_lm
 from models.reconstructor.scoring import score
-from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer, locate
+from models.reconstructor.tokenizer import fingerprint, load_tokenizer, locate
+from models.reconstructor.words import DECIDED, Words, spread
 
 # Flags in which training runs of one agent may differ.
 FREE = ("seed", "output_dir", "device", "quiet", "resume", "checkpoint_freq", "save_total_limit")
@@ -23,6 +25,11 @@ def add_flags(add, writes):
     positive = bounded(int, 1, 10**9)
     add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
         help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
+    add("--gaps", choices=GAPS, default=None,
+        help="whether the receiver has to find where tokens are missing, or is told; default: as in the agent's training")
+    add("--unit", choices=DECIDED, default=None, help="what one decision is about, of every method; default: as of the agent")
+    add("--receivers", nargs="+", default=[], metavar="METHOD=DIRECTORY",
+        help="reconstructors fine-tuned on the masks of 'agent' or of a method of --methods, for these; others have the agent's own")
     add("--base_model", default=None,
         help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
@@ -37,13 +44,42 @@ def add_flags(add, writes):
 
 
 class Corpus:
-    """The texts of an evaluation in padded batches: ids and valid (B, T), and the document number of every text."""
+    """The texts of an evaluation in padded batches: ids and valid (B, T), and the document number of every text.
 
-    def __init__(self, texts, docs, batch_size):
+    `words`: what is decided together. `as_text`: whether what is sent must read, as text, as the tokens that it is: where gaps are
+    to be found, nothing but text is sent.
+    """
+
+    def __init__(self, texts, docs, batch_size, words, as_text):
         self.names, self.document = np.unique(docs, return_inverse=True)
-        self.texts = texts
+        self.texts, self.words, self.as_text = texts, words, as_text
         self.batches = [pad_batch(texts[i : i + batch_size], 0) for i in range(0, len(texts), batch_size)]
         self.tokens = sum(len(t) for t in texts)
+
+    def by_word(self, scores, mean=True):
+        """Scores of tokens, one (B, T) per batch, as scores of words, their tokens' mean or sum, at every token."""
+        if self.words.unit == "token":
+            return scores
+        tensors = [tuple(map(torch.as_tensor, batch)) for batch in self.batches]
+        of = lambda score: torch.as_tensor(score, dtype=torch.float64)
+        pairs = zip(scores, tensors, strict=True)
+        return [spread(of(score), self.words.starts(*batch), mean).numpy() for score, batch in pairs]
+
+    def keep_highest(self, scores, keep_ratio):
+        """The masks, one (B, T) per batch, that send the highest-scored `keep_ratio` of every text."""
+        pairs = zip(scores, self.batches, strict=True)
+        return self.sent([self.words.keep_highest(some, *batch, keep_ratio) for some, batch in pairs])
+
+    def sent(self, masks):
+        """Keep masks, one (B, T) per batch, with what must be added so that they can be sent as text."""
+        if not self.as_text:
+            return masks
+        masks = [mask.copy() for mask in masks]
+        for mask, (ids, valid) in zip(masks, self.batches, strict=True):
+            for row, length in enumerate(valid.sum(1)):
+                text = torch.as_tensor(ids[row, :length]), torch.as_tensor(mask[row, :length])
+                mask[row, :length] = self.words.keeps_reading(*text).numpy()
+        return masks
 
     def by_document(self, rows):
         """Rows (texts, K) added up by document: (documents, K)."""
@@ -52,7 +88,7 @@ class Corpus:
         return sums
 
     def sums(self, reconstructor, keep_masks):
-        """One row of SUMS per text, (texts, 6), for a list of keep masks, one (B, T) per batch."""
+        """One row of SUMS per text, (texts, 7), for a list of keep masks, one (B, T) per batch."""
         batches = zip(self.batches, keep_masks, strict=True)
         return np.concatenate([score(reconstructor, ids, keep_mask, valid).sums for (ids, valid), keep_mask in batches])
 
@@ -64,33 +100,34 @@ class Scores:
         self.method, self.corpus, self.found = method, corpus, {}
 
     def at(self, keep_ratio):
-        """Scores, one (B, T) per batch, the seconds that they took, and language-model passes per text."""
+        """Scores of words, one (B, T) per batch, the seconds that they took, and language-model passes per text."""
         rate = keep_ratio if self.method.depends_on_rate else None
         if rate not in self.found:
             start = time.monotonic()
             scores = [self.method.scores(ids, valid, keep_ratio) for ids, valid in self.corpus.batches]
-            self.found[rate] = scores, time.monotonic() - start, self.method.lm_passes
+            seconds = time.monotonic() - start
+            self.found[rate] = self.corpus.by_word(scores, self.method.mean), seconds, self.method.lm_passes
         return self.found[rate]
 
     def masks(self, keep_ratio):
         """The keep masks, one (B, T) per batch, that keep `keep_ratio` of every text."""
-        batches = zip(self.at(keep_ratio)[0], self.corpus.batches, strict=True)
-        return [keep_highest(scores, valid, keep_ratio) for scores, (_, valid) in batches]
+        return self.corpus.keep_highest(self.at(keep_ratio)[0], keep_ratio)
 
 
-def draw_texts(args, reconstructor, longest, path=None, count=None):
+def draw_texts(args, models, path=None, count=None):
     """A Corpus of `count` texts of `path`, by default `--num_sequences` of `--data_path`, drawn with `--seed`.
 
-    Longer ones than `--max_length`, by default `longest`, are cut. Raises InputError if that is more than the reconstructor
-    reads, or if it has another tokenizer.
+    Longer ones than `--max_length`, by default the agent's training length, are cut. Raises InputError if that is more than the
+    reconstructor reads, or if it has another tokenizer.
     """
-    most = reconstructor.max_length
+    reconstructor, longest, most = models.reconstructor, models.length, models.reconstructor.max_length
     if args.max_length and args.max_length > most:
         raise InputError(f"--max_length {args.max_length}: expected at most {most}, the reconstructor's positions less one")
     sequences = load_sequences(path or args.data_path, reconstructor.fingerprint, min(most, args.max_length or longest))
     order = np.random.default_rng(args.seed).permutation(len(sequences))
     chosen = np.sort(order[: count or args.num_sequences])
-    return Corpus([sequences[int(i)] for i in chosen], sequences.docs[chosen], args.batch_size)
+    texts = [sequences[int(i)] for i in chosen]
+    return Corpus(texts, sequences.docs[chosen], args.batch_size, models.words, reconstructor.found)
 
 
 class Models(NamedTuple):
@@ -98,11 +135,16 @@ class Models(NamedTuple):
 
     policies: list
     length: int
-    reconstructor: Reconstructor
+    words: Words
+    reconstructor: Reconstructor  # the agents'
+    receivers: dict  # {method: its own reconstructor}
     base: object
     base_name: str
-    bos: int
     weights: list  # paths of everything that was loaded
+
+    def receiver(self, name):
+        """Who restores what the method of this name masks."""
+        return self.receivers.get(name, self.reconstructor)
 
 
 def check_trained_alike(paths, settings):
@@ -137,18 +179,38 @@ def first_base_model(path):
 def open_models(args):
     """The models that the command line names, all with one tokenizer. Raises FileNotFoundError or InputError."""
     device = find_device(args.device)
-    first = load_policy(args.model_path[0], device)
-    policies = [first, *(load_policy(path, device, first.reader.reconstructor) for path in args.model_path[1:])]
+    config, _ = read_agent(args.model_path[0])
+    gaps, unit = args.gaps or config["gaps"], args.unit or config["unit"]
+    reconstructor = Reconstructor.load(config["reconstructor"]["path"], device, gaps)
+    policies = [load_policy(path, device, reconstructor) for path in args.model_path]
     check_trained_alike(args.model_path, [policy.config["args"] for policy in policies])
-    reconstructor = first.reader.reconstructor
+    receivers = open_receivers(args, reconstructor, device, gaps)
     name = args.base_model or first_base_model(reconstructor.directory)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)
     if fingerprint(tokenizer) != reconstructor.fingerprint:
         expected, found = f"the reconstructor's tokenizer {reconstructor.fingerprint}", fingerprint(tokenizer)
         raise InputError(f"--base_model {name}: expected {expected}, found {found}; name one with that tokenizer")
-    paths = dict.fromkeys(Path(locate(path)) for path in (*args.model_path, reconstructor.directory, name))
+    theirs = [receiver.directory for receiver in receivers.values()]
+    paths = dict.fromkeys(Path(locate(path)) for path in (*args.model_path, reconstructor.directory, name, *theirs))
     return Models(
-        policies, int(first.config["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer),
-        weights=[path for path in paths if path.exists()],
+        policies, int(config["max_length"]), Words(reconstructor.tokenizer, unit), reconstructor, receivers, base.to(device),
+        str(name), weights=[path for path in paths if path.exists()],
     )
+
+
+def open_receivers(args, reconstructor, device, gaps):
+    """{method: Reconstructor} of `--receivers`. Raises FileNotFoundError or InputError."""
+    receivers = {}
+    for word in args.receivers:
+        method, equals, directory = word.partition("=")
+        if method not in ("agent", *args.methods) or not equals:
+            raise InputError(
+                f"--receivers {word}: expected METHOD=DIRECTORY with a method of {', '.join(('agent', *args.methods))}; "
+                "name one of them"
+            )
+        receivers[method] = Reconstructor.load(directory, device, gaps)
+        if (found := receivers[method].fingerprint) != reconstructor.fingerprint:
+            expected = f"expected the agent's tokenizer {reconstructor.fingerprint}, found {found}"
+            raise InputError(f"--receivers {word}: {expected}; fine-tune one with that tokenizer")
+    return receivers

@@ -1,12 +1,13 @@
 """Who decides which tokens to keep: the agent and what it is measured against, behind one interface.
 
 A method is an object with `name`, `lm_passes` (language-model passes per text), `depends_on_rate` (whether the scores
-change with the keep ratio) and
+change with the keep ratio), `mean` (whether a word has the mean of its tokens' scores or their sum, whichever was better on
+validation texts) and
 
     scores(ids, valid, keep_ratio) -> importance (B, T) float: higher is kept first
 
-for ids (B, T) int64 and valid (B, T) bool, True at text. `masking.keep_highest` turns scores into masks with an
-exact number of kept tokens, the same for every method. Where the number of passes depends on the rate or the length,
+for ids (B, T) int64, valid (B, T) bool, True at text, and a keep ratio, a number or (B,). `Words.keep_highest` turns scores
+into masks that keep as many tokens for every method: exactly, or as whole words allow. Where the number of passes depends on the rate or the length,
 `lm_passes` is that of the last call. A policy that begins with some blocks of a language model counts them as their share of a
 pass, and every reading of a draft as one; output layers don't count.
 """
@@ -18,10 +19,11 @@ from transformers import DynamicCache
 from data.artifacts import InputError
 from data.sequences import SPLITS, load_sequences
 from models.reconstructor.loss import read_logits
-from models.reconstructor.masking import budget, keep_counts, keep_highest
+from models.reconstructor.masking import budget, keep_counts
 from models.reconstructor.reconstructor import LOGIT_ROWS
 from models.reconstructor.scoring import score
-from rl.train import token_counts
+from models.reconstructor.texts import token_counts
+from models.reconstructor.words import spread
 
 CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
 OPPONENTS = (*CHEAP, "verified-once", "mean-nats")
@@ -31,7 +33,7 @@ SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent i
 class Agent:
     """The trained policy's keep probabilities at the λ, for every text, at which it keeps about as much by itself."""
 
-    name, depends_on_rate = "agent", True
+    name, depends_on_rate, mean = "agent", True, True
 
     def __init__(self, policy):
         self.policy, self.lm_passes = policy, policy.reader.passes
@@ -43,7 +45,7 @@ class Agent:
 class Random:
     """Every subset of the right size is equally likely."""
 
-    name, lm_passes, depends_on_rate = "random", 0, True
+    name, lm_passes, depends_on_rate, mean = "random", 0, True, True
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
@@ -55,7 +57,7 @@ class Random:
 class TokenFrequency:
     """Rare tokens first: -log of the token's count in training texts (the first 20,000), plus one."""
 
-    name, lm_passes, depends_on_rate = "token frequency", 0, False
+    name, lm_passes, depends_on_rate, mean = "token frequency", 0, False, True
 
     def __init__(self, counts):
         self.importance = -np.log(counts + 1.0)
@@ -86,7 +88,7 @@ class CausalSurprisal:
     Raises InputError if the texts are longer than the model's positions.
     """
 
-    name, lm_passes, depends_on_rate = "causal surprisal", 1, False
+    name, lm_passes, depends_on_rate, mean = "causal surprisal", 1, False, True
 
     def __init__(self, model, bos_id):
         self.model, self.bos_id = model.eval(), bos_id
@@ -132,17 +134,22 @@ class IterativeSurprisal:
     """LLMLingua's token-level step (Jiang et al. 2023, section 3.2): surprisal given the earlier segments as compressed.
 
     Deviations: 1. every segment keeps the same share, exact to the token over the whole text, where LLMLingua thresholds at a
-    percentile; 2. the embedded base model instead of LLaMA; 3. segments of `segment` tokens, shorter in proportion to the texts.
+    percentile; 2. the embedded base model instead of LLaMA; 3. segments of `segment` tokens, shorter in proportion to the texts;
+    4. where words are decided, a word has the mean surprisal of what lies in the segment.
     """
 
-    name, depends_on_rate = "iterative surprisal", True
+    name, depends_on_rate, mean = "iterative surprisal", True, True
 
-    def __init__(self, model, bos_id, segment=32):
-        self.model, self.bos_id, self.segment, self.lm_passes = model.eval(), bos_id, segment, None
+    def __init__(self, model, bos_id, words, segment=32):
+        self.model, self.bos_id, self.words, self.segment, self.lm_passes = model.eval(), bos_id, words, segment, None
 
     @torch.inference_mode()
     def scores(self, ids, valid, keep_ratio):
+        if np.ndim(keep_ratio):  # rows must keep equally many tokens, for the cache
+            rows = (slice(i, i + 1) for i in range(len(ids)))
+            return np.concatenate([self.scores(ids[r], valid[r], float(keep_ratio[r.start])) for r in rows])
         check_length(self.model, ids.shape[1])
+        words = self.words.starts(torch.as_tensor(ids), torch.as_tensor(valid))
         lengths, scores = valid.sum(1), np.zeros(ids.shape)
         rows, context = np.arange(len(ids)), KeptContext(self.model, self.bos_id, len(ids))
         starts = range(0, ids.shape[1], self.segment)
@@ -152,6 +159,10 @@ class IterativeSurprisal:
             context.select(np.flatnonzero(going_on))
             segment = ids[rows, start : start + self.segment]
             surprisal = context.surprisal(torch.as_tensor(segment, device=self.model.device))
+            if self.words.unit == "word":
+                begins = words[rows, start : start + self.segment].clone()
+                begins[:, 0] = True
+                surprisal = spread(torch.as_tensor(surprisal), begins).numpy()
             within = valid[rows, start : start + self.segment]
             ends = start + within.sum(1)
             quota = budget(ends, keep_ratio) - budget(start, keep_ratio)
@@ -174,10 +185,10 @@ class MeanMaskedNats:
     masks where that many would not reach every token.
     """
 
-    name, depends_on_rate = "mean nats under random masks", True
+    name, depends_on_rate, mean = "mean nats under random masks", True, True
 
-    def __init__(self, reconstructor, seed, passes=24):
-        self.reconstructor, self.seed, self.passes, self.lm_passes = reconstructor, seed, passes, None
+    def __init__(self, reconstructor, words, seed, passes=24):
+        self.reconstructor, self.words, self.seed, self.passes, self.lm_passes = reconstructor, words, seed, passes, None
 
     def scores(self, ids, valid, keep_ratio):
         rng, times, total = np.random.default_rng(self.seed), np.zeros(ids.shape), np.zeros(ids.shape)
@@ -185,46 +196,56 @@ class MeanMaskedNats:
         masked = np.maximum(lengths - keep_counts(valid, keep_ratio), 1)
         self.lm_passes = max(self.passes, int(np.ceil(lengths / masked).max()))
         for _ in range(self.lm_passes):
-            keep_mask = keep_highest(times + rng.random(ids.shape), valid, keep_ratio)
+            keep_mask = self.words.keep_highest(times + rng.random(ids.shape), ids, valid, keep_ratio)
             times += ~keep_mask
-            total += score(self.reconstructor, ids, keep_mask, valid).nats
+            found = score(self.reconstructor, ids, keep_mask, valid)
+            total += (found.nats + found.gaps) * ~keep_mask
         return total / np.maximum(times, 1)
 
 
 class VerifiedOnce:
     """What one reading by the reconstructor is worth without training: mask too much, see what tokens cost, send the dearest.
 
-    `proposer` is a method whose highest-scored `keep_ratio ** power` of a text is sent in any case. This is the agent's own
+    A token's cost has its share of a gap's, where gaps are to be found. `proposer` is a method whose highest-scored `keep_ratio ** power` of a text is sent in any case. This is the agent's own
     budget of one reading, which no per-token score uses. The larger the power, the more is masked in it; 1.5 was best on
     validation texts.
     """
 
-    name, depends_on_rate = "surprisal verified once", True
+    name, depends_on_rate, mean = "surprisal verified once", True, True
 
-    def __init__(self, reconstructor, proposer, power=1.5):
-        self.reconstructor, self.proposer, self.power = reconstructor, proposer, power
-        self.lm_passes = proposer.lm_passes + 1
+    def __init__(self, reconstructor, proposer, words, power=1.5):
+        self.reconstructor, self.proposer, self.words, self.power = reconstructor, proposer, words, power
+        self.lm_passes = proposer.lm_passes + 1 + reconstructor.found
 
     def scores(self, ids, valid, keep_ratio):
-        sent = keep_highest(self.proposer.scores(ids, valid, keep_ratio), valid, keep_ratio**self.power)
-        return np.where(sent, SENT, score(self.reconstructor, ids, sent, valid).nats)
+        proposed = self.proposer.scores(ids, valid, keep_ratio)
+        sent = self.words.keep_highest(proposed, ids, valid, keep_ratio**self.power, self.proposer.mean)
+        found = score(self.reconstructor, ids, sent, valid)
+        return np.where(sent, SENT, found.nats + found.gaps)
 
 
-def count_tokens(args, reconstructor):
-    """The tokens' counts (V,) in the training texts beside `--data_path`. Raises FileNotFoundError or InputError."""
-    training = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
-    return token_counts(training, reconstructor.vocab_size)
+def build_opponent(name, model, receiver, words, counts, seed):
+    """The method of this name: `model` a causal LM for surprisal, `counts()` of the training texts' tokens (V,)."""
+    base = model, receiver.bos_id
+    makers = {
+        "causal": lambda: CausalSurprisal(*base),
+        "iterative": lambda: IterativeSurprisal(*base, words),
+        "frequency": lambda: TokenFrequency(counts()),
+        "random": lambda: Random(seed),
+        "verified-once": lambda: VerifiedOnce(receiver, CausalSurprisal(*base), words),
+        "mean-nats": lambda: MeanMaskedNats(receiver, words, seed),
+    }
+    return makers[name]()
 
 
 def build_opponents(args, models):
-    """The `--methods` in their order, from the Models of an evaluation. Raises FileNotFoundError or InputError."""
-    base, reconstructor = (models.base, models.bos), models.reconstructor
-    makers = {
-        "causal": lambda: CausalSurprisal(*base),
-        "iterative": lambda: IterativeSurprisal(*base),
-        "frequency": lambda: TokenFrequency(count_tokens(args, reconstructor)),
-        "random": lambda: Random(args.seed),
-        "verified-once": lambda: VerifiedOnce(reconstructor, CausalSurprisal(*base)),
-        "mean-nats": lambda: MeanMaskedNats(reconstructor, args.seed),
+    """{name: method} of `--methods` in their order, from the Models of an evaluation. Raises FileNotFoundError or InputError."""
+
+    def counts():
+        training = load_sequences(args.data_path.parent / SPLITS["train"], models.reconstructor.fingerprint)
+        return token_counts(training, models.reconstructor.vocab_size)
+
+    return {
+        name: build_opponent(name, models.base, models.receiver(name), models.words, counts, args.seed)
+        for name in dict.fromkeys(args.methods)
     }
-    return [makers[name]() for name in dict.fromkeys(args.methods)]

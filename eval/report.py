@@ -6,7 +6,6 @@ import numpy as np
 
 from data.sequences import pad_batch
 from eval.metrics import MIN_DOCUMENTS
-from models.reconstructor.masking import keep_highest
 
 
 def examples(method, corpus, reconstructor, keep_ratio, count):
@@ -15,7 +14,7 @@ def examples(method, corpus, reconstructor, keep_ratio, count):
     decode = reconstructor.tokenizer.decode
     for text, document in texts[:: max(1, len(texts) // max(count, 1))][:count]:
         ids, valid = pad_batch([text], 0)
-        keep_mask = keep_highest(method.scores(ids, valid, keep_ratio), valid, keep_ratio)
+        keep_mask = corpus.words.keep_highest(method.scores(ids, valid, keep_ratio), ids, valid, keep_ratio, method.mean)
         restored = reconstructor.predict(ids, keep_mask).top1[0].cpu().numpy()
         state = np.where(keep_mask[0], "kept", np.where(restored == text, "right", "wrong"))
         pieces = [

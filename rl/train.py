@@ -15,7 +15,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Logger
 from stable_baselines3.common.utils import LinearSchedule
@@ -28,7 +27,7 @@ from models.agent.files import common_tokens, identity, load_weights, read_agent
 from models.agent.reader import Reader
 from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import Reconstructor, find_device
-from models.reconstructor.texts import open_splits
+from models.reconstructor.texts import open_splits, token_counts
 from models.reconstructor.words import DECIDED
 from rl.callbacks import RolloutFigures, held_out_figures
 from rl.checkpoints import ContinuedLog, go_on, save_checkpoint
@@ -44,7 +43,6 @@ UNITS = {
 }
 MAX_ENVS = 64  # texts judged at one time
 LAST_RATE = 0.1  # of --learning_rate, at the end
-COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on, enough for a feature
 LAYERS, HEADS, EMBEDDING_DIM = 2, 4, 32  # of the network; larger ones lost at equal time (rl/README.md)
 
 
@@ -98,14 +96,6 @@ def parse_args(argv=None):
             "choose another --output_dir"
         )
     return args
-
-
-def token_counts(sequences, vocab_size):
-    """How often each token stands in the first COUNTED_TEXTS texts, (V,)."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for i in range(min(len(sequences), COUNTED_TEXTS)):
-        counts += np.bincount(sequences[i], minlength=vocab_size)
-    return counts
 
 
 def environments(count):

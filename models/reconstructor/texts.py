@@ -7,10 +7,22 @@ import torch
 
 from data.artifacts import InputError
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
-from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
+from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
+from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.scoring import SUMS, score
+from models.reconstructor.words import Words
 
 HELD_OUT_SEED = 0  # draws the validation texts, the same for every --seed
+COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on
+FREQUENCY_SHARE, NOISE = 0.5, (0.3, 3.0)  # of masks without a policy where gaps are found: by word frequency plus so many nats
+
+
+def token_counts(sequences, vocab_size):
+    """How often each token stands in the first COUNTED_TEXTS texts, (V,)."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for i in range(min(len(sequences), COUNTED_TEXTS)):
+        counts += np.bincount(sequences[i], minlength=vocab_size)
+    return counts
 
 
 def open_splits(args, reconstructor):
@@ -34,50 +46,87 @@ def order_of_texts(seed, count):
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
-def draw_masks(args, step, numbers, ids, valid, policy=None):
+def draw_masks(args, step, numbers, ids, valid, policy=None, rarity=None):
     """Keep masks (B, T) of the texts with these numbers, as the command line says.
 
     The mask of a text depends on the seed, the step and the text's number: not on how the step is divided into batches and
-    processes, nor on where a run was interrupted.
+    processes, nor on where a run was interrupted. `policy`: a MaskPolicy; `rarity`: a Rarity, where gaps are to be found.
     """
-    masks, mask_ratios, by_policy = [], [], []
-    for number, row in zip(numbers, valid, strict=True):
+    masks, keep_ratios, by_policy = [], [], []
+    for number, text, row in zip(numbers, ids, valid, strict=True):
         rng = np.random.default_rng([args.seed, step, number])
-        mask_ratios.append(draw_mask_ratios(1, args.mask_ratio, args.mask_spread, rng)[0])
-        masks.append(random_keep_mask(row[None], mask_ratios[-1], rng, args.span_share))
+        mask_ratio = draw_mask_ratios(1, args.mask_ratio, args.mask_spread, rng)[0]
+        keep_ratios.append(1 - mask_ratio)
+        masks.append(random_keep_mask(row[None], mask_ratio, rng, args.span_share))
         by_policy.append(policy is not None and rng.random() < args.policy_share)
+        if rarity and not by_policy[-1] and rng.random() < FREQUENCY_SHARE:
+            masks[-1] = rarity.masks(text[None], row[None], 1 - mask_ratio, rng)
     masks, chosen = np.concatenate(masks), np.flatnonzero(by_policy)
     if len(chosen):
-        keep_ratios = 1 - np.array(mask_ratios)[chosen]
-        scores = policy.keep_probability_at(ids[chosen], valid[chosen], keep_ratios)
-        masks[chosen] = keep_highest(scores, valid[chosen], keep_ratios)
+        masks[chosen] = policy.masks(ids[chosen], valid[chosen], np.array(keep_ratios)[chosen])
     return masks
 
 
-def load_mask_policy(path, fingerprint, device):
-    """The agent at `path`, for texts of the tokenizer with this fingerprint. Raises FileNotFoundError or InputError."""
-    from models.agent.files import load_policy  # here, because Stable-Baselines3 takes seconds to import
+class Rarity:
+    """Masks that keep rare words, with noise: gaps as methods leave them are easier to find than those of chance."""
 
-    policy = load_policy(path, device)
+    def __init__(self, sequences, reconstructor):
+        counts = token_counts(sequences, reconstructor.vocab_size)
+        self.nats, self.words = -np.log((counts + 1) / (counts.sum() + 1)), Words(reconstructor.tokenizer)
+
+    def masks(self, ids, valid, keep_ratio, rng):
+        """Keep masks (B, T), alike but for the noise of `rng`."""
+        noise = rng.uniform(*NOISE) * rng.standard_normal(ids.shape)
+        return self.words.keep_highest(self.nats[ids] + noise, ids, valid, keep_ratio)
+
+
+class MaskPolicy:
+    """What decides the masks of `--mask_policy`: an agent, or one of the methods that agents are compared with."""
+
+    def __init__(self, method, words):
+        self.method, self.words = method, words
+
+    def masks(self, ids, valid, keep_ratios):
+        """Keep masks (B, T) that keep the shares (B,) of the texts."""
+        return self.words.keep_highest(self.method.scores(ids, valid, keep_ratios), ids, valid, keep_ratios, self.method.mean)
+
+
+def load_mask_policy(args, reconstructor, texts, device):
+    """The MaskPolicy that the command line names, for the reconstructor's tokenizer. Raises FileNotFoundError or InputError."""
+    from eval.methods import OPPONENTS, Agent, build_opponent  # here, because Stable-Baselines3 takes seconds to import
+    from models.agent.files import load_policy
+
+    name, fingerprint = str(args.mask_policy), reconstructor.fingerprint
+    if name in OPPONENTS:
+        base = Reconstructor.from_base(args.base_model, gaps=args.gaps).to(device).eval()
+        words, counts = Words(base.tokenizer, args.unit), functools.partial(token_counts, texts, base.vocab_size)
+        return MaskPolicy(build_opponent(name, base.model, base, words, counts, args.seed), words)
+    policy = load_policy(args.mask_policy, device)
     if (found := policy.tokenizer_fingerprint) != fingerprint:
         expected = f"expected an agent for tokenizer {fingerprint}, found one for {found}"
-        raise InputError(f"--mask_policy {path}: {expected}; give an agent trained with this tokenizer")
-    return policy
+        raise InputError(f"--mask_policy {name}: {expected}; give an agent trained with this tokenizer")
+    return MaskPolicy(Agent(policy), policy.reader.words)
 
 
-def masked_accuracy(reconstructor, texts, mask_ratio, batch_size=16, seed=0):
-    """Nats and top-1 over all masked tokens of `texts` (list of arrays), masked at random with a fixed seed.
+def masked_accuracy(reconstructor, texts, mask_ratio, policy=None, batch_size=16, seed=0):
+    """Nats and top-1 over all masked tokens of `texts` (list of arrays), masked at random with a fixed seed, or by a MaskPolicy.
 
-    Returns {"nats", "top1", "masked"}: nats per masked token, share restored, number of masked tokens.
+    Returns {"nats", "top1", "gaps", "masked"}: nats per masked token, share restored, nats of gaps per original token, number of
+    masked tokens.
     """
     rng, sums = np.random.default_rng(seed), np.zeros(len(SUMS))
     for first in range(0, len(texts), batch_size):
         ids, valid = pad_batch(texts[first : first + batch_size], reconstructor.bos_id)
-        sums += score(reconstructor, ids, random_keep_mask(valid, mask_ratio, rng), valid).sums.sum(0)
+        if policy:
+            keep_mask = policy.masks(ids, valid, np.full(len(ids), 1 - mask_ratio))
+        else:
+            keep_mask = random_keep_mask(valid, mask_ratio, rng)
+        sums += score(reconstructor, ids, keep_mask, valid).sums.sum(0)
     total = dict(zip(SUMS, sums.tolist(), strict=True))
     if not total["masked"]:
         raise InputError(
             f"validation: expected a masked token in {len(texts)} texts at mask ratio {mask_ratio}, found none; "
             "use longer texts or a larger --max_length"
         )
-    return {"nats": total["nats"] / total["masked"], "top1": total["right"] / total["masked"], "masked": int(total["masked"])}
+    found = {"nats": total["nats"] / total["masked"], "top1": total["right"] / total["masked"]}
+    return found | {"gaps": total["gaps"] / total["tokens"], "masked": int(total["masked"])}

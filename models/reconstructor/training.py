@@ -21,13 +21,16 @@ from tqdm import tqdm
 from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, make_output_dir, write_json
 from data.sequences import pad_batch
 from models.reconstructor.checkpoints import random_states, read_newest, restore_random_states, write_checkpoint
+from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
-from models.reconstructor.texts import draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
+from models.reconstructor.texts import Rarity, draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
 from models.reconstructor.tokenizer import BASE_MODEL, locate
+from models.reconstructor.words import DECIDED
 
 SCHEMA = "rltc.finetuning/1"
 UNITS = {
-    "loss": "nats per masked token", "nats": "nats per masked token", "top1": "share of masked tokens restored",
+    "loss": "nats, of gaps, too, per masked token", "nats": "nats per masked token", "top1": "share of masked tokens restored",
+    "gaps": "nats of gaps per original token",
     "learning_rate": "AdamW's", "tokens_per_second": "tokens of text per second, over all processes",
 }
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
@@ -53,7 +56,11 @@ def parse_args(argv, devices, doc):
     add("--mask_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.3, help="centre of the mask ratios drawn per text")
     add("--mask_spread", type=share, default=0.25, help="half width of the mask ratios, so that one model serves every rate")
     add("--span_share", type=share, default=0.2, help="share of texts masked in spans instead of single tokens")
-    add("--mask_policy", type=Path, help="agent that decides some of the masks, so that the reconstructor gets used to it")
+    add("--gaps", choices=GAPS, default=GAPS[0],
+        help="whether it learns to find where tokens are missing, too, from the sent tokens alone, or is told")
+    add("--mask_policy",
+        help="who decides some of the masks, so that the reconstructor gets used to it: an agent, or a method of eval/evaluate.py")
+    add("--unit", choices=DECIDED, default=DECIDED[0], help="what one decision of such a method is about; an agent knows its own")
     add("--policy_share", type=share, default=0.5, help="share of texts masked by --mask_policy, at mask ratios as of the others")
     add("--attention", choices=ATTENTION, default=ATTENTION[0], help="whether a token looks at the whole text")
     add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=4e-4, help="AdamW's, at its peak")
@@ -97,16 +104,18 @@ class Training:
         self.args, self.step, self.log, self.before, self.metrics = args, 0, [], None, None
         if args.resume:
             checkpoint, state = read_newest(args.output_dir, STATE)
-            check_resumed(checkpoint, {"attention": args.attention, "base_model": args.base_model}, state["args"])
-            self.reconstructor = Reconstructor.load(checkpoint)
+            kept = {name: getattr(args, name) for name in ("attention", "base_model", "gaps")}
+            check_resumed(checkpoint, kept, state["args"])
+            self.reconstructor = Reconstructor.load(checkpoint, gaps=args.gaps)
         else:
-            self.reconstructor = Reconstructor.from_base(args.base_model, args.attention)
+            self.reconstructor = Reconstructor.from_base(args.base_model, args.attention, args.gaps)
         self.texts, self.validation, _ = open_splits(args, self.reconstructor)
         make_output_dir(args.output_dir)
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
         self.accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=precision)
-        fingerprint = self.reconstructor.fingerprint
-        self.policy = args.mask_policy and load_mask_policy(args.mask_policy, fingerprint, self.accelerator.device)
+        named = args.mask_policy is not None
+        self.policy = load_mask_policy(args, self.reconstructor, self.texts, self.accelerator.device) if named else None
+        self.rarity = Rarity(self.texts, self.reconstructor) if args.gaps == "found" else None
         self.step_size = args.batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes  # texts
         self.per_epoch = math.ceil(len(self.texts) / self.step_size)
         self.steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * self.per_epoch))
@@ -159,7 +168,7 @@ class Training:
         passes = math.ceil(len(chosen) / (args.batch_size * processes))
         for numbers in np.array_split(chosen, passes * processes)[self.accelerator.process_index :: processes]:
             ids, valid = pad_batch([self.texts[int(i)] for i in numbers], self.reconstructor.bos_id)
-            keep_mask = draw_masks(args, self.step, numbers, ids, valid, self.policy)
+            keep_mask = draw_masks(args, self.step, numbers, ids, valid, self.policy, self.rarity)
             yield tuple(torch.as_tensor(x, device=self.accelerator.device) for x in (ids, keep_mask, valid))
 
     def learning_rate(self):
@@ -199,13 +208,17 @@ class Training:
 
     def validate(self):
         """Score the validation texts and print a line."""
-        found = {r: masked_accuracy(self.reconstructor.eval(), self.validation, r) for r in EVAL_MASK_RATIOS}
+        found = {r: masked_accuracy(self.reconstructor.eval(), self.validation, r, self.policy) for r in EVAL_MASK_RATIOS}
         self.reconstructor.train()
-        self.metrics = {f"eval_{name}_at_{r}": found[r][name] for r in found for name in ("nats", "top1")}
+        figures = ("nats", "top1", "gaps") if self.reconstructor.found else ("nats", "top1")
+        self.metrics = {f"eval_{name}_at_{r}": found[r][name] for r in found for name in figures}
         self.before = self.before or self.metrics
         self.record("eval", self.metrics)
         if self.is_main:
-            values = "  ".join(f"{r:.0%}: {m['nats']:.3f} nats {m['top1']:.3f} top-1" for r, m in found.items())
+            gaps = [f" {m['gaps']:.3f} gaps" * self.reconstructor.found for m in found.values()]
+            values = "  ".join(
+                f"{r:.0%}: {m['nats']:.3f} nats {m['top1']:.3f} top-1{g}" for (r, m), g in zip(found.items(), gaps, strict=True)
+            )
             tqdm.write(f"step {self.step:5d}  masked {values}")
 
     def run(self):
@@ -237,7 +250,7 @@ class Training:
     def publish(self):
         """Put the model and `training.json` into the output directory."""
         args = self.args
-        curve = {str(ratio): masked_accuracy(self.reconstructor.eval(), self.validation, ratio) for ratio in CURVE}
+        curve = {str(ratio): masked_accuracy(self.reconstructor.eval(), self.validation, ratio, self.policy) for ratio in CURVE}
         self.save_model(args.output_dir)
         weights = [path for path in (locate(args.base_model), args.mask_policy, args.output_dir) if path and Path(path).exists()]
         content = {"steps": self.step, "before": self.before, "metrics": self.metrics, "curve": curve, "log": self.log}

@@ -7,9 +7,11 @@ Shapes: `B` texts, `T` tokens, `V` vocabulary.
 
 import functools
 
+import numpy as np
 import torch
 
 from data.artifacts import InputError
+from models.reconstructor.masking import keep_counts, keep_highest
 
 DECIDED = ("word", "token")  # what one decision is about
 LONGEST = 16  # tokens of a word; text without spaces would be one decision otherwise
@@ -57,6 +59,31 @@ class Words:
         starts = chunk | ((place == last + 1) & (last >= 0))
         since = place - torch.where(starts, place, 0).cummax(1).values
         return starts | (since % LONGEST == 0)
+
+    def keep_highest(self, scores, ids, valid, keep_ratio, mean=True):
+        """The keep mask (B, T) bool that keeps the highest-scored words of each text, `keep_ratio` of its tokens and no more.
+
+        scores (B, T) float: importance of tokens; a word has their mean, or sum. ids (B, T) int64, valid (B, T) bool, arrays;
+        keep_ratio: a number or (B,). Of words that don't fit any more, smaller ones are tried. Exact with single tokens.
+        """
+        if self.unit == "token":
+            return keep_highest(scores, valid, keep_ratio)
+        starts = self.starts(torch.as_tensor(ids), torch.as_tensor(valid)).numpy()
+        keep_mask = ~valid
+        for row, budget in enumerate(keep_counts(valid, keep_ratio)):
+            length = int(valid[row].sum())
+            first = np.flatnonzero(starts[row, :length])
+            total, size = np.add.reduceat(np.asarray(scores[row, :length], dtype=np.float64), first), np.diff([*first, length])
+            order = np.argsort(-(total / size if mean else total), kind="stable")
+            kept = np.zeros(len(first), dtype=bool)
+            left = budget
+            for word in order:
+                if size[word] <= left:
+                    kept[word], left = True, left - size[word]
+                if not left:
+                    break
+            keep_mask[row, :length] = np.repeat(kept, size)
+        return keep_mask
 
     def keeps_reading(self, ids, keep_mask):
         """A keep mask (T,) with words added until what is sent, decoded and encoded again, gives the tokens that were sent.
