@@ -3,11 +3,12 @@
     python eval/evaluate_price.py --model_path models/agent/released --data_path data/processed/test_data.json
 
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
-validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. Beside them:
+validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. `verified` adds
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
 method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %, BCa,
 over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one method,
-whose intervals allow for the differences between them. Writes `price_results.json`.
+whose intervals allow for the differences between them; agents of another training go after `--against` and are one more. Writes
+`price_results.json`.
 """
 
 import sys
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from data.artifacts import Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS
 from eval.inputs import Scores, add_flags, draw_texts, open_models
-from eval.methods import CHEAP, OPPONENTS, build_opponents
+from eval.methods import AGAINST, CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
 from eval.report import estimate, interval, markdown, number
 from models.reconstructor.masking import KEEP_THRESHOLD
@@ -36,6 +37,7 @@ UNITS = {
 REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
 RATIOS = np.linspace(0, 1, 41)  # keep ratios among which a rule is looked for
 COARSE = 4  # every so many of them first
+SEARCH = "verified"  # of --methods, which gives the last two of these
 AGENT, VERIFIED, AGENT_VERIFIED = "agent", "masks verified at λ", "the agent's masks, verified at λ"
 
 
@@ -43,8 +45,8 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add_flags(add, "price_results.json")
-    add("--methods", nargs="+", choices=OPPONENTS, default=[*CHEAP, "verified-once"],
-        help="what the agent is compared with, beside the searched masks; mean-nats takes long")
+    add("--methods", nargs="+", choices=(*OPPONENTS, SEARCH), default=[*CHEAP, "verified-once", SEARCH],
+        help="what the agent is compared with; verified: masks searched for with the reconstructor; it and mean-nats take long")
     add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[1.5, 3.0], help="λ, nats per token saved")
     add("--tune_sequences", type=bounded(int, 1, 10**9), default=64,
         help="texts of val_data.json, beside --data_path, on which the rules of the other methods are chosen")
@@ -114,7 +116,7 @@ class Evaluation:
         self.methods = build_opponents(args, models)
         self.scores = {method.name: Scores(method, self.corpus) for method in self.methods}
         self.rules = {method.name: Rules(Scores(method, val), self.reconstructor) for method in self.methods}
-        self.bootstrap = Bootstrap(len(self.corpus.names), SAMPLES, args.seed, len(models.policies))
+        self.bootstrap = Bootstrap(len(self.corpus.names), SAMPLES, args.seed)
 
     def agent_masks(self, policy, price):
         """An agent's own decisions at a price: keep where the probability of keeping exceeds one half."""
@@ -145,22 +147,33 @@ class Evaluation:
 
     def at(self, price):
         """All results at one price, on the texts for testing."""
-        own = [self.agent_masks(policy, price) for policy in self.models.policies]
-        agents = np.stack([self.corpus.sums(self.reconstructor, masks) for masks in own])
+        agents, others = (
+            np.array([self.corpus.sums(self.reconstructor, self.agent_masks(policy, price)) for policy in policies])
+            for policies in (self.models.policies, self.models.against)
+        )
         progress = tqdm(self.methods, desc=f"rules at λ={price:g}", unit="method", disable=self.args.quiet)
         rules = {method.name: self.rules[method.name].best(price) for method in progress}
         masks = {name: rule.masks(self.scores[name]) for name, rule in rules.items()}
         rows = {name: self.corpus.sums(self.reconstructor, found) for name, found in masks.items()}
-        best = max(rows, key=lambda name: reward(rows[name].sum(0), price))
-        starts = {"from the best method": masks[best], "from nothing sent": [~valid for _, valid in self.corpus.batches]}
-        checked = {start: self.verified(first, price) for start, first in starts.items()}
-        start = max(checked, key=lambda start: reward(checked[start].sum(0), price))
         results = [self.summary(AGENT, "its own decisions", agents, price)]
+        if len(others):
+            results.append(self.summary(AGAINST, "its own decisions", others, price, agents))
         results += [self.summary(name, rules[name], found[None], price, agents) for name, found in rows.items()]
-        results.append(self.summary(VERIFIED, start, checked[start][None], price, agents))
-        own = self.verified(own[0], price)[None]
-        results.append(self.summary(AGENT_VERIFIED, "what comes back dear is sent", own, price, agents[:1]))
+        if SEARCH in self.args.methods:
+            best = max(rows, key=lambda name: reward(rows[name].sum(0), price), default=None)
+            results += self.searched(masks.get(best), price, agents)
         return {"price": price, "results": results}
+
+    def searched(self, best, price, agents):
+        """The results of SEARCH: masks verified from `best`, another method's masks, or from nothing; the agent's, verified."""
+        starts = {"from the best method": best, "from nothing sent": [~valid for _, valid in self.corpus.batches]}
+        checked = {start: self.verified(first, price) for start, first in starts.items() if first is not None}
+        start = max(checked, key=lambda start: reward(checked[start].sum(0), price))
+        own = self.verified(self.agent_masks(self.models.policies[0], price), price)[None]
+        return [
+            self.summary(VERIFIED, start, checked[start][None], price, agents),
+            self.summary(AGENT_VERIFIED, "what comes back dear is sent", own, price, agents[:1]),
+        ]
 
 
 def verify(reconstructor, text, first, price):
@@ -196,7 +209,8 @@ def main(argv=None):
     corpus = evaluation.corpus
     record = {
         "texts": len(corpus.texts), "documents": len(corpus.names),
-        "agents": [str(path) for path in args.model_path], "prices": [evaluation.at(price) for price in args.prices],
+        "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
+        "prices": [evaluation.at(price) for price in args.prices],
     }
     write_json(args.output_dir / "price_results.json", SCHEMA, args, UNITS, evaluation.models.weights, **record)
     blocks = [format_price(at, len(args.model_path)) for at in record["prices"]]

@@ -23,6 +23,8 @@ def add_flags(add, writes):
     positive = bounded(int, 1, 10**9)
     add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
         help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
+    add("--against", type=Path, nargs="+", default=[],
+        help="agents of another training with the same reconstructor, compared as one method; several: its training runs")
     add("--base_model", default=None,
         help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
@@ -97,6 +99,7 @@ class Models(NamedTuple):
     """What an evaluation needs: the agents' policies and training length, the reconstructor, and the causal LM for surprisal."""
 
     policies: list
+    against: list  # policies of another training
     length: int
     reconstructor: Reconstructor
     base: object
@@ -134,21 +137,30 @@ def first_base_model(path):
     return path
 
 
+def load_policies(paths, device, reconstructor):
+    """The policies of the agents at `paths`, runs of one training with `reconstructor`; None: the one that the first names."""
+    policies = []
+    for path in paths:
+        policies.append(load_policy(path, device, reconstructor))
+        reconstructor = policies[0].reader.reconstructor
+    check_trained_alike(paths, [policy.config["args"] for policy in policies])
+    return policies
+
+
 def open_models(args):
     """The models that the command line names, all with one tokenizer. Raises FileNotFoundError or InputError."""
     device = find_device(args.device)
-    first = load_policy(args.model_path[0], device)
-    policies = [first, *(load_policy(path, device, first.reader.reconstructor) for path in args.model_path[1:])]
-    check_trained_alike(args.model_path, [policy.config["args"] for policy in policies])
-    reconstructor = first.reader.reconstructor
+    policies = load_policies(args.model_path, device, None)
+    first, reconstructor = policies[0], policies[0].reader.reconstructor
+    against = load_policies(args.against, device, reconstructor)
     name = args.base_model or first_base_model(reconstructor.directory)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)
     if fingerprint(tokenizer) != reconstructor.fingerprint:
         expected, found = f"the reconstructor's tokenizer {reconstructor.fingerprint}", fingerprint(tokenizer)
         raise InputError(f"--base_model {name}: expected {expected}, found {found}; name one with that tokenizer")
-    paths = dict.fromkeys(Path(locate(path)) for path in (*args.model_path, reconstructor.directory, name))
+    paths = dict.fromkeys(Path(locate(path)) for path in (*args.model_path, *args.against, reconstructor.directory, name))
     return Models(
-        policies, int(first.config["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer),
+        policies, against, int(first.config["max_length"]), reconstructor, base.to(device), str(name), bos_id(tokenizer),
         weights=[path for path in paths if path.exists()],
     )

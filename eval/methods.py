@@ -25,6 +25,7 @@ from rl.train import token_counts
 
 CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
 OPPONENTS = (*CHEAP, "verified-once", "mean-nats")
+AGAINST = "agent, other training"  # the name of `--against`
 SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent in any case
 
 
@@ -33,8 +34,8 @@ class Agent:
 
     name, depends_on_rate = "agent", True
 
-    def __init__(self, policy):
-        self.policy, self.lm_passes = policy, policy.reader.passes
+    def __init__(self, policy, name=name):
+        self.policy, self.name, self.lm_passes = policy, name, policy.reader.passes
 
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()
@@ -217,7 +218,7 @@ def count_tokens(args, reconstructor):
 
 
 def build_opponents(args, models):
-    """The `--methods` in their order, from the Models of an evaluation. Raises FileNotFoundError or InputError."""
+    """The OPPONENTS among `--methods`, in their order, from an evaluation's Models. Raises FileNotFoundError or InputError."""
     base, reconstructor = (models.base, models.bos), models.reconstructor
     makers = {
         "causal": lambda: CausalSurprisal(*base),
@@ -227,4 +228,4 @@ def build_opponents(args, models):
         "verified-once": lambda: VerifiedOnce(reconstructor, CausalSurprisal(*base)),
         "mean-nats": lambda: MeanMaskedNats(reconstructor, args.seed),
     }
-    return [makers[name]() for name in dict.fromkeys(args.methods)]
+    return [makers[name]() for name in dict.fromkeys(args.methods) if name in OPPONENTS]
