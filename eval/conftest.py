@@ -10,8 +10,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
+import safetensors.torch
+import torch
 
 from data.testing.toy import run_pipeline
+from models.agent.files import WEIGHTS
 
 
 @functools.cache
@@ -46,6 +49,17 @@ def agents(stages, tmp_path_factory):
         file.extractall(folder)
     change_flags(folder, seed=43)
     return [stages[0] / "agent/best_model.zip", folder]
+
+
+def stranger(agent, folder):
+    """A copy, in `folder`, of an agent in a directory, with noise on its weights: as one of another training."""
+    shutil.copytree(agent, folder)
+    weights, generator = safetensors.torch.load_file(folder / WEIGHTS), torch.Generator().manual_seed(0)
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            weights[name] = tensor + 0.3 * torch.randn(tensor.shape, generator=generator)
+    safetensors.torch.save_file(weights, folder / WEIGHTS)
+    return folder
 
 
 def change_flags(agent, **flags):

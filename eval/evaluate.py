@@ -6,7 +6,8 @@
 Every method keeps exactly the same number of tokens of each text, and one and the same reconstructor scores what
 was masked: nothing is scored where the answer was sent. Intervals are 95 %, BCa, over documents. Several agents after
 `--model_path`, trained alike with other seeds, are scored as one method: its figures are means over them, its intervals allow
-for the differences between them, and the results have the figures of each. Writes `evaluation_results.json` and
+for the differences between them, and the results have the figures of each. Agents of another training go after `--against` and
+are one more method. Writes `evaluation_results.json` and
 `examples.txt`, texts as the first agent decides them.
 """
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json, write_text
 from eval.inputs import Scores, add_flags, draw_texts, open_models
-from eval.methods import CHEAP, OPPONENTS, Agent, build_opponents
+from eval.methods import AGAINST, CHEAP, OPPONENTS, Agent, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, binary_entropy, difference, figures
 from eval.report import examples, examples_as_text, format_table
 from models.reconstructor.masking import keep_counts
@@ -104,17 +105,19 @@ def main(argv=None):
     corpus = draw_texts(args, models)
     check_ratios(args, corpus)
     agents, cells = [Agent(policy) for policy in models.policies], {}
-    methods = {"agent": agents} | {name: [method] for name, method in build_opponents(args, models).items()}
+    others = {AGAINST: [Agent(policy, AGAINST) for policy in models.against]} if models.against else {}
+    opponents = {name: [method] for name, method in build_opponents(args, models).items()}
+    methods = {"agent": agents, **others, **opponents}
     make_output_dir(args.output_dir)
     for name, runs in (progress := tqdm(methods.items(), desc="evaluate", unit="method", disable=args.quiet)):
         progress.set_postfix_str(runs[0].name)
         found = evaluate_method(runs, args.keep_ratios, corpus, models.receiver(name))
         cells |= {(runs[0].name, keep_ratio): cell for keep_ratio, cell in found.items()}
-    results, differences = compare(cells, Bootstrap(len(corpus.names), SAMPLES, args.seed, len(agents)))
+    results, differences = compare(cells, Bootstrap(len(corpus.names), SAMPLES, args.seed))
     shown = examples(agents[0], corpus, models.receiver("agent"), EXAMPLE_RATIO, args.num_examples)
     record = {
         "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": models.base_name,
-        "agents": [str(path) for path in args.model_path],
+        "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
         "gaps": "found" if reconstructor.found else "told", "unit": models.words.unit,
         "receivers": {name: str(models.receiver(name).directory) for name in methods},
         "results": results, "differences": differences, "examples": shown,

@@ -3,11 +3,12 @@
     python eval/evaluate_price.py --model_path models/agent/released --data_path data/processed/test_data.json
 
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
-validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. Beside them:
+validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. `verified` adds
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
 method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %, BCa,
 over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one method,
-whose intervals allow for the differences between them. Writes `price_results.json`.
+whose intervals allow for the differences between them; agents of another training go after `--against` and are one more. Writes
+`price_results.json`.
 """
 
 import sys
@@ -17,16 +18,18 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from data.artifacts import Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS
 from eval.inputs import Scores, add_flags, draw_texts, open_models
-from eval.methods import CHEAP, OPPONENTS, build_opponents
+from eval.methods import AGAINST, CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
 from eval.report import estimate, interval, markdown, number
 from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import score
+from models.reconstructor.words import spread
 
 SCHEMA = "rltc.price_evaluation/4"
 UNITS = {
@@ -36,6 +39,7 @@ UNITS = {
 REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
 RATIOS = np.linspace(0, 1, 41)  # keep ratios among which a rule is looked for
 COARSE = 4  # every so many of them first
+SEARCH = "verified"  # of --methods, which gives the last two of these
 AGENT, VERIFIED, AGENT_VERIFIED = "agent", "masks verified at λ", "the agent's masks, verified at λ"
 
 
@@ -43,9 +47,9 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add_flags(add, "price_results.json")
-    add("--methods", nargs="+", choices=OPPONENTS, default=[*CHEAP, "verified-once"],
-        help="what the agent is compared with, beside the searched masks; mean-nats takes long")
-    add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[1.5, 3.0], help="λ, nats per token saved")
+    add("--methods", nargs="+", choices=(*OPPONENTS, SEARCH), default=[*CHEAP, "verified-once", SEARCH],
+        help="what the agent is compared with; verified: masks searched for with the reconstructor; it and mean-nats take long")
+    add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[3.0, 6.0], help="λ, nats per token saved")
     add("--tune_sequences", type=bounded(int, 1, 10**9), default=64,
         help="texts of val_data.json, beside --data_path, on which the rules of the other methods are chosen")
     return parser.parse_args(argv)
@@ -113,7 +117,7 @@ class Evaluation:
         self.methods = build_opponents(args, models)
         self.scores = {name: Scores(method, self.corpus) for name, method in self.methods.items()}
         self.rules = {name: Rules(Scores(method, val), models.receiver(name)) for name, method in self.methods.items()}
-        self.bootstrap = Bootstrap(len(self.corpus.names), SAMPLES, args.seed, len(models.policies))
+        self.bootstrap = Bootstrap(len(self.corpus.names), SAMPLES, args.seed)
 
     def agent_masks(self, policy, price):
         """An agent's own decisions at a price: keep where the probability of keeping exceeds one half."""
@@ -125,10 +129,11 @@ class Evaluation:
         """Rows of SUMS of the masks that verification makes of keep masks `starts`, one (B, T) per batch."""
         texts, masks = self.corpus.texts, [mask for batch in starts for mask in batch]
         pairs = tqdm(zip(texts, masks, strict=True), desc="verify", total=len(texts), unit="text", disable=self.args.quiet)
-        return np.concatenate([verify(self.reconstructor, text, mask[: len(text)], price).sums for text, mask in pairs])
+        words, receiver = self.models.words, self.models.receiver("agent")
+        return np.concatenate([verify(receiver, words, text, mask[: len(text)], price).sums for text, mask in pairs])
 
     def summary(self, name, rule, rows, price, agents=None):
-        """One result from rows (runs, texts, 6): J and keep ratio, and the paired difference of the agents' rows to it."""
+        """One result from rows (runs, texts, 7): J and keep ratio, and the paired difference of the agents' rows to it."""
 
         def of(theirs, its=None):
             return {"J": reward(theirs, price) - (0 if its is None else reward(its, price))}
@@ -145,36 +150,55 @@ class Evaluation:
 
     def at(self, price):
         """All results at one price, on the texts for testing."""
-        own = [self.agent_masks(policy, price) for policy in self.models.policies]
-        agents = np.stack([self.corpus.sums(self.reconstructor, masks) for masks in own])
+        receiver = self.models.receiver
+        agents, others = (
+            np.array([self.corpus.sums(receiver(name), self.agent_masks(policy, price)) for policy in policies])
+            for name, policies in (("agent", self.models.policies), (AGAINST, self.models.against))
+        )
         progress = tqdm(self.methods, desc=f"rules at λ={price:g}", unit="method", disable=self.args.quiet)
-        rules = {method.name: self.rules[method.name].best(price) for method in progress}
+        rules = {name: self.rules[name].best(price) for name in progress}
         masks = {name: rule.masks(self.scores[name]) for name, rule in rules.items()}
-        rows = {name: self.corpus.sums(self.reconstructor, found) for name, found in masks.items()}
-        best = max(rows, key=lambda name: reward(rows[name].sum(0), price))
-        starts = {"from the best method": masks[best], "from nothing sent": [~valid for _, valid in self.corpus.batches]}
-        checked = {start: self.verified(first, price) for start, first in starts.items()}
-        start = max(checked, key=lambda start: reward(checked[start].sum(0), price))
+        rows = {name: self.corpus.sums(receiver(name), found) for name, found in masks.items()}
         results = [self.summary(AGENT, "its own decisions", agents, price)]
-        results += [self.summary(name, rules[name], found[None], price, agents) for name, found in rows.items()]
-        results.append(self.summary(VERIFIED, start, checked[start][None], price, agents))
-        own = self.verified(own[0], price)[None]
-        results.append(self.summary(AGENT_VERIFIED, "what comes back dear is sent", own, price, agents[:1]))
+        if len(others):
+            results.append(self.summary(AGAINST, "its own decisions", others, price, agents))
+        results += [
+            self.summary(self.methods[name].name, rules[name], found[None], price, agents) for name, found in rows.items()
+        ]
+        if SEARCH in self.args.methods:
+            best = max(rows, key=lambda name: reward(rows[name].sum(0), price), default=None)
+            results += self.searched(masks.get(best), price, agents)
         return {"price": price, "results": results}
 
+    def searched(self, best, price, agents):
+        """The results of SEARCH: masks verified from `best`, another method's masks, or from nothing; the agent's, verified."""
+        starts = {"from the best method": best, "from nothing sent": [~valid for _, valid in self.corpus.batches]}
+        checked = {start: self.verified(first, price) for start, first in starts.items() if first is not None}
+        start = max(checked, key=lambda start: reward(checked[start].sum(0), price))
+        own = self.verified(self.agent_masks(self.models.policies[0], price), price)[None]
+        return [
+            self.summary(VERIFIED, start, checked[start][None], price, agents),
+            self.summary(AGENT_VERIFIED, "what comes back dear is sent", own, price, agents[:1]),
+        ]
 
-def verify(reconstructor, text, first, price):
+
+def verify(reconstructor, words, text, first, price):
     """Start from a keep mask (T,) of a text, send the dearer half of what is dearer than λ, and again, until nothing is.
 
-    Returns the Score of the last mask: of all that it masks, nothing costs more than λ.
+    What costs are whole words, in the mean of their tokens, with their shares of a gap. Returns the Score of the last mask: of all
+    that it masks, nothing costs more than λ.
     """
     keep_mask, valid = first[None].copy(), np.ones((1, len(text)), dtype=bool)
+    starts = words.starts(torch.as_tensor(text[None]), torch.as_tensor(valid))
+    number = (starts.cumsum(1) - 1)[0].numpy()
     while True:
         found = score(reconstructor, text[None], keep_mask, valid)
-        dear = np.flatnonzero(found.nats[0] > price)
+        cost = spread(torch.as_tensor(found.nats + found.gaps), starts)[0].numpy()
+        dear = np.flatnonzero(found.masked[0] & (cost > price) & starts[0].numpy())
         if not len(dear):
             return found
-        keep_mask[0, dear[np.argsort(-found.nats[0, dear], kind="stable")[: (len(dear) + 1) // 2]]] = True
+        dearest = dear[np.argsort(-cost[dear], kind="stable")[: (len(dear) + 1) // 2]]
+        keep_mask[0] |= np.isin(number, number[dearest])
 
 
 def format_price(at, agents):
@@ -196,7 +220,10 @@ def main(argv=None):
     corpus = evaluation.corpus
     record = {
         "texts": len(corpus.texts), "documents": len(corpus.names),
-        "agents": [str(path) for path in args.model_path], "prices": [evaluation.at(price) for price in args.prices],
+        "gaps": "found" if evaluation.reconstructor.found else "told", "unit": evaluation.models.words.unit,
+        "receivers": {name: str(evaluation.models.receiver(name).directory) for name in ("agent", *evaluation.methods)},
+        "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
+        "prices": [evaluation.at(price) for price in args.prices],
     }
     write_json(args.output_dir / "price_results.json", SCHEMA, args, UNITS, evaluation.models.weights, **record)
     blocks = [format_price(at, len(args.model_path)) for at in record["prices"]]

@@ -25,6 +25,8 @@ def add_flags(add, writes):
     positive = bounded(int, 1, 10**9)
     add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
         help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
+    add("--against", type=Path, nargs="+", default=[],
+        help="agents of another training with the same reconstructor, compared as one method; several: its training runs")
     add("--gaps", choices=GAPS, default=None,
         help="whether the receiver has to find where tokens are missing, or is told; default: as in the agent's training")
     add("--unit", choices=DECIDED, default=None, help="what one decision is about, of every method; default: as of the agent")
@@ -134,6 +136,7 @@ class Models(NamedTuple):
     """What an evaluation needs: the agents' policies and training length, the reconstructor, and the causal LM for surprisal."""
 
     policies: list
+    against: list  # policies of another training
     length: int
     words: Words
     reconstructor: Reconstructor  # the agents'
@@ -176,14 +179,23 @@ def first_base_model(path):
     return path
 
 
+def load_policies(paths, device, reconstructor):
+    """The policies of the agents at `paths`, runs of one training with `reconstructor`; None: the one that the first names."""
+    policies = []
+    for path in paths:
+        policies.append(load_policy(path, device, reconstructor))
+        reconstructor = policies[0].reader.reconstructor
+    check_trained_alike(paths, [policy.config["args"] for policy in policies])
+    return policies
+
+
 def open_models(args):
     """The models that the command line names, all with one tokenizer. Raises FileNotFoundError or InputError."""
     device = find_device(args.device)
     config, _ = read_agent(args.model_path[0])
     gaps, unit = args.gaps or config["gaps"], args.unit or config["unit"]
     reconstructor = Reconstructor.load(config["reconstructor"]["path"], device, gaps)
-    policies = [load_policy(path, device, reconstructor) for path in args.model_path]
-    check_trained_alike(args.model_path, [policy.config["args"] for policy in policies])
+    policies, against = (load_policies(paths, device, reconstructor) for paths in (args.model_path, args.against))
     receivers = open_receivers(args, reconstructor, device, gaps)
     name = args.base_model or first_base_model(reconstructor.directory)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
@@ -192,10 +204,11 @@ def open_models(args):
         expected, found = f"the reconstructor's tokenizer {reconstructor.fingerprint}", fingerprint(tokenizer)
         raise InputError(f"--base_model {name}: expected {expected}, found {found}; name one with that tokenizer")
     theirs = [receiver.directory for receiver in receivers.values()]
-    paths = dict.fromkeys(Path(locate(path)) for path in (*args.model_path, reconstructor.directory, name, *theirs))
+    paths = (*args.model_path, *args.against, reconstructor.directory, name, *theirs)
+    paths = dict.fromkeys(Path(locate(path)) for path in paths)
     return Models(
-        policies, int(config["max_length"]), Words(reconstructor.tokenizer, unit), reconstructor, receivers, base.to(device),
-        str(name), weights=[path for path in paths if path.exists()],
+        policies, against, int(config["max_length"]), Words(reconstructor.tokenizer, unit), reconstructor, receivers,
+        base.to(device), str(name), weights=[path for path in paths if path.exists()],
     )
 
 

@@ -27,6 +27,7 @@ from models.reconstructor.words import spread
 
 CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
 OPPONENTS = (*CHEAP, "verified-once", "mean-nats")
+AGAINST = "agent, other training"  # the name of `--against`
 SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent in any case
 
 
@@ -35,8 +36,8 @@ class Agent:
 
     name, depends_on_rate, mean = "agent", True, True
 
-    def __init__(self, policy):
-        self.policy, self.lm_passes = policy, policy.reader.passes
+    def __init__(self, policy, name=name):
+        self.policy, self.name, self.lm_passes = policy, name, policy.reader.passes
 
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()
@@ -239,7 +240,7 @@ def build_opponent(name, model, receiver, words, counts, seed):
 
 
 def build_opponents(args, models):
-    """{name: method} of `--methods` in their order, from the Models of an evaluation. Raises FileNotFoundError or InputError."""
+    """{name: method} of the OPPONENTS among `--methods`, from an evaluation's Models. Raises FileNotFoundError or InputError."""
 
     def counts():
         training = load_sequences(args.data_path.parent / SPLITS["train"], models.reconstructor.fingerprint)
@@ -247,5 +248,5 @@ def build_opponents(args, models):
 
     return {
         name: build_opponent(name, models.base, models.receiver(name), models.words, counts, args.seed)
-        for name in dict.fromkeys(args.methods)
+        for name in dict.fromkeys(args.methods) if name in OPPONENTS
     }

@@ -61,13 +61,11 @@ class Bootstrap:
 
     Documents are drawn, because sentences of one document are not independent. Intervals are bias-corrected and accelerated
     (BCa; Efron 1987), by SciPy. Two or three training runs can't be drawn from; what an interval widens by for them comes from
-    Student's t with runs − 1 degrees of freedom.
+    Student's t with runs − 1 degrees of freedom, or as many as in Welch's test where both methods were trained several times.
     """
 
-    def __init__(self, documents, samples, seed, runs=1):
+    def __init__(self, documents, samples, seed):
         self.documents, self.samples, self.seed = documents, samples, seed
-        rng = np.random.default_rng([seed, runs])
-        self.t = rng.standard_t(runs - 1, samples) / np.sqrt(runs) if runs > 1 else None  # in standard deviations between runs
 
     def estimate(self, of, *cells):
         """{name: {"value", "interval"}} of the figures {name: value} that `of` makes of the totals (..., 7) of the cells.
@@ -82,15 +80,31 @@ class Bootstrap:
             return np.stack(list(of(*(counts @ mean for mean in means)).values()))
 
         low_high, resampled = self._over_documents(statistic)
-        found = {}
-        values, by_run = of(*(mean.sum(0) for mean in means)), of(*(each.sum(1) for each in runs))
-        for name, interval, samples in zip(values, low_high, resampled, strict=True):
+        found, values = {}, of(*(mean.sum(0) for mean in means))
+        other_runs = self._between_runs(of, [each.sum(1) for each in runs])
+        for i, (name, interval, samples) in enumerate(zip(values, low_high, resampled, strict=True)):
             found[name] = {"value": float(values[name]), "interval": interval.tolist()}
-            if np.size(by_run[name]) > 1:
-                wider = samples + self.t * np.std(by_run[name], ddof=1)
+            if len(other_runs):
                 found[name]["interval_over_documents"] = interval.tolist()
-                found[name]["interval"] = (interval + percentiles(wider) - percentiles(samples)).tolist()
+                found[name]["interval"] = (interval + percentiles(samples + other_runs[i]) - percentiles(samples)).tolist()
         return found
+
+    def _between_runs(self, of, totals):
+        """What other trainings would have changed, (figures, samples); nothing if every cell, totals (runs, 6), has one run."""
+        means, variances, freedom = [each.mean(0) for each in totals], [], []
+        for i, each in enumerate(totals):
+            if len(each) > 1:
+                by_run = of(*means[:i], each, *means[i + 1 :])
+                variances.append(np.var(list(by_run.values()), axis=1, ddof=1) / len(each))
+                freedom.append(len(each) - 1)
+        if not freedom:
+            return np.zeros((0, self.samples))
+        variances, freedom = np.array(variances), np.array(freedom)[:, None]  # (cells, figures), (cells, 1)
+        with np.errstate(invalid="ignore"):  # where all runs are alike
+            welch = np.round(variances.sum(0) ** 2 / (variances**2 / freedom).sum(0), 9)
+        seeds = [self.seed, int(freedom.max()) + 1]
+        t = [np.random.default_rng(seeds).standard_t(df, self.samples) for df in np.where(np.isnan(welch), freedom.min(), welch)]
+        return np.array(t) * np.sqrt(variances.sum(0))[:, None]
 
     def _over_documents(self, statistic):
         """BCa intervals (figures, 2) and bootstrap distributions (figures, samples) of a statistic."""

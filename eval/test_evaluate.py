@@ -17,7 +17,7 @@ from data import prepare
 from data.artifacts import InputError
 from data.testing.toy import check_refusal
 from eval import evaluate, quickstart, report
-from eval.conftest import change_flags, copy_with_another_tokenizer, evaluate_words
+from eval.conftest import change_flags, copy_with_another_tokenizer, evaluate_words, stranger
 from eval.inputs import draw_texts
 from eval.methods import Agent
 from models.agent.files import load_policy
@@ -93,6 +93,26 @@ def test_several_agents_are_one_method(stages, agents, tmp_path, capsys):
     assert {"interval", "interval_over_documents"} < set(found[2]["differences"][0]["nats"])
     visualize.main(f"--results_path {tmp_path}/evaluation_results.json --output_dir {tmp_path}/plots".split())
     assert (tmp_path / "plots/masked_top1.png").stat().st_size
+
+
+def test_an_agent_of_another_training_is_one_more_method(stages, agents, tmp_path):
+    """Paired with itself an agent differs nowhere, by not so much as a digit; with another one it does."""
+    words = [*"--num_sequences 30 --methods random --keep_ratios 0.8 --num_examples 0 --output_dir".split(), tmp_path]
+    leads, other = [], stranger(agents[1], tmp_path / "elsewhere")
+    for against in (agents[0], other):
+        evaluate.main(evaluate_words(stages[0], *words, "--model_path", agents[0], "--against", against))
+        record = json.loads((tmp_path / "evaluation_results.json").read_text())
+        first, second, _ = record["results"]
+        assert [first["method"], second["method"]] == ["agent", "agent, other training"]
+        lead = record["differences"][0]["nats"]
+        assert lead["value"] == pytest.approx(first["nats"]["value"] - second["nats"]["value"])
+        leads.append([lead["value"], *lead["interval"]])
+    assert leads[0] == [0, 0, 0] and leads[1][0] != 0 and record["against"] == [str(other)]
+    visualize.main(f"--results_path {tmp_path}/evaluation_results.json --output_dir {tmp_path}/plots".split())
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"reconstructor": config["reconstructor"] | {"sha256": "0" * 64}}))
+    with pytest.raises(InputError, match="/elsewhere: expected the reconstructor that it was trained with"):
+        evaluate.main(evaluate_words(stages[0], *words, "--against", other))
 
 
 OTHER_FLAGS = [

@@ -101,7 +101,7 @@ def test_documents_that_are_all_alike_have_an_interval_of_one_point():
 def test_intervals_of_several_runs_cover_the_mean_of_all_runs():
     """Trainings give 2.0 nats in the mean, with a standard deviation of 0.2; three of them are seen, on 40 documents."""
     rng, inside, over_documents = np.random.default_rng(0), 0, 0
-    bootstrap = Bootstrap(40, 1000, 0, runs=3)
+    bootstrap = Bootstrap(40, 1000, 0)
     for _ in range(200):
         nats = (rng.gamma(4.0, 0.5, 40) + rng.normal(0, 0.2, (3, 1))) * 20
         found = bootstrap.estimate(figures, cell(nats))["nats"]
@@ -115,6 +115,21 @@ def test_intervals_of_several_runs_cover_the_mean_of_all_runs():
     lead = difference(cell(nats), cell(nats[:1]) * 0.5, bootstrap)["nats"]
     assert lead["value"] == pytest.approx(found["value"] - one["value"])
     assert np.diff(lead["interval"]) > 2 * np.diff(lead["interval_over_documents"])
+
+
+def test_two_trainings_differ_by_chance_in_19_of_20_intervals_at_most():
+    """Three runs of each of two trainings that are alike in truth: 0 lies inside about 190 of 200 intervals of the difference."""
+    rng, inside, over_documents, bootstrap = np.random.default_rng(0), 0, 0, Bootstrap(40, 1000, 0)
+    for _ in range(200):
+        level = rng.gamma(4.0, 0.5, 40)
+        a, b = (cell((level + rng.normal(0, 0.2, (3, 1)) + rng.normal(0, 0.1, (3, 40))) * 20) for _ in range(2))
+        lead = difference(a, b, bootstrap)["nats"]
+        inside += not lead["significant"]
+        over_documents += lead["interval_over_documents"][0] <= 0 <= lead["interval_over_documents"][1]
+    assert 180 <= inside and over_documents < inside - 50, (inside, over_documents)
+    one = bootstrap.estimate(figures, a[:1])["nats"]
+    by_agents, by_others = (difference(*pair, bootstrap)["nats"]["interval"] for pair in ((a, b[:1]), (b[:1], a)))
+    assert np.ptp(by_agents) == pytest.approx(np.ptp(by_others), rel=0.1) and np.ptp(by_agents) > 2 * np.ptp(one["interval"])
 
 
 def test_a_whole_table_takes_seconds():

@@ -11,7 +11,7 @@ import pytest
 
 from data.sequences import load_sequences
 from eval import evaluate_price
-from eval.conftest import evaluate_words
+from eval.conftest import evaluate_words, stranger
 from eval.metrics import reward
 from models.reconstructor.reconstructor import Reconstructor
 
@@ -62,6 +62,22 @@ def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
             assert lead["value"] == pytest.approx(theirs - r["J"], abs=1e-6)
             assert ("interval_over_documents" in lead) == (r is not verified)
     assert "agent leads by" in capsys.readouterr().out
+
+
+def test_at_a_price_the_search_can_be_left_out_or_be_all(stages, agents, tmp_path):
+    """And an agent of another training is paired with the agent: the same one leads itself by nothing."""
+    found = {}
+    for methods, against in (("random", agents[0]), ("verified", stranger(agents[1], tmp_path / "elsewhere"))):
+        words = f"--prices 1.2 --num_sequences 20 --tune_sequences 10 --methods {methods}".split()
+        paths = ["--output_dir", tmp_path, "--model_path", agents[0], "--against", against]
+        evaluate_price.main(evaluate_words(stages[0], *words, *paths))
+        results = json.loads((tmp_path / "price_results.json").read_text())["prices"][0]["results"]
+        found[methods] = {r["method"]: r for r in results}
+    other = "agent, other training"
+    assert list(found["random"]) == ["agent", other, "random"]
+    assert list(found["verified"]) == ["agent", other, evaluate_price.VERIFIED, evaluate_price.AGENT_VERIFIED]
+    assert found["verified"][evaluate_price.VERIFIED]["rule"] == "from nothing sent"
+    assert found["random"][other]["agent_leads_by"]["value"] == 0 != found["verified"][other]["agent_leads_by"]["value"]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,24 @@
-"""The files of a base model: a reconstructor without fine-tuning, as stock transformers load it, and a gap head beside it."""
+"""The files of a base model: a reconstructor without fine-tuning, as stock transformers load it, and a gap head beside it.
 
+And the checkpoints of its training, from which a run that was cut off goes on. How they are written and read:
+`models/reconstructor/checkpoints.py`.
+"""
+
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from data.artifacts import InputError, check_resumed
+from models.reconstructor.checkpoints import read_newest, write_checkpoint
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import bos_id
 
 SCHEMA = "rltc.pretraining/4"
 MADE_BY = "models/reconstructor/pretraining/pretrain.py"
+LIMIT = 2  # newest checkpoints to keep
+# Flags that may change when a run goes on.
+FREE = ("resume", "data_dir", "output_dir", "tokenizer", "device", "max_steps", "max_minutes", "eval_minutes")
+NUMBERS = ("step", "minutes", "tokens", "log")  # of a run, as they stand in its checkpoint
+STATE = (*NUMBERS, "args", "counts", "kinds", "model", "head", "average", "optimizers")
 
 
 def gpt2_config(args, rows, bos=None):
@@ -24,3 +36,37 @@ def save_base(model, head, embedding, tokenizer, args):
     state = model.state_dict() | {"transformer.wte.weight": embedding, "lm_head.weight": embedding}
     full.load_state_dict(state)
     Reconstructor(full.half(), tokenizer, gap_head=head).save(args.output_dir, args=args)
+
+
+def save_checkpoint(training):
+    """Write all that the future of a Pretraining depends on to its --output_dir, when it has just looked.
+
+    There are no random states in it: every step draws from a seed of its own.
+    """
+    state = {name: getattr(training, name) for name in NUMBERS}
+    state |= {name: getattr(training, name).state_dict() for name in ("model", "head", "average")}
+    state |= {
+        "args": {name: str(value) for name, value in vars(training.args).items()},
+        "counts": torch.as_tensor(training.vocabulary.counts), "kinds": training.weights.state(),
+        "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
+    }
+    write_checkpoint(training.args.output_dir, training.step, state, LIMIT)
+
+
+def go_on(training):
+    """Put a new Pretraining where the newest whole checkpoint was.
+
+    Raises FileNotFoundError if there is none, InputError if none can be read or it was made with other flags or other text.
+    """
+    path, state = read_newest(training.args.output_dir, STATE)
+    check_resumed(path, vars(training.args), state["args"], FREE)
+    if not torch.equal(state["counts"], torch.as_tensor(training.vocabulary.counts)):
+        found = f"other text in {training.args.data_dir}"
+        raise InputError(f"--resume: expected the training text of {path}, found {found}; prepare the same, or start anew")
+    for name in NUMBERS:
+        setattr(training, name, state[name])
+    for name in ("model", "head", "average"):
+        getattr(training, name).load_state_dict(state[name])
+    for optimizer, its in zip(training.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(its)
+    training.weights.restore(state["kinds"])

@@ -125,7 +125,7 @@ def documents(kind, packages):
             raise InputError(f"{source.package}: expected {source.files} as in version {source.version}, found no such file")
         for name, whole in source.read(files):
             if kind in WHOLE:
-                yield name, html.unescape(re.sub(r"[ \t\xa0]+", " ", whole)).strip() if source.manager in FETCH else whole
+                yield name, re.sub(r"[ \t\xa0]+", " ", html.unescape(whole)).strip() if source.manager in FETCH else whole
             else:
                 parts = pieces(whole.strip().split("\n\n"), LONGEST)
                 yield from ((f"{name}#{number}", part.strip()) for number, part in enumerate(parts))

@@ -162,7 +162,7 @@ def brown(files):
         paragraphs = []
         for paragraph in re.split(r"\n\s*\n", tagged):
             said = " ".join(word.rpartition("/")[0] for word in paragraph.split())
-            said = re.sub(r" ([.,;:?!)\]])", r"\1", re.sub(r"([(\[]) ", r"\1", said))
+            said = re.sub(r" ([.,;:?!)])", r"\1", said.replace("( ", "("))
             paragraphs.append(re.sub(r"`` ?| ?''", '"', said))
         yield Path(name).name, "\n\n".join(part for part in paragraphs if part)
 
@@ -192,11 +192,11 @@ def tales(files):
 
 def docstrings(files):
     """Long docstrings of modules, classes and functions, and Python's help topics."""
-    yield from pydoc_data.topics.topics.items()
+    yield from ((name, topic.strip()) for name, topic in pydoc_data.topics.topics.items())
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
         if not {"test", "tests", "site-packages", "idlelib"} & set(path.parts):
             for node in ast.walk(ast.parse(path.read_bytes())):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                     if len(docstring := ast.get_docstring(node) or "") >= 400:
                         yield f"{path.stem}:{getattr(node, 'name', 'module')}", docstring
 

@@ -23,6 +23,7 @@ UNITS = {"token": 0.5, "span": 0.15, "word": 0.35}
 NOISE = (0.3, 3.0)  # nats, standard deviation of what is added to surprisal or frequency, uniform from window to window
 MASKED = (0.05, 0.55)  # mask ratios in training, uniform
 KEPT = (0.4, 0.95)  # keep ratios where tokens are dropped, uniform
+EVENNESS = 0.75  # 1: kinds are drawn by their tokens; 0: all alike
 
 
 def read_streams(directory, split, bos):
@@ -73,6 +74,34 @@ class Bigrams:
     def frequency(self, tokens):
         """(n,) float16: -ln of the tokens' share."""
         return -self.share.log()[tokens].half()
+
+
+class KindWeights:
+    """How often each kind of text is drawn: tokens ** EVENNESS, less where the gap between validation and training opens."""
+
+    STRENGTH, LIMITS = 4.0, (0.25, 2.0)  # per nat that a gap opens further than the mean; factors, at most
+
+    def __init__(self, lengths):
+        self.base = lengths.double() ** EVENNESS
+        self.start, self.factor = None, torch.ones_like(self.base)
+
+    def shares(self):
+        share = self.base * self.factor
+        return share / share.sum()
+
+    def update(self, gaps):
+        """`gaps` (kinds,): validation less training nats, now. The first call says where each gap starts: documents differ."""
+        gaps = torch.as_tensor(gaps, dtype=torch.float64, device=self.base.device)
+        self.start = gaps if self.start is None else self.start
+        opened = gaps - self.start
+        self.factor = (self.STRENGTH * (opened.mean() - opened)).exp().clamp(*self.LIMITS)
+
+    def state(self):
+        return {"start": self.start, "factor": self.factor}
+
+    def restore(self, state):
+        """Go on where `state` was called."""
+        self.start, self.factor = (value if value is None else value.to(self.base.device) for value in state.values())
 
 
 class Streams:

@@ -6,8 +6,9 @@ Users rarely run this: its output is committed as `models/reconstructor/base/`.
     python data/prepare.py --source mixed --input corpora/*.jsonl.gz --output_dir data/mixture --max_sequences 1000000
     python models/reconstructor/pretraining/pretrain.py --data_dir data/mixture --output_dir base --device cuda --max_minutes 7
 
-Reads what data/prepare.py wrote; writes a model directory with the averaged weights, and `pretraining.json` (settings, log).
-Without `--device cuda` the same command runs on CPUs, slowly.
+Reads what data/prepare.py wrote; writes a model directory with the averaged weights, `pretraining.json` (settings, log) and, at
+each evaluation, a checkpoint: with `--resume` the same command goes on from there, also to a larger --max_steps or --max_minutes.
+Without `--device cuda` it runs on CPUs, slowly.
 
 1. Three objectives in every step, in different windows: causal; masked (full attention, every masked token is predicted from the
    position before it, as the reconstructor does); gaps (tokens are dropped, the rest is read with full attention, and a head
@@ -19,7 +20,7 @@ Without `--device cuda` the same command runs on CPUs, slowly.
 6. Half of the windows start at position 0, as texts do; the others at a random position. The last LONG_SHARE of the run uses
    windows of `--n_positions`.
 7. Kinds of text are drawn by their tokens to the power EVENNESS; one whose gap between training and validation opens by more
-   than the others' gets less (KindWeights).
+   than the others' gets less (draws.KindWeights).
 """
 
 import copy
@@ -36,8 +37,8 @@ from transformers import GPT2LMHeadModel
 from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, run, write_json
 from models.reconstructor.gaps import GapHead
 from models.reconstructor.loss import summed_nats
-from models.reconstructor.pretraining.checkpoints import MADE_BY, SCHEMA, gpt2_config, save_base
-from models.reconstructor.pretraining.draws import Streams, read_streams, room_for, word_ends
+from models.reconstructor.pretraining.checkpoints import MADE_BY, SCHEMA, go_on, gpt2_config, save_base, save_checkpoint
+from models.reconstructor.pretraining.draws import KindWeights, Streams, read_streams, room_for, word_ends
 from models.reconstructor.pretraining.evaluation import Base, evaluate
 from models.reconstructor.pretraining.network import read
 from models.reconstructor.pretraining.positions import begin_with_neighbours
@@ -51,31 +52,9 @@ UNITS = {
 }
 SHARES = {"causal": 0.45, "masked": 0.4, "gaps": 0.15}  # of the windows, and of the loss
 LONG_SHARE = 0.1  # last share of the run, in long windows
-EVENNESS = 0.75  # 1: kinds are drawn by their tokens; 0: all alike
 WEIGHT_DECAY = 0.1  # of the hidden matrices
 WARMUP_STEPS = 100
 EARLY = 50  # a step at which everything is evaluated and saved once, so that a fault shows at once
-
-
-class KindWeights:
-    """How often each kind of text is drawn: tokens ** EVENNESS, less where the gap between validation and training opens."""
-
-    STRENGTH, LIMITS = 4.0, (0.25, 2.0)  # per nat that a gap opens further than the mean; factors, at most
-
-    def __init__(self, lengths):
-        self.base = lengths.double() ** EVENNESS
-        self.start, self.factor = None, torch.ones_like(self.base)
-
-    def shares(self):
-        share = self.base * self.factor
-        return share / share.sum()
-
-    def update(self, gaps):
-        """`gaps` (kinds,): validation less training nats, now. The first call says where each gap starts: documents differ."""
-        gaps = torch.as_tensor(gaps, dtype=torch.float64, device=self.base.device)
-        self.start = gaps if self.start is None else self.start
-        opened = gaps - self.start
-        self.factor = (self.STRENGTH * (opened.mean() - opened)).exp().clamp(*self.LIMITS)
 
 
 class Pretraining:
@@ -102,6 +81,8 @@ class Pretraining:
         self.pairs = [list(self.average.parameters()), [*self.model.parameters(), *self.head.parameters()]]
         self.step, self.minutes, self.tokens, self.log = 0, 0.0, 0, []
         self.recent = torch.zeros(4, dtype=torch.float64, device=self.device)
+        if args.resume:
+            go_on(self)
 
     def make_optimizers(self):
         """{optimiser: its learning rate}."""
@@ -201,18 +182,26 @@ class Pretraining:
             self.args.output_dir / "pretraining.json", SCHEMA, self.args, UNITS, weights=[self.args.output_dir], log=self.log,
             command=command_line(MADE_BY, self.args), train_tokens=dict(zip(kinds, self.train_text.length.tolist(), strict=True)),
         )
+        save_checkpoint(self)
         say(self.log[-1])
 
     def train(self):
-        """Train until --max_steps or --max_minutes; look at once, at step EARLY, every --eval_minutes, and at the end."""
-        args, start, looked = self.args, time.monotonic(), -1.0
+        """Train until --max_steps or --max_minutes; look at once, at step EARLY, every --eval_minutes, and at the end.
+
+        A run that goes on has looked at the step where it was saved.
+        """
+        args, start, looked = self.args, time.monotonic() - 60 * self.minutes, self.minutes
         while (progress := self.progress()) < 1:
-            if self.step in (0, EARLY) or self.minutes - looked >= args.eval_minutes:
+            if not self.has_looked() and (self.step in (0, EARLY) or self.minutes - looked >= args.eval_minutes):
                 self.look()
                 looked = self.minutes = (time.monotonic() - start) / 60
             self.update(progress)
             self.minutes = (time.monotonic() - start) / 60
-        self.look()
+        if not self.has_looked():
+            self.look()
+
+    def has_looked(self):
+        return bool(self.log) and self.log[-1]["step"] == self.step
 
 
 def learning_rate_factor(step, progress, cooldown):
@@ -252,7 +241,8 @@ def parse_args(argv=None):
     add("--max_steps", type=bounded(int, 1, 10**9), default=10**6, help="optimiser steps, at most")
     add("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0,
         help="minutes of training, at most; the learning rate follows whichever limit is nearer")
-    add("--eval_minutes", type=bounded(float, 0, 10**6), default=0.75, help="minutes between evaluations; each saves the weights")
+    add("--eval_minutes", type=bounded(float, 0, 10**6), default=0.75, help="minutes between evaluations; each saves the run")
+    add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
     add("--eval_tokens", type=bounded(int, 100, 10**9), default=20_000,
         help="tokens of every kind scored at each evaluation, held out and from training")
     add("--seed", type=SEED, default=42, help="seeds initial weights, windows, positions, masks and dropout")

@@ -4,7 +4,10 @@ import gzip
 import json
 import math
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -15,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from data import prepare
-from data.artifacts import InputError
+from data.artifacts import REPOSITORY, InputError
 from models.reconstructor.gaps import load_gap_head
 from models.reconstructor.pretraining import card, checkpoints, draws, positions, pretrain
 from models.reconstructor.reconstructor import Reconstructor
@@ -43,8 +46,12 @@ def toy(tmp_path_factory):
     return folder / "data"
 
 
+def command_line(toy, output, *words):
+    return ["--data_dir", str(toy), "--output_dir", str(output), *SHAPE, *map(str, words)]
+
+
 def run(toy, output, *words):
-    pretrain.main(["--data_dir", str(toy), "--output_dir", str(output), *SHAPE, *map(str, words)])
+    pretrain.main(command_line(toy, output, *words))
     return json.loads((output / "pretraining.json").read_text())
 
 
@@ -97,8 +104,68 @@ def test_the_same_seed_gives_the_same_weights(toy, tmp_path):
     assert losses[0] == losses[1] and min(losses[0].values()) > 0
 
 
+def files_of(folder):
+    """The weights of a run as bytes, and its log without what a clock says."""
+    log = json.loads((folder / "pretraining.json").read_text())["log"]
+    weights = [(folder / name).read_bytes() for name in ("model.safetensors", checkpoints.GAP_HEAD)]
+    return weights, [{name: row[name] for name in row if name != "minutes"} for row in log]
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
+    """Limits of time never bind here: minutes would enter the learning rate. It is killed after the look at step EARLY."""
+    words = ["--max_steps", 90, "--causal_start", 0.3, "--max_minutes", 10**5, "--eval_minutes", 10**5]
+    command = [sys.executable, REPOSITORY / checkpoints.MADE_BY, *command_line(toy, tmp_path / "cut", *words)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "cut/checkpoint-50").exists():
+        assert process.poll() is None, "the run ended by itself"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut/checkpoint-90").exists()
+    run(toy, tmp_path / "cut", *words, "--resume")
+    run(toy, tmp_path / "whole", *words)
+    run(toy, tmp_path / "other", *words, "--seed", 43)
+    whole, cut, other = (files_of(tmp_path / name) for name in ("whole", "cut", "other"))
+    assert cut == whole and [row["step"] for row in cut[1]] == [0, 50, 90]
+    assert other[0][0] != whole[0][0], "the negative control: another seed gives other weights"
+    run(toy, tmp_path / "cut", *words, "--resume")
+    assert files_of(tmp_path / "cut") == whole, "a run that has ended has nothing to add"
+    log = run(toy, tmp_path / "cut", *words, "--max_steps", 100, "--resume")["log"]
+    assert [row["step"] for row in log] == [0, 50, 90, 100] and log[-1]["tokens"] > log[-2]["tokens"], "it trains on"
+    assert sorted(path.name for path in (tmp_path / "cut").glob("checkpoint-*")) == ["checkpoint-100", "checkpoint-90"]
+
+
+def test_a_run_goes_on_with_the_shares_of_its_kinds(toy, tmp_path, monkeypatch):
+    """Looked at after every step, and strongly moved by gaps: the shares are not those that a run begins with."""
+    monkeypatch.setattr(pretrain, "EARLY", 1)
+    monkeypatch.setattr(draws.KindWeights, "STRENGTH", 1e4)
+    monkeypatch.setattr(checkpoints, "LIMIT", 9)
+    words = ["--max_steps", 6, "--max_minutes", 10**5, "--eval_minutes", 0]
+    log = run(toy, tmp_path / "whole", *words)["log"]
+    assert log[4]["weight"] != log[0]["weight"] and len(log) == 7
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for step in (4, 5, 6):
+        shutil.rmtree(tmp_path / f"cut/checkpoint-{step}")
+    run(toy, tmp_path / "cut", *words, "--resume")
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_a_run_goes_on_with_its_own_flags_and_text_only(toy, tmp_path):
+    words = ["--max_steps", 1]
+    with pytest.raises(FileNotFoundError, match="--resume: expected a checkpoint"):
+        run(toy, tmp_path, *words, "--resume")
+    run(toy, tmp_path, *words)
+    with pytest.raises(InputError, match="was made with --dropout 0.1, found --dropout 0.2"):
+        run(toy, tmp_path, *words, "--resume", "--dropout", 0.2)
+    less = shutil.copytree(toy, tmp_path / "less")
+    train = less / json.loads((less / "dataset_info.json").read_text())["splits"]["train"]["file"]
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match="--resume: expected the training text of .*checkpoint-1, found other text"):
+        run(less, tmp_path, *words, "--resume")
+
+
 def test_a_kind_whose_gap_opens_gets_less():
-    weights = pretrain.KindWeights(torch.tensor([100, 100, 100]))
+    weights = draws.KindWeights(torch.tensor([100, 100, 100]))
     weights.update([0.1, 0.5, 0.0])
     assert torch.allclose(weights.shares(), torch.full((3,), 1 / 3, dtype=torch.float64))
     weights.update([0.1, 0.5, 0.4])
