@@ -24,6 +24,7 @@ from eval.inputs import Scores, add_flags, draw_texts, open_models
 from eval.methods import AGAINST, CHEAP, OPPONENTS, Agent, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, binary_entropy, difference, figures
 from eval.report import examples, examples_as_text, format_table
+from eval.restored import KINDS, restored_figures
 from models.reconstructor.masking import keep_counts
 from models.reconstructor.scoring import SUMS
 
@@ -35,6 +36,8 @@ UNITS = {
     "nats": "nats per masked token", "distortion": "nats per original token, with those of the gaps where they are to be found",
     "gaps": "nats of gaps per original token",
     "exact_text": "share of texts restored without an error", "interval": INTERVAL,
+    "word_error_rate": "errors per word of the original, restored from what was sent", "chrf": "0 to 1, mean over texts",
+    **{f"{kind}_sent": f"share of {kind} that are sent" for kind in KINDS},
     "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
 }
 
@@ -65,22 +68,25 @@ def check_ratios(args, corpus):
 
 
 def evaluate_method(runs, keep_ratios, corpus, reconstructor):
-    """For each keep ratio: sums by document (runs, documents, 7), the seconds that scoring took, and its passes.
+    """For each keep ratio: sums by document (runs, documents, 7), where gaps are found those of what is restored from the sent
+    tokens alone (runs, documents, COLUMNS), the seconds that scoring took, and its passes.
 
     `runs`: the method, as many times as it was trained; `reconstructor`: its receiver.
     """
     found, scored = {}, [Scores(method, corpus) for method in runs]
     for keep_ratio in keep_ratios:
-        sums = [corpus.by_document(corpus.sums(reconstructor, scores.masks(keep_ratio))) for scores in scored]
+        masks = [scores.masks(keep_ratio) for scores in scored]
+        sums = [corpus.by_document(corpus.sums(reconstructor, some)) for some in masks]
+        restored = [corpus.by_document(corpus.restored(reconstructor, some)) for some in masks] if reconstructor.found else []
         _, seconds, passes = zip(*(scores.at(keep_ratio) for scores in scored))
-        found[keep_ratio] = np.stack(sums), float(np.mean(seconds)), passes[0]
+        found[keep_ratio] = np.stack(sums), np.array(restored), float(np.mean(seconds)), passes[0]
     return found
 
 
 def compare(cells, bootstrap):
     """The results of all cells, and the agent's paired differences to every other method at every keep ratio."""
     results, differences = [], []
-    for (name, keep_ratio), (sums, seconds, lm_passes) in cells.items():
+    for (name, keep_ratio), (sums, restored, seconds, lm_passes) in cells.items():
         totals = dict(zip(SUMS, sums.mean(0).sum(0).tolist(), strict=True))
         realised = 1 - totals["masked"] / totals["tokens"]
         result = {
@@ -89,11 +95,16 @@ def compare(cells, bootstrap):
             "seconds_per_1000_tokens": 1000 * seconds / totals["tokens"], "masked_tokens": int(totals["masked"]),
             **bootstrap.estimate(figures, sums),
         }
+        if len(restored):
+            result |= bootstrap.estimate(restored_figures, restored)
         if len(sums) > 1:
             result["runs"] = [{figure: float(value) for figure, value in figures(run.sum(0)).items()} for run in sums]
         results.append(result)
         if name != Agent.name:
-            lead = difference(cells[Agent.name, keep_ratio][0], sums, bootstrap)
+            ours = cells[Agent.name, keep_ratio]
+            lead = difference(ours[0], sums, bootstrap)
+            if len(restored):
+                lead |= difference(ours[1], restored, bootstrap, restored_figures)
             differences.append({"method": name, "keep_ratio_asked": keep_ratio, **lead})
     return results, differences
 

@@ -9,6 +9,7 @@ import torch
 
 from data.artifacts import SEED, InputError, bounded, different_setting, read_json
 from data.sequences import load_sequences, pad_batch
+from eval.restored import restored_row
 from models.agent.files import RELEASED, load_policy, read_agent
 from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import SCHEMA, Reconstructor, check_head, find_device, load_causal_lm
@@ -88,6 +89,12 @@ class Corpus:
         sums = np.zeros((len(self.names), rows.shape[1]))
         np.add.at(sums, self.document[: len(rows)], rows)
         return sums
+
+    def restored(self, reconstructor, keep_masks):
+        """One row per text of what is restored from what the masks send, and of what survives in it (eval/restored.py)."""
+        masks = [mask for batch in keep_masks for mask in batch]
+        pairs = zip(self.texts, masks, strict=True)
+        return np.stack([restored_row(reconstructor, self.words, text, mask[: len(text)]) for text, mask in pairs])
 
     def sums(self, reconstructor, keep_masks):
         """One row of SUMS per text, (texts, 7), for a list of keep masks, one (B, T) per batch."""

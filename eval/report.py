@@ -9,7 +9,10 @@ from eval.metrics import MIN_DOCUMENTS
 
 
 def examples(method, corpus, reconstructor, keep_ratio, count):
-    """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there."""
+    """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there.
+
+    Where gaps are to be found, also what was sent and what was restored from it alone, as text.
+    """
     found, texts = [], list(zip(corpus.texts, corpus.document, strict=True))
     decode = reconstructor.tokenizer.decode
     for text, document in texts[:: max(1, len(texts) // max(count, 1))][:count]:
@@ -22,15 +25,22 @@ def examples(method, corpus, reconstructor, keep_ratio, count):
             for t, r, s in zip(text, restored, state, strict=True)
         ]
         found.append({"doc": str(corpus.names[document]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
+        if reconstructor.found:
+            sent = text[keep_mask[0]]
+            found[-1] |= {"sent": decode(sent), "restored": decode(reconstructor.restore(sent))}
     return found
 
 
 def examples_as_text(found):
-    """The examples for a reader: what was sent (gaps as _), and what came back (wrong tokens as [restored|true])."""
+    """The examples for a reader: what was sent and what came back.
+
+    Gaps that are told are shown as _ and wrong tokens as [restored|true]; where they are to be found, the texts are as they are.
+    """
     blocks = []
     for e in found:
         sent = "".join(p["token"] if p["state"] == "kept" else "_" for p in e["pieces"])
         back = "".join(f"[{p['restored']}|{p['token']}]" if p["state"] == "wrong" else p["restored"] for p in e["pieces"])
+        sent, back = e.get("sent", sent), e.get("restored", back)
         blocks.append(f"=== {e['doc']}, {e['keep_ratio']:.0%} of the tokens kept\n--- sent\n{sent}\n--- restored\n{back}\n")
     return "\n".join(blocks)
 
@@ -65,34 +75,53 @@ def markdown(rows):
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
+# What an evaluation is judged by, the figure's digits, and whether more of it is better: where gaps are told, and found.
+JUDGED = {
+    "told": {"top1": (3, True), "nats": (2, False)},
+    "found": {"distortion": (3, False), "word_error_rate": (3, False)},
+}
+TITLES = {
+    "told": "masked top-1 / nats per masked token",
+    "found": "nats per original token, gaps included / word error rate of what is restored from the sent tokens alone",
+}
+
+
 def by_keep_ratio(record, methods=None):
-    """A table of an evaluation: top-1 / nats of `methods`, default: all, by keep ratio; ± is half of the agent's interval."""
+    """A table of an evaluation: the two figures of JUDGED of `methods`, default: all, by keep ratio.
+
+    ± is half of the agent's interval.
+    """
+    judged = JUDGED[record.get("gaps", "told")]
+    cell = lambda c, show: " / ".join(show(c[name], digits) for name, (digits, _) in judged.items())
     ratios, results = sorted({r["keep_ratio_asked"] for r in record["results"]}, reverse=True), record["results"]
     rows = [["keep ratio", *map(str, ratios)]]
     for method in methods or dict.fromkeys(r["method"] for r in results):
         cells = [next(r for r in results if r["method"] == method and r["keep_ratio_asked"] == ratio) for ratio in ratios]
         bold = "**" if method == "agent" else ""
-        rows.append([method, *(f"{bold}{number(c['top1'])} / {number(c['nats'], 2)}{bold}" for c in cells)])
+        rows.append([method, *(bold + cell(c, number) + bold for c in cells)])
         if bold:
-            rows.append(["±", *(f"{half(c['top1'])} / {half(c['nats'], 2)}" for c in cells)])
+            rows.append(["±", *(cell(c, half) for c in cells)])
     return markdown(rows)
 
 
 def format_table(record):
-    """Top-1 and nats per masked token of every method at every keep ratio, and whom the agent leads, as lines of text."""
+    """The figures of JUDGED of every method at every keep ratio, and whom the agent leads, as lines of text."""
+    judged = JUDGED[record["gaps"]]
     over = f" and {len(record['agents'])} agents, of which the first row is the mean" if len(record["agents"]) > 1 else ""
-    title = f"masked top-1 / nats per masked token; ±: half of the agent's 95 % interval over documents{over}"
+    title = f"{TITLES[record['gaps']]}; ±: half of the agent's 95 % interval over documents{over}"
     lines = [title, "", by_keep_ratio(record), ""]
     if record["documents"] < MIN_DOCUMENTS:
         lines += [f"only {record['documents']} documents: with fewer than {MIN_DOCUMENTS} no difference is significant", ""]
     behind, unsure = {}, {}  # {method: keep ratios}
     for d in record["differences"]:
-        ahead = d["top1"]["value"] > 0 > d["nats"]["value"]
-        significant = ahead and d["top1"]["significant"] and d["nats"]["significant"]
+        ahead = all((d[name]["value"] > 0) == more for name, (_, more) in judged.items())
+        significant = ahead and all(d[name]["significant"] for name in judged)
         if not significant:
             (unsure if ahead else behind).setdefault(d["method"], []).append(f"{d['keep_ratio_asked']:g}")
+    names = [name.replace("_", " ").replace("top1", "top-1") for name in judged]
+    both = " and ".join(names)
     against, not_sure = ("; ".join(f"{name} at {', '.join(r)}" for name, r in some.items()) for some in (behind, unsure))
-    lines.append(f"the agent does NOT lead against: {against}" if behind else "the agent leads everywhere in top-1 and nats")
+    lines.append(f"the agent does NOT lead against: {against}" if behind else f"the agent leads everywhere in {both}")
     if unsure:
-        lines.append(f"its lead in top-1 or nats is not significant against: {not_sure}")
+        lines.append(f"its lead in {' or '.join(names)} is not significant against: {not_sure}")
     return "\n".join(lines)

@@ -248,3 +248,24 @@ class Reconstructor(torch.nn.Module):
             row, column = masked.nonzero(as_tuple=True)
             nats[rows[row], column], top1[rows[row], column] = map(torch.cat, zip(*read))
         return Prediction(nats, top1, gaps)
+
+    @torch.inference_mode()
+    def restore(self, tokens):
+        """A text from the tokens that were sent, and nothing else: where tokens are missing first, then which.
+
+        tokens (S,) integers; returns int64 (T,), on the CPU. Raises InputError if the reconstructor can't find gaps, or if more was
+        sent than it reads.
+        """
+        if self.gap_head is None:
+            raise InputError(f"{self.directory}: expected a reconstructor that finds gaps, found no gap head beside its weights")
+        tokens = torch.as_tensor(tokens, dtype=torch.int64, device=self.device)[None]
+        if tokens.shape[1] > self.max_length:
+            raise InputError(f"{tokens.shape[1]} tokens were sent: expected at most {self.max_length}; restore them in parts")
+        everything = torch.ones_like(tokens, dtype=torch.bool)
+        gaps = self.gap_head.likeliest(self.gap_states(send(tokens, everything, everything)))[0]
+        gaps = torch.where(gaps.cumsum(0) <= self.max_length - tokens.shape[1], gaps, 0)  # no longer than it reads
+        length = tokens.shape[1] + int(gaps.sum())
+        place = torch.arange(tokens.shape[1], device=self.device) + gaps[:-1].cumsum(0)
+        ids, keep_mask = tokens.new_full((1, length), self.bos_id), everything.new_zeros(1, length)
+        ids[0, place], keep_mask[0, place] = tokens[0], True
+        return self.predict(ids, keep_mask).top1[0].cpu()
