@@ -47,7 +47,8 @@ def earlier(toy, tmp_path_factory):
 def agent_words(toy, output):
     """The flags of a short training on a CPU."""
     paths = f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --output_dir {output}"
-    return f"{paths} --quiet --device cpu --width 16 --layers 1 --n_steps 32 --batch_size 16 --eval_sequences 8".split()
+    flags = "--gaps told --unit token --quiet --device cpu --width 16 --n_steps 32 --batch_size 16 --eval_sequences 8"
+    return f"{paths} {flags}".split()
 
 
 def train_agent(toy, output, *words):
