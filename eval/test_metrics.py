@@ -13,15 +13,16 @@ from eval.metrics import Bootstrap, binary_entropy, count_documents, difference,
 from rl.env import token_rewards
 
 
-def cell(nats, masked=20.0, right=5.0, exact=0.0):
+def cell(nats, masked=20.0, right=5.0, exact=0.0, gaps=0.0):
     """Sums of documents with 100 tokens and the nats (..., documents)."""
-    columns = (100.0, masked, nats, right, exact, 1.0)
+    columns = (100.0, masked, nats, right, exact, 1.0, gaps)
     return np.stack(np.broadcast_arrays(*columns), -1).astype(float)
 
 
 def test_figures_and_side_information_are_closed_forms():
-    found = figures(np.array([[100, 20, 30.0, 15, 1, 4]]))
-    assert {k: float(v[0]) for k, v in found.items()} == {"top1": 0.75, "nats": 1.5, "distortion": 0.3, "exact_text": 0.25}
+    found = figures(np.array([[100, 20, 30.0, 15, 1, 4, 8.0]]))
+    expected = {"top1": 0.75, "nats": 1.5, "distortion": 0.38, "gaps": 0.08, "exact_text": 0.25}
+    assert {k: float(v[0]) for k, v in found.items()} == expected
     assert binary_entropy(0.5) == 1.0 and binary_entropy(1.0) == 0.0 and binary_entropy(0.9) == pytest.approx(0.469, abs=1e-3)
 
 
@@ -30,8 +31,12 @@ def test_the_reward_of_sums_is_that_of_the_environment():
     valid = np.arange(9) < np.array([[9], [5]])
     masked = (rng.random((2, 9)) < 0.5) & valid
     nats = np.where(masked, rng.exponential(2.0, (2, 9)), 0)
-    sums = np.stack([valid.sum(1), masked.sum(1), nats.sum(1), *np.zeros((3, 2))], 1)
-    np.testing.assert_allclose(reward(sums, 1.5), token_rewards(~masked, valid, nats, [1.5, 1.5]).sum(1), rtol=1e-5)
+    gaps = np.where(valid, rng.exponential(0.3, (2, 9)), 0)
+    for gaps in (0 * gaps, gaps):
+        sums = np.stack([valid.sum(1), masked.sum(1), nats.sum(1), *np.ones((3, 2)), gaps.sum(1)], 1)
+        earned = token_rewards(~masked, valid, nats, [1.5, 1.5], gaps).sum(1)
+        np.testing.assert_allclose(reward(sums, 1.5), earned, rtol=1e-5)
+        np.testing.assert_allclose(1.5 * masked.sum(1) / valid.sum(1) - figures(sums)["distortion"], earned, rtol=1e-5)
 
 
 def test_bootstrap_draws_the_counts_that_it_reports():

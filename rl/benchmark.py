@@ -7,7 +7,7 @@ causal pass, with logits at every token, of the embedded base and of a GPT-2 wit
 change the time). The policy is an untrained one, whose draft hides every token, the dearest that it can do. Episodes: the
 same policy and the environment's judgement, in batches of texts and with one TokenCompressionEnv. Training: token decisions
 per second, rollouts and updates, of the same TokenPPO on TokenCompressionVecEnv and on one TokenCompressionEnv under
-Stable-Baselines3's DummyVecEnv. In turns, so that a noisy machine is noisy for all. Writes nothing.
+Stable-Baselines3's DummyVecEnv. One decision is about a word. In turns, so that a noisy machine is noisy for all. Writes nothing.
 """
 
 import resource
@@ -26,8 +26,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from data.artifacts import SEED, Parser, bounded, run
 from data.sequences import load_sequences, pad_batch
 from eval.methods import CausalSurprisal
+from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import Reconstructor, find_device, load_causal_lm
 from models.reconstructor.tokenizer import BASE_MODEL
+from models.reconstructor.words import DECIDED
 from rl import train
 from rl.env import TokenCompressionEnv, TokenCompressionVecEnv
 
@@ -41,6 +43,7 @@ def parse_args(argv=None):
     add("--reconstructor_path", type=Path, default=Path("models/reconstructor/fine-tuned"),
         help="directory written by models/reconstructor/train_cpu.py or train_gpu.py, or models/reconstructor/base")
     add("--base_model", default=BASE_MODEL, help="causal LM to compare deciding with, beside a GPT-2 with 124 M parameters")
+    add("--gaps", choices=GAPS, default=GAPS[0], help="whether the receiver has to find where tokens are missing, or is told")
     add("--max_length", type=bounded(int, 2, 10**6), default=128, help="tokens per text, longer ones are cut into several")
     add("--texts", type=bounded(int, 1, 10**6), default=16, help="texts per turn of deciding")
     add("--batches", type=bounded(int, 1, 100_000), nargs="+", default=[1, 64], help="texts per batch of episodes")
@@ -78,7 +81,7 @@ def in_turns(ways, turns, device, quiet):
 
 def trainer(env, args, texts, device):
     """An agent of the default settings, and a function that trains it on one more rollout and returns its tokens."""
-    settings = train.parse_args(["--n_steps", str(args.n_envs), "--seed", str(args.seed)])
+    settings = train.parse_args(["--n_steps", str(args.n_envs), "--seed", str(args.seed), "--gaps", args.gaps])
     agent = train.build_agent(settings, env, texts, device)
 
     def one_rollout():
@@ -114,7 +117,7 @@ def episodes(agent, args, texts, reconstructor, length):
     """{name: function} that decide texts and have them judged: in batches, and with one environment."""
 
     def in_batches(size):
-        env = TokenCompressionVecEnv(texts, reconstructor, length, size)
+        env = TokenCompressionVecEnv(texts, reconstructor, length, size, unit=DECIDED[0])
         state = {"observation": env.reset()}
 
         def some():
@@ -126,7 +129,7 @@ def episodes(agent, args, texts, reconstructor, length):
 
         return some
 
-    one = TokenCompressionEnv(texts, reconstructor, length)
+    one = TokenCompressionEnv(texts, reconstructor, length, unit=DECIDED[0])
 
     def one_by_one():
         tokens = 0
@@ -151,12 +154,12 @@ def main(argv=None):
     args = parse_args(argv)
     device = find_device(args.device)
     torch.manual_seed(args.seed)
-    reconstructor = Reconstructor.load(args.reconstructor_path, device)
+    reconstructor = Reconstructor.load(args.reconstructor_path, device, args.gaps)
     length = min(args.max_length, reconstructor.max_length)
     texts = load_sequences(args.data_path, reconstructor.fingerprint, length)
-    many = TokenCompressionVecEnv(texts, reconstructor, length, train.environments(args.n_envs))
+    many = TokenCompressionVecEnv(texts, reconstructor, length, train.environments(args.n_envs), unit=DECIDED[0])
     agent, train_many = trainer(many, args, texts, device)
-    one = DummyVecEnv([lambda: TokenCompressionEnv(texts, reconstructor, length)])
+    one = DummyVecEnv([lambda: TokenCompressionEnv(texts, reconstructor, length, unit=DECIDED[0])])
     one.judge = one.envs[0].judge
     _, train_one = trainer(one, args, texts, device)
 

@@ -1,19 +1,27 @@
-"""What the tests of this folder share: toy data and a toy reconstructor, made once, and a short training on them."""
+"""What the tests of this folder share: toy data and toy reconstructors, made once, agents, and a short training on them."""
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import pytest
 import torch
 
 from data.sequences import load_sequences
 from data.testing.toy import write_toy
+from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import load_policy
+from models.agent.reader import Reader
 from models.reconstructor import train_cpu
 from models.reconstructor.reconstructor import Reconstructor
 from rl import train
+from rl.ppo import TokenPPO
+
+LENGTH = 16  # tokens of a toy text
+FINDING_STEPS = 150  # in which the toy reconstructor learns to find gaps
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +45,30 @@ def texts(toy, reconstructor):
 
 
 @pytest.fixture(scope="session")
+def finding(toy, texts):
+    """The folder of the toy reconstructor with a gap head, trained on masks that drop more echoes than words."""
+    torch.manual_seed(0)
+    reconstructor = Reconstructor.from_base(toy / "tuned", gaps="found").train()
+    ids = torch.as_tensor(np.stack(list(texts)))
+    echo, valid = torch.isin(ids, torch.tensor(reconstructor.tokenizer.convert_tokens_to_ids(list("ABCD")))), ids >= 0
+    optimizer = torch.optim.AdamW(reconstructor.parameters(), lr=1e-3)
+    for _ in range(FINDING_STEPS):
+        rows, dropped = torch.randint(len(ids), (32,)), torch.rand(32, 1)
+        keep_mask = torch.rand(32, ids.shape[1]) >= torch.where(echo[rows], dropped.sqrt(), 0.7 * dropped**2)
+        loss = reconstructor(ids[rows], keep_mask, valid[rows]) / keep_mask.numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    reconstructor.save(toy / "finding", args=argparse.Namespace())
+    return toy / "finding"
+
+
+@pytest.fixture(scope="session")
+def finder(finding):
+    return Reconstructor.load(finding, gaps="found")
+
+
+@pytest.fixture(scope="session")
 def earlier(toy, tmp_path_factory):
     """An agent to begin with."""
     folder = tmp_path_factory.mktemp("earlier")
@@ -44,10 +76,21 @@ def earlier(toy, tmp_path_factory):
     return folder / "best_model.zip"
 
 
+def agent_on(env, seed=0, critic_only=False, **kwargs):
+    """A small agent that decides what the environment pays for."""
+    judge = env.judge
+    reader = Reader(judge.reconstructor, np.arange(judge.reconstructor.vocab_size), None, judge.reconstructor.found, judge.words.unit)
+    sizes = {"embedding_dim": 8, "width": 32, "layers": 1, "heads": 2}
+    policy_kwargs = {"critic_only": critic_only, "features_extractor_kwargs": {"reader": reader, **sizes}}
+    settings = {"n_steps": 1, "batch_size": 8, "n_epochs": 4, "learning_rate": 3e-3, "seed": seed, "device": "cpu"} | kwargs
+    return TokenPPO(TokenCompressionPolicy, env, policy_kwargs=policy_kwargs, **settings)
+
+
 def agent_words(toy, output):
     """The flags of a short training on a CPU."""
     paths = f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --output_dir {output}"
-    return f"{paths} --quiet --device cpu --width 16 --layers 1 --n_steps 32 --batch_size 16 --eval_sequences 8".split()
+    flags = "--gaps told --unit token --quiet --device cpu --width 16 --n_steps 32 --batch_size 16 --eval_sequences 8"
+    return f"{paths} {flags}".split()
 
 
 def train_agent(toy, output, *words):

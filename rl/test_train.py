@@ -24,9 +24,9 @@ from rl.callbacks import mean_figures
 from rl.conftest import agent_words, alike, train_agent, weights
 
 SCALARS = {
-    *(f"rollout/{name}" for name in ("J", "keep_ratio", "distortion", "nats", "top1")),
-    *(f"eval/{name}" for name in ("J", "keep_ratio", "distortion", "nats", "top1")),
-    *(f"eval/{name}_at_{price}" for name in ("J", "keep_ratio") for price in (1, 2)),
+    *(f"rollout/{name}" for name in ("J", "keep_ratio", "distortion", "gaps", "nats", "top1")),
+    *(f"eval/{name}" for name in ("J", "keep_ratio", "distortion", "gaps", "nats", "top1")),
+    *(f"eval/{name}_at_{price}" for name in ("J", "keep_ratio", "gaps") for price in (1, 2)),
     *(f"train/{name}" for name in ("policy_gradient_loss", "value_loss", "draft_loss", "loss", "entropy", "approx_kl")),
     *(f"train/{name}" for name in ("clip_fraction", "explained_variance", "learning_rate", "clip_range")),
     *(f"time/{name}" for name in ("decisions_per_second", "share_of_reconstructor", "share_of_policy", "share_of_update")),
@@ -35,7 +35,7 @@ SCALARS = {
 
 def test_training_writes_models_logs_and_a_record(toy, tmp_path):
     flags = "--num_timesteps 96 --eval_freq 32 --checkpoint_freq 64 --n_epochs 2 --gamma 0.5 --learning_rate 2e-3"
-    flags += " --clip_range 0.3 --min_price 0.7 --max_price 4 --max_length 12 --eval_prices 1 2 --seed 3"
+    flags += " --min_price 0.7 --max_price 4 --max_length 12 --eval_prices 1 2 --seed 3"
     train_agent(toy, tmp_path, *flags.split())
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["schema"] == train.SCHEMA and record["seed"] == 3 and record["texts"] == 96 and record["max_length"] == 12
@@ -54,19 +54,21 @@ def test_training_writes_models_logs_and_a_record(toy, tmp_path):
         assert policy.prices == (0.7, 4.0) and policy.tokenizer_fingerprint == record["tokenizer_fingerprint"]
         assert config["held_out"] == row and config["texts"] == row["texts"]
         assert config["max_length"] == 12 and config["seed"] == 3
-        assert config["args"]["clip_range"] == 0.3 and config["reconstructor"]["sha256"] == record["weights"][str(toy / "tuned")]
+        assert config["reconstructor"] == {"path": str(toy / "tuned"), "sha256": record["weights"][str(toy / "tuned")]}
+        assert (config["gaps"], config["unit"]) == ("told", "token") and row["gaps"] == row["gaps_at_1"] == 0
         assert sum(p.numel() for p in policy.parameters() if p.requires_grad) == record["parameters"]
 
 
 def test_flags_reach_the_algorithm(toy, tmp_path):
-    flags = "--n_epochs 2 --gamma 0.5 --learning_rate 2e-3 --clip_range 0.3 --min_price 0.7 --max_price 4 --layers 2"
+    flags = "--n_epochs 2 --gamma 0.5 --learning_rate 2e-3 --min_price 0.7 --max_price 4"
     args = train.parse_args([*agent_words(toy, tmp_path), *flags.split(), "--critic_only"])
     env, texts, _ = train.training_environment(args, "cpu")
     agent = train.build_agent(args, env, texts, "cpu")
-    assert (agent.clip_range(1), agent.n_epochs, agent.gamma, agent.batch_size) == (0.3, 2, 0.5, 16)
+    assert (agent.n_epochs, agent.gamma, agent.batch_size) == (2, 0.5, 16)
     assert agent.lr_schedule(1.0) == pytest.approx(2e-3) and agent.lr_schedule(0.0) == pytest.approx(2e-4)
     assert agent.n_steps * env.num_envs == 32 and env.stream.prices == agent.policy.prices == (0.7, 4.0)
-    assert len(agent.policy.network.layers) == 2 and agent.policy.critic_only
+    assert agent.policy.network.norm.normalized_shape == (16,) and agent.policy.critic_only
+    assert not agent.policy.reader.found and agent.policy.reader.words.unit == env.judge.words.unit == "token"
 
 
 def test_there_are_25_flags_at_most(capsys):
@@ -165,7 +167,7 @@ def test_a_planted_pickle_is_refused_by_all_who_take_an_agent(toy, tmp_path, wri
     flags = [*agent_words(toy, tmp_path / "out")[:6], "--quiet"]
     base = ["--base_model", str(toy / "base")]
     readers = {
-        "--init_from": lambda: train.main([*flags, "--init_from", str(path)]),
+        "--init_from": lambda: train.main([*flags, "--gaps", "told", "--init_from", str(path)]),
         "--mask_policy": lambda: train_cpu.main([*flags[:2], *flags[4:], *base, "--mask_policy", str(path)]),
     }
     for flag, reader in readers.items():
@@ -179,9 +181,9 @@ def test_held_out_evaluation_runs_every_text_at_every_price_once():
 
 
 def test_figures_are_per_token_and_absent_where_nothing_is_masked():
-    infos = [{"sums": (10, 2, 3.0, 1, 0, 1)}, {"sums": (30, 6, 1.0, 5, 0, 1)}]
-    assert mean_figures(infos) == {"keep_ratio": 0.8, "distortion": 0.1, "nats": 0.5, "top1": 0.75}
-    assert mean_figures([{"sums": (10, 0, 0.0, 0, 1, 1)}]) == {"keep_ratio": 1.0, "distortion": 0.0}
+    infos = [{"sums": (10, 2, 3.0, 1, 0, 1, 5.0)}, {"sums": (30, 6, 1.0, 5, 0, 1, 3.0)}]
+    assert mean_figures(infos) == {"keep_ratio": 0.8, "distortion": 0.3, "gaps": 0.2, "nats": 0.5, "top1": 0.75}
+    assert mean_figures([{"sums": (10, 0, 0.0, 0, 1, 1, 4.0)}]) == {"keep_ratio": 1.0, "distortion": 0.4, "gaps": 0.4}
 
 
 def test_a_second_run_starts_a_log_of_its_own(toy, tmp_path):
@@ -194,7 +196,7 @@ def test_a_second_run_starts_a_log_of_its_own(toy, tmp_path):
 
 def test_the_benchmark_prints_its_ratios(toy, capsys):
     paths = f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --base_model {toy / 'base'}"
-    flags = "--max_length 16 --texts 4 --n_envs 4 --turns 2 --batches 1 8 --device cpu --quiet"
+    flags = "--gaps told --max_length 16 --texts 4 --n_envs 4 --turns 2 --batches 1 8 --device cpu --quiet"
     benchmark.main(f"{paths} {flags}".split())
     said = capsys.readouterr().out
     assert said.count("agent is") == 3 and said.count("TokenCompressionVecEnv is") == 1 and "decisions/s" in said
@@ -204,7 +206,7 @@ def test_the_benchmark_prints_its_ratios(toy, capsys):
 @pytest.mark.parametrize(
     "words",
     [
-        "--num_timesteps 10 --n_steps 64", "--min_price 3 --max_price 2", "--width 10", "--clip_range nan", "--seed -1",
+        "--num_timesteps 10 --n_steps 64", "--min_price 3 --max_price 2", "--width 10", "--learning_rate nan", "--seed -1",
         "--batch_size 1", "--n_steps 1", "--learning_rate 0",
     ],
 )

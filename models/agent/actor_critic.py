@@ -32,9 +32,9 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         logit p_i = s log(ĉ_i / (λ + ê_i)) + residual_i                                            (1)
 
     with a learned sharpness s. Where the gaps are told, e_i is 0. Where a decision is about a word, ĉ, ê and the residual are
-    means over its tokens, and all of them have its logit. Gradients of the policy loss do not reach ĉ, nor those of the critic's loss p. With
-    `critic_only` the residual stays 0 and s as it is, so that a token is kept where ĉ_i > λ: the control that shows what
-    the actor is worth.
+    means over its tokens, and all of them have its logit. Gradients of the policy loss do not reach ĉ and ê, nor those of the
+    critic's loss p. With `critic_only` the residual stays 0 and s as it is, so that a token is kept where ĉ_i > λ + ê_i: the
+    control that shows what the actor is worth.
 
     `prices`: lowest and highest λ that it was trained for. `reader` and sizes of the network: in `features_extractor_kwargs`.
     Of Stable-Baselines3's policies it has `predict`; the deterministic action is the probability of keeping, not its rounding.

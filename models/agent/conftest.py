@@ -22,14 +22,16 @@ from transformers import (
 
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.reader import Reader
+from models.reconstructor.gaps import GapHead
 from models.reconstructor.reconstructor import Reconstructor
 from rl.env import observation_space
 
 V, T = 50, 12  # tokens of the vocabulary, the mask token apart, and of the longest text
 
 
-def toy_tokenizer():
-    names = ["<|endoftext|>", *(f"w{i}" for i in range(1, V))]
+def toy_tokenizer(pieces=False):
+    """Every token is a word; with `pieces` every third one goes on with the word before it."""
+    names = ["<|endoftext|>", *(f"##{i}" if pieces and i % 3 == 0 else f"w{i}" for i in range(1, V))]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=names[0], eos_token=names[0], unk_token=names[0])
@@ -48,14 +50,24 @@ def causal_lm(family, layers):
     return LlamaForCausalLM(LlamaConfig(**sizes)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**sizes))
 
 
-def make_reconstructor(family="gpt2", layers=2, attention="bidirectional"):
-    return Reconstructor(causal_lm(family, layers), toy_tokenizer(), attention).eval()
+def make_reconstructor(family="gpt2", layers=2, attention="bidirectional", found=False):
+    """With random weights. If it has to find gaps, with a gap head that is not sure of them, and words of several tokens."""
+    model, head = causal_lm(family, layers), random_gap_head(16) if found else None
+    return Reconstructor(model, toy_tokenizer(found), attention, head, found).eval()
 
 
-def make_policy(reconstructor, critic_only=False, common=range(V), **sizes):
+def random_gap_head(width):
+    head = GapHead(width, 8)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return head
+
+
+def make_policy(reconstructor, critic_only=False, common=range(V), unit="token", **sizes):
     """An untrained policy of width 16 with 1 layer."""
     torch.manual_seed(0)
-    reader = Reader(reconstructor, np.array(common), blocks=1)
+    reader = Reader(reconstructor, np.array(common), 1, reconstructor.found, unit)
     kwargs = {"reader": reader, "embedding_dim": 8, "width": 16, "layers": 1, "heads": 2, **sizes}
     spaces_and_rate = observation_space(V, T, 6.0), spaces.Box(0.0, 1.0, (T,), np.float32), lambda _: 1e-3
     return TokenCompressionPolicy(*spaces_and_rate, critic_only=critic_only, features_extractor_kwargs=kwargs)
@@ -69,6 +81,21 @@ def reconstructor():
 @pytest.fixture
 def policy(reconstructor):
     return make_policy(reconstructor)
+
+
+@pytest.fixture(scope="session")
+def finder():
+    """A reconstructor that has to find the gaps."""
+    return make_reconstructor(found=True)
+
+
+@pytest.fixture
+def by_word(finder):
+    """A policy that decides words, whose tokens are estimated differently, for a receiver that has to find the gaps."""
+    policy = make_policy(finder, unit="word")
+    for layer in (policy.value_net, policy.action_net, policy.network.draft, policy.network.evidence):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return policy
 
 
 @pytest.fixture

@@ -80,21 +80,22 @@ def read_agent(path):
 
 def identity(directory, gaps):
     """What an agent's file says of its reconstructor beside the path: {"sha256"}, and {"gap_head"} where it finds gaps."""
-    head = {"gap_head": sha256_of(Path(directory) / GAP_HEAD)} if gaps == "found" else {}
-    return {"sha256": sha256_of(directory), **head}
+    head = Path(directory) / GAP_HEAD
+    found = {"gap_head": sha256_of(head) if head.is_file() else None} if gaps == "found" else {}
+    return {"sha256": sha256_of(directory), **found}
 
 
 def check_reconstructor(config, path, reconstructor):
     """Raises InputError unless a loaded reconstructor has the weights that the agent at `path` was trained with."""
     named = config["reconstructor"]
     ours = identity(reconstructor.directory, "found" if "gap_head" in named else "told")
-    name = next((name for name in ours if named.get(name) != ours[name]), None)
-    expected, found = str(named.get(name)), ours.get(name)
-    if name:
-        raise InputError(
-            f"{path}: expected the reconstructor that it was trained with ({config['reconstructor']['path']}, SHA-256 "
-            f"{expected[:16]}…), found {found[:16]}… in {reconstructor.directory}; bring that one back, or train anew"
-        )
+    for name, found in ours.items():
+        if named.get(name) != found:
+            kind = {"sha256": "SHA-256", "gap_head": "SHA-256 of the gap head"}[name]
+            raise InputError(
+                f"{path}: expected the reconstructor that it was trained with ({named['path']}, {kind} {str(named.get(name))[:16]}…), "
+                f"found {str(found)[:16]}… in {reconstructor.directory}; bring that one back, or train anew"
+            )
 
 
 def common_tokens(tensors, vocab_size, path):

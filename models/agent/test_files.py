@@ -16,11 +16,11 @@ import safetensors.torch
 import torch
 from gymnasium import spaces
 
-from data.artifacts import InputError, sha256_of
+from data.artifacts import InputError
 from data.testing.toy import Planted
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.conftest import V, make_policy, make_reconstructor
-from models.agent.files import SCHEMA, TrainedAgent, load_policy, save_agent
+from models.agent.files import OLDER, SCHEMA, TrainedAgent, identity, load_policy, save_agent
 from models.agent.reader import Reader
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL, locate
@@ -32,10 +32,12 @@ SIZES = {"embedding_dim": 8, "width": 16, "layers": 1, "heads": 2}
 
 def config_of(reconstructor, sizes, path=None):
     """A config as rl/train.py writes it."""
-    read_with = {"path": str(path or reconstructor.directory), "sha256": sha256_of(reconstructor.directory)}
+    directory, gaps = reconstructor.directory, "found" if reconstructor.found else "told"
+    read_with = {"path": str(path or directory), **identity(directory, gaps)}
     return {
         "schema": SCHEMA, "args": {"seed": 0}, "reconstructor": read_with, "tokenizer_fingerprint": reconstructor.fingerprint,
         "max_length": 12, "sizes": sizes, "blocks": 1, "critic_only": False, "prices": [0.15, 12.0],
+        "gaps": gaps, "unit": "word" if reconstructor.found else "token",
     }
 
 
@@ -85,7 +87,7 @@ def test_an_agent_is_two_files_and_comes_back_as_it_was(folder):
 def test_an_agent_on_the_embedded_base_takes_10_megabytes_at_most(tmp_path):
     """The default network, a vocabulary of 50,257 tokens."""
     base = Reconstructor.load(BASE_MODEL)
-    sizes = {"embedding_dim": train.EMBEDDING_DIM, "width": 96, "layers": 2, "heads": train.HEADS}
+    sizes = {"embedding_dim": train.EMBEDDING_DIM, "width": 96, "layers": train.LAYERS, "heads": train.HEADS}
     reader = Reader(base, Reader.common_tokens(np.arange(base.vocab_size)))
     box = spaces.Box(0.0, 1.0, (1,), np.float32)
     policy = TokenCompressionPolicy(

@@ -165,7 +165,8 @@ def test_a_decision_is_equation_1_after_two_readings(policy, texts):
     found = policy.keep_probability(ids, valid, price[:, 0])
     torch.testing.assert_close(found[valid], second[valid])
     assert not torch.allclose(found[valid], first[valid], atol=1e-3), "what came of the draft counts"
-    _, gain, readings = policy.decisions(ids, valid, price)
+    _, gain, keeping, readings = policy.decisions(ids, valid, price)
+    assert not keeping.any(), "the receiver is told where gaps are"
     torch.testing.assert_close(gain[valid], (price - cost)[valid])
     torch.testing.assert_close(readings[1][..., 0][valid], first[valid])
     torch.testing.assert_close(policy.read(ids, valid, price, draft=first)[1], readings[1])
@@ -173,7 +174,7 @@ def test_a_decision_is_equation_1_after_two_readings(policy, texts):
 
 def test_gradients_of_actor_and_critic_do_not_cross_and_nothing_of_the_reconstructor_learns(policy, texts):
     readings = policy.read(*texts)
-    logits, cost = policy.decide(*texts, *readings)
+    logits, cost, _ = policy.decide(*texts, *readings)
     logits.sum().backward(retain_graph=True)
     assert policy.value_net.weight.grad is None and policy.action_net.weight.grad.any() and policy.sharpness.grad.any()
     policy.zero_grad()
@@ -214,7 +215,7 @@ def test_the_critic_alone_keeps_what_it_expects_to_cost_more_than_the_price(reco
     policy = make_policy(reconstructor, critic_only=True)
     torch.nn.init.normal_(policy.value_net.weight, std=3.0)
     ids, valid, price = texts
-    _, gain, _ = policy.decisions(ids, valid, price)
+    _, gain, *_ = policy.decisions(ids, valid, price)
     kept = policy.keep_probability(ids, valid, price[:, 0]) > 0.5
     assert torch.equal(kept[valid], (gain < 0)[valid]) and 0 < kept[valid].float().mean() < 1
     trained = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}

@@ -220,10 +220,12 @@ class Reconstructor(torch.nn.Module):
     def forward(self, ids, keep_mask, valid):
         """Summed nats of the masked tokens of a batch, and of its gaps if they are to be found.
 
-        The training loss is their quotient by the masked tokens of a step.
+        The training loss is their quotient by the masked tokens of a step. Where the model does not learn, there are gaps alone.
         """
-        nats = summed_nats(self.hidden(ids, keep_mask, valid), self.output_weight(), ids[valid & ~keep_mask])
-        return nats + self.gap_nats(ids, keep_mask, valid).sum() if self.found else nats
+        gaps = self.gap_nats(ids, keep_mask, valid).sum() if self.found else 0.0
+        if self.found and torch.is_grad_enabled() and not self.output_weight().requires_grad:
+            return gaps
+        return summed_nats(self.hidden(ids, keep_mask, valid), self.output_weight(), ids[valid & ~keep_mask]) + gaps
 
     @torch.inference_mode()
     def predict(self, ids, keep_mask, valid=None):

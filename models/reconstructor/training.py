@@ -58,6 +58,7 @@ def parse_args(argv, devices, doc):
     add("--span_share", type=share, default=0.2, help="share of texts masked in spans instead of single tokens")
     add("--gaps", choices=GAPS, default=GAPS[0],
         help="whether it learns to find where tokens are missing, too, from the sent tokens alone, or is told")
+    add("--gap_head_only", action="store_true", help="train the gap head alone, quickly; the model's own weights stay as they are")
     add("--mask_policy",
         help="who decides some of the masks, so that the reconstructor gets used to it: an agent, or a method of eval/evaluate.py")
     add("--unit", choices=DECIDED, default=DECIDED[0], help="what one decision of such a method is about; an agent knows its own")
@@ -79,7 +80,10 @@ def parse_args(argv, devices, doc):
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
     add("--seed", type=SEED, default=42, help="seeds order, masks and dropout")
     add("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.gap_head_only and args.gaps == "told":
+        parser.error("--gap_head_only: expected --gaps found, found --gaps told, where there is no gap head")
+    return args
 
 
 def mixed_precision(args):
@@ -104,7 +108,7 @@ class Training:
         self.args, self.step, self.log, self.before, self.metrics = args, 0, [], None, None
         if args.resume:
             checkpoint, state = read_newest(args.output_dir, STATE)
-            kept = {name: getattr(args, name) for name in ("attention", "base_model", "gaps")}
+            kept = {name: getattr(args, name) for name in ("attention", "base_model", "gaps", "gap_head_only")}
             check_resumed(checkpoint, kept, state["args"])
             self.reconstructor = Reconstructor.load(checkpoint, gaps=args.gaps)
         else:
@@ -119,6 +123,8 @@ class Training:
         self.step_size = args.batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes  # texts
         self.per_epoch = math.ceil(len(self.texts) / self.step_size)
         self.steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * self.per_epoch))
+        if args.gap_head_only:
+            self.reconstructor.model.requires_grad_(False)
         if args.gradient_checkpointing:
             model = self.reconstructor.model  # the second name is that of older transformers
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()

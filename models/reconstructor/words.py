@@ -6,6 +6,7 @@ Shapes: `B` texts, `T` tokens, `V` vocabulary.
 """
 
 import functools
+from difflib import SequenceMatcher
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from models.reconstructor.masking import keep_counts, keep_highest
 DECIDED = ("word", "token")  # what one decision is about
 LONGEST = 16  # tokens of a word; text without spaces would be one decision otherwise
 SPACE, BLANK, LETTER = 1, 2, 4  # a token begins with white space; is nothing else; has a letter, a digit or part of a character
-ROUNDS = 8  # of adding words until a text reads as it was sent; then everything in doubt is sent
+NEAR = 3  # tokens from a gap, at which it can change how a text reads: a character has up to 4
+ROUNDS = 32  # of adding a word at every gap where a text does not read as it was sent
 
 
 @functools.lru_cache(maxsize=8)
@@ -85,28 +87,33 @@ class Words:
             keep_mask[row, :length] = np.repeat(kept, size)
         return keep_mask
 
+    def differing(self, tokens):
+        """Where a list of ids, decoded and encoded again, is another: spans (first, last) of it, last excluded, maybe empty ones."""
+        again = self.tokenizer(self.tokenizer.decode(tokens), add_special_tokens=False)["input_ids"]
+        codes = [] if again == tokens else SequenceMatcher(None, tokens, again, autojunk=False).get_opcodes()
+        return [(first, last) for kind, first, last, *_ in codes if kind != "equal"]
+
     def keeps_reading(self, ids, keep_mask):
         """A keep mask (T,) with words added until what is sent, decoded and encoded again, gives the tokens that were sent.
 
         ids (T,) int64, keep_mask (T,) bool, tensors on the CPU. Where even the whole text does not read as it was, as where a
-        text was cut inside a word, the tokens beside each difference are sent and that is all.
+        text was cut inside a character, nothing is added.
         """
         keep_mask, starts = keep_mask.clone(), self.starts(ids[None], torch.ones_like(keep_mask)[None])[0]
         number = starts.cumsum(0) - 1
+        hopeless = {i for first, last in self.differing(ids.tolist()) for i in range(first, last + 1)}
         for _ in range(ROUNDS):
-            sent = keep_mask.nonzero()[:, 0]
-            tokens = ids[sent].tolist()
-            again = self.tokenizer(self.tokenizer.decode(tokens), add_special_tokens=False)["input_ids"]
-            if again == tokens or keep_mask.all():
+            sent = [-1, *keep_mask.nonzero()[:, 0].tolist(), len(ids)]
+            gaps = [i for i in range(len(sent) - 1) if sent[i + 1] - sent[i] > 1]  # before the i-th token that is sent
+            fused = set()
+            for first, last in self.differing(ids[sent[1:-1]].tolist()):
+                near = [i for i in gaps if first - NEAR <= i <= last + NEAR]
+                if near and not hopeless.issuperset(sent[first + 1 : max(first, last - 1) + 2]):
+                    fused.add(min(near, key=lambda i: abs(2 * i - first - last)))
+            if not fused:
                 break
-            differing = next((i for i, (a, b) in enumerate(zip(tokens, again)) if a != b), min(len(tokens), len(again)))
-            # What fuses stands beside a gap: the nearest one that ends at or after the difference, else the last before it.
-            ends = (sent.diff(prepend=sent.new_tensor([-1])) > 1).nonzero()[:, 0]
-            if not len(ends):
-                break
-            later = ends[ends >= differing]
-            at = int(later[0] if len(later) and later[0] - differing <= 1 else ends[(ends - differing).abs().argmin()])
-            keep_mask |= number == number[sent[at] - 1]  # the word before it
+            for i in fused:
+                keep_mask |= number == number[sent[i] + 1]  # the first word that is missing
         return keep_mask
 
 
