@@ -61,7 +61,7 @@ class Words:
         return starts | (since % LONGEST == 0)
 
     def differing(self, tokens):
-        """Where a list of ids, decoded and encoded again, is another: spans (first, last) of it, last excluded, maybe empty ones."""
+        """Where a list of ids, decoded and encoded again, is another: its spans (first, last), last excluded, maybe empty."""
         again = self.tokenizer(self.tokenizer.decode(tokens), add_special_tokens=False)["input_ids"]
         codes = [] if again == tokens else SequenceMatcher(None, tokens, again, autojunk=False).get_opcodes()
         return [(first, last) for kind, first, last, *_ in codes if kind != "equal"]
