@@ -78,8 +78,8 @@ def earlier(toy, tmp_path_factory):
 
 def agent_on(env, seed=0, critic_only=False, **kwargs):
     """A small agent that decides what the environment pays for."""
-    judge = env.judge
-    reader = Reader(judge.reconstructor, np.arange(judge.reconstructor.vocab_size), None, judge.reconstructor.found, judge.words.unit)
+    reconstructor, unit = env.judge.reconstructor, env.judge.words.unit
+    reader = Reader(reconstructor, np.arange(reconstructor.vocab_size), found=reconstructor.found, unit=unit)
     sizes = {"embedding_dim": 8, "width": 32, "layers": 1, "heads": 2}
     policy_kwargs = {"critic_only": critic_only, "features_extractor_kwargs": {"reader": reader, **sizes}}
     settings = {"n_steps": 1, "batch_size": 8, "n_epochs": 4, "learning_rate": 3e-3, "seed": seed, "device": "cpu"} | kwargs

@@ -183,7 +183,7 @@ class TokenPPO(PPO):
         return True
 
     def critic_error(self, cost, keeping, samples):
-        """Poisson's loss of estimated nats (B, T): of `cost`, mean over the masked tokens, and of `keeping`, over the kept ones."""
+        """Poisson's loss of estimated nats (B, T): of `cost`, mean over masked tokens, and of `keeping`, over kept ones."""
         masked, kept = samples.masked & samples.valid, ~samples.masked & samples.valid
         parts = [(cost[masked], (samples.price - samples.returns)[masked])]
         if self.policy.reader.found:

@@ -13,6 +13,7 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from data.artifacts import InputError
+from models.agent.conftest import V, make_reconstructor
 from models.reconstructor.scoring import SUMS
 from rl.env import TokenCompressionEnv, TokenCompressionVecEnv, token_rewards
 
@@ -52,10 +53,11 @@ def test_token_rewards_are_shares_of_J():
     rng = np.random.default_rng(0)
     valid = np.arange(6) < np.array([6, 4])[:, None]
     keep_mask, nats, price = rng.random((2, 6)) < 0.5, rng.random((2, 6)).astype(np.float32), np.array([0.7, 2.0])
-    shares = token_rewards(keep_mask, valid, nats, price)
+    gaps = rng.random((2, 6)).astype(np.float32) * valid
+    shares = token_rewards(keep_mask, valid, nats, price, gaps)
     for row, length in enumerate((6, 4)):
         masked = ~keep_mask[row, :length]
-        J = price[row] * masked.mean() - nats[row, :length][masked].sum() / length
+        J = price[row] * masked.mean() - (nats[row, :length][masked].sum() + gaps[row].sum()) / length
         assert shares[row].sum() == pytest.approx(J, abs=1e-6) and (shares[row, length:] == 0).all()
 
 
@@ -69,14 +71,61 @@ def test_keeping_everything_pays_nothing_and_masking_everything_pays_a_full_pric
     assert info["keep_ratio"] == 0 and reward == pytest.approx(2.0 - info["sums"][2] / info["sums"][0], abs=1e-5)
 
 
-def test_single_and_batched_environments_pay_the_same(reconstructor, texts):
+def test_finding_the_gaps_is_paid_for(texts):
+    """By hand: the stock model reads what was sent and nothing else, the head says what each gap costs, its tokens share that."""
+    reconstructor = make_reconstructor(found=True)
+    tokens, price, kept = np.array([7, 1, 30, 2, 5, 5, 8]), 1.7, [1, 2, 5]
+    env = TokenCompressionEnv([tokens], reconstructor, 10)  # three columns of padding
+    env.reset(seed=0, options={"price": price})
+    action = np.zeros(10, np.float32)
+    action[kept] = 1
+    *_, info = env.step(action)
+    sent, gaps = torch.tensor([[0, *tokens[kept]]]), torch.tensor([[1, 0, 2, 1]])
+    with torch.no_grad():
+        states = reconstructor.model.transformer(input_ids=sent, attention_mask=torch.zeros(1, 1, 4, 4)).last_hidden_state
+        head = reconstructor.gap_head
+        paid = []
+        for j, gap in enumerate(gaps[0]):
+            later = head.after(states[0, j + 1]) if j < 3 else 0.0
+            scores = head.out(torch.nn.functional.gelu(head.before(states[0, j]) + later))
+            paid.append(-scores[:-1].log_softmax(0)[gap].item())
+    told = reconstructor.predict(tokens[None], np.isin(np.arange(7), kept)[None]).nats[0]
+    shares = [paid[0], paid[1] / 2, paid[1] / 2, paid[2] / 2, paid[2] / 2, 0, paid[3]]
+    expected = [((i not in kept) * (price - told[i].item()) - shares[i]) / 7 for i in range(7)]
+    np.testing.assert_allclose(info["token_rewards"], [*expected, 0, 0, 0], atol=1e-5)
+    sums = dict(zip(SUMS, info["sums"], strict=True))
+    assert sums["gaps"] == pytest.approx(sum(paid), rel=1e-4) and min(paid) > 0.05
+    J = price * 4 / 7 - (sums["nats"] + sums["gaps"]) / 7
+    assert info["episode"]["r"] == pytest.approx(J, abs=1e-5) == pytest.approx(info["token_rewards"].sum(), abs=1e-5)
+    env.judge.reconstructor = make_reconstructor()  # the control: told
+    *_, info = env.step(action)
+    assert dict(zip(SUMS, info["sums"]))["gaps"] == 0
+
+
+def test_all_tokens_of_a_word_do_what_its_mean_action_says():
+    reconstructor = make_reconstructor(found=True)
+    tokens = np.array([7, 3, 6, 8, 9, 10])  # of the toy tokenizer 3, 6 and 9 go on with the word before them
+    action, kept = np.array([0.9, 0.0, 0.5, 0.2, 0.9, 0.5, 1.0]), {}
+    for unit in ("word", "token"):
+        env = TokenCompressionEnv([tokens], reconstructor, 7, unit=unit)
+        env.reset(seed=0, options={"price": 30.0})
+        *_, info = env.step(action)
+        kept[unit] = (info["token_rewards"] <= 0).tolist()
+    assert kept["word"] == [False, False, False, True, True, False, True]  # means .47, .55 and .5, which is not above it
+    assert kept["token"] == [True, False, False, False, True, False, True]
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_single_and_batched_environments_pay_the_same(reconstructor, texts, unit):
+    if unit == "word":
+        reconstructor, texts = make_reconstructor(found=True), np.random.default_rng(1).integers(1, V, (4, LENGTH))
     lengths = [16, 5, 11, 1]
     short = [texts[i][:n] for i, n in enumerate(lengths)]
-    many = TokenCompressionVecEnv(short, reconstructor, LENGTH + 3, 4, (1.3,), shuffle=False)
+    many = TokenCompressionVecEnv(short, reconstructor, LENGTH + 3, 4, (1.3,), False, unit)
     actions = np.random.default_rng(0).random((4, LENGTH + 3)).astype(np.float32)
     observation = many.reset()
     _, rewards, dones, infos = many.step(actions)
-    one = TokenCompressionEnv(short, reconstructor, LENGTH + 3)
+    one = TokenCompressionEnv(short, reconstructor, LENGTH + 3, unit=unit)
     for i in range(4):
         seen, _ = one.reset(options={"tokens": short[i], "price": 1.3})
         assert all(np.array_equal(seen[k], observation[k][i]) for k in seen)

@@ -56,16 +56,16 @@ def losses_by_loops(samples, found, first, first_cost, first_keeping, logits, co
     credit, draft, entropy, ratios, of_masked, of_kept = [], [], [], [], [[], []], [[], []]
     for b in range(len(samples.ids)):
         price, length = samples.price[b, 0], int(samples.valid[b].sum())
-        masked, returns, gains, expected_keeping = (x[b] for x in (samples.masked, samples.returns, samples.gains, samples.keeping))
+        masked, returns, gains, costs = samples.masked[b], samples.returns[b], samples.gains[b], samples.keeping[b]
         for word in words_of(samples.starts[b], length):
             i, advantage = word[0], 0.0
             for j in word:
                 chance = np.exp(samples.log_probs[b, j])
                 masking = chance if masked[j] else 1 - chance
-                advantage += returns[j] - masking * gains[j] + (1 - masking) * expected_keeping[j]
+                advantage += returns[j] - masking * gains[j] + (1 - masking) * costs[j]
             for j in (word[0] - 2, word[0] - 1, word[-1] + 1, word[-1] + 2):
                 if 0 <= j < length:
-                    advantage += returns[j] - (gains[j] if masked[j] else -expected_keeping[j])
+                    advantage += returns[j] - (gains[j] if masked[j] else -costs[j])
             credit.append(advantage / price**0.5)
             keep, kept_first = sigmoid(logits[b, i]), sigmoid(first[b, i])
             ratios.append((1 - keep if masked[i] else keep) / np.exp(samples.log_probs[b, i]))
@@ -118,7 +118,8 @@ def test_padding_is_poison_that_nobody_eats(uneven):
     expected = agent.losses(samples, 0.2)[0]
     padding = ~samples.valid
     assert padding.sum() == 64 - 35
-    poisoned = {name: torch.where(padding, 1e6, getattr(samples, name)) for name in ("drafts", "log_probs", "gains", "keeping", "returns")}
+    names = ("drafts", "log_probs", "gains", "keeping", "returns")
+    poisoned = {name: torch.where(padding, 1e6, getattr(samples, name)) for name in names}
     poisoned |= {name: torch.where(padding[..., None], 1e4, getattr(samples, name)) for name in ("text", "draft")}
     poisoned |= {"ids": torch.where(padding, 9, samples.ids), "masked": padding | samples.masked}
     found = agent.losses(samples._replace(**poisoned), 0.2)[0]

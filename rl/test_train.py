@@ -18,6 +18,7 @@ from data.testing.toy import check_refusal
 from models.agent.files import load_policy
 from models.agent.test_files import bare_pickle, old_style, pickled_parts
 from models.reconstructor import train_cpu
+from models.reconstructor.gaps import GAP_HEAD
 from models.reconstructor.reconstructor import find_device
 from rl import benchmark, train
 from rl.callbacks import mean_figures
@@ -69,6 +70,31 @@ def test_flags_reach_the_algorithm(toy, tmp_path):
     assert agent.n_steps * env.num_envs == 32 and env.stream.prices == agent.policy.prices == (0.7, 4.0)
     assert agent.policy.network.norm.normalized_shape == (16,) and agent.policy.critic_only
     assert not agent.policy.reader.found and agent.policy.reader.words.unit == env.judge.words.unit == "token"
+
+
+def test_an_agent_is_trained_for_a_receiver_that_has_to_find_the_gaps(toy, finding, tmp_path):
+    """The defaults of the command line; the record says so, and another gap head ends going on."""
+    words = ("--gaps", "found", "--unit", "word", "--reconstructor_path", finding, "--eval_prices", 1.2)
+    train_agent(toy, tmp_path / "out", "--num_timesteps", 64, *words)
+    policy = load_policy(tmp_path / "out/final_model.zip")
+    assert policy.reader.found and policy.reader.words.unit == "word" and policy.config["gaps"] == "found"
+    assert policy.config["reconstructor"]["gap_head"] == sha256_of(finding / GAP_HEAD)
+    row = policy.config["held_out"]
+    assert row["gaps"] == row["gaps_at_1.2"] > 0
+    assert row["J"] == pytest.approx(1.2 * (1 - row["keep_ratio"]) - row["distortion"], abs=1e-4)
+    logged = EventAccumulator(str(tmp_path / "out/tb_logs")).Reload().Scalars("rollout/gaps")
+    assert len(logged) == 2 and all(point.value > 0 for point in logged)
+    train_agent(toy, tmp_path / "out", "--num_timesteps", 96, *words, "--resume")
+    other = shutil.copytree(finding, tmp_path / "other")
+    save_file({name: tensor + 0.01 for name, tensor in load_file(other / GAP_HEAD).items()}, other / GAP_HEAD)
+    words = [other if word == finding else word for word in words]
+    begun = tmp_path / "begun"
+    train_agent(toy, begun, "--num_timesteps", 32, *words)
+    shutil.copy(finding / GAP_HEAD, other / GAP_HEAD)
+    with pytest.raises(InputError, match="expected the reconstructor .*SHA-256 of the gap head"):
+        train_agent(toy, begun, "--num_timesteps", 64, *words, "--resume")
+    with pytest.raises(InputError, match="expected a reconstructor that finds gaps, found no gap head"):
+        train_agent(toy, tmp_path / "none", "--gaps", "found")
 
 
 def test_there_are_25_flags_at_most(capsys):

@@ -104,3 +104,7 @@ def texts():
     torch.manual_seed(0)
     valid = torch.arange(T) < torch.tensor([12, 7, 1])[:, None]
     return torch.randint(0, V, (3, T)), valid, torch.tensor([[0.6], [2.0], [5.0]])
+
+
+def observation(ids, valid, price):
+    return {"tokens": ids.float(), "valid": valid.float(), "price": price}

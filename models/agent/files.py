@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from data.artifacts import InputError, reason_of, sha256_of, written_aside
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.reader import Reader
-from models.reconstructor.gaps import GAP_HEAD
+from models.reconstructor.gaps import GAP_HEAD, GAPS
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import locate
 from rl.env import observation_space
@@ -75,7 +75,10 @@ def read_agent(path):
         raise InputError(f"{path}: expected an agent of schema '{SCHEMA}', found '{found}'; {remedy}")
     if absent := [name for name in FIELDS if name not in config]:
         raise InputError(f"{path}: expected {', '.join(FIELDS)} in {CONFIG}, found no {absent[0]}; {remedy}")
-    return OLDER | config, tensors
+    config = OLDER | config
+    if config["gaps"] not in GAPS:
+        raise InputError(f"{path}: gaps: expected one of {', '.join(GAPS)}, found '{config['gaps']}'; {remedy}")
+    return config, tensors
 
 
 def identity(directory, gaps):
@@ -93,8 +96,9 @@ def check_reconstructor(config, path, reconstructor):
         if named.get(name) != found:
             kind = {"sha256": "SHA-256", "gap_head": "SHA-256 of the gap head"}[name]
             raise InputError(
-                f"{path}: expected the reconstructor that it was trained with ({named['path']}, {kind} {str(named.get(name))[:16]}…), "
-                f"found {str(found)[:16]}… in {reconstructor.directory}; bring that one back, or train anew"
+                f"{path}: expected the reconstructor that it was trained with ({named['path']}, {kind} "
+                f"{str(named.get(name))[:16]}…), found {str(found)[:16]}… in {reconstructor.directory}; bring that one back, or "
+                "train anew"
             )
 
 

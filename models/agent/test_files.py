@@ -15,13 +15,15 @@ import pytest
 import safetensors.torch
 import torch
 from gymnasium import spaces
+from safetensors.torch import load_file, save_file
 
-from data.artifacts import InputError
+from data.artifacts import InputError, sha256_of
 from data.testing.toy import Planted
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.conftest import V, make_policy, make_reconstructor
-from models.agent.files import OLDER, SCHEMA, TrainedAgent, identity, load_policy, save_agent
+from models.agent.files import OLDER, RELEASED, SCHEMA, TrainedAgent, identity, load_policy, save_agent
 from models.agent.reader import Reader
+from models.reconstructor.gaps import GAP_HEAD
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL, locate
 from rl import train
@@ -162,6 +164,56 @@ def test_another_reconstructor_is_refused(folder, tmp_path):
         load_policy(write_parts(tmp_path / "agent.zip", config, tensors))
 
 
+def test_an_agent_that_does_not_say_it_is_told_and_decides_tokens(folder, tmp_path):
+    """Agents from before gaps could be found: they load, decide as they did, and say so when they are written again."""
+    config, tensors = parts_of(folder / "agent.zip")
+    older = {name: value for name, value in config.items() if name not in OLDER}
+    policy = load_policy(write_parts(tmp_path / "agent.zip", older, tensors))
+    assert policy.config == config and not policy.reader.found and policy.reader.words.unit == "token"
+    assert torch.equal(decide(policy), decide(load_policy(folder / "agent.zip")))
+    released = load_policy(RELEASED)
+    assert {"gaps", "unit"} <= released.config.keys()
+
+
+@pytest.fixture
+def finding(finder, tmp_path):
+    """A folder as `folder`, of an agent that decides words for a receiver that has to find the gaps."""
+    finder.save(tmp_path / "reader", args=argparse.Namespace())
+    reconstructor = Reconstructor.load(tmp_path / "reader", gaps="found")
+    policy = make_policy(reconstructor, unit="word")
+    torch.nn.init.normal_(policy.network.draft.weight)
+    save_agent(policy, config_of(reconstructor, SIZES), tmp_path / "agent.zip")
+    return tmp_path, policy
+
+
+def test_an_agent_that_finds_gaps_comes_back_as_it_was(finding):
+    folder, before = finding
+    policy = load_policy(folder / "agent.zip")
+    assert torch.equal(decide(policy), decide(before)) and policy.reader.found and policy.reader.words.unit == "word"
+    assert policy.reader.reconstructor.found and policy.lm_passes == 2.5
+    config, tensors = parts_of(folder / "agent.zip")
+    assert config["reconstructor"]["gap_head"] == sha256_of(folder / "reader" / GAP_HEAD) and len(tensors["value_net.bias"]) == 2
+    config["gaps"] = "told"
+    with pytest.raises(InputError, match="found others at"):
+        load_policy(write_parts(folder / "agent.zip", config, tensors))
+
+
+def test_another_gap_head_is_refused(finding):
+    folder, _ = finding
+    path, config = folder / "reader" / GAP_HEAD, parts_of(folder / "agent.zip")[0]
+    head = load_file(path)
+    head["out.bias"][0] += 1e-3
+    save_file(head, path)
+    with pytest.raises(InputError, match="expected the reconstructor .*SHA-256 of the gap head .*bring that one back") as refused:
+        load_policy(folder / "agent.zip")
+    assert "\n" not in str(refused.value) and config["reconstructor"]["gap_head"][:16] in str(refused.value)
+    path.unlink()
+    with pytest.raises(InputError, match="found no gap head"):
+        load_policy(folder / "agent.zip")
+    with pytest.raises(InputError, match="SHA-256 of the gap head .*found None"):
+        load_policy(folder / "agent.zip", reconstructor=Reconstructor.load(folder / "reader"))
+
+
 SHARPNESS, COMMON = "sharpness", "common_tokens"
 NOT_FINITE = torch.tensor(float("nan"))
 DAMAGE = {
@@ -171,6 +223,8 @@ DAMAGE = {
     "not a number": (lambda c, t: t.update({SHARPNESS: NOT_FINITE}), "expected finite weights"),
     "a tensor missing": (lambda c, t: t.pop(SHARPNESS), "found others at sharpness"),
     "a tensor too many": (lambda c, t: t.update(another=torch.zeros(1)), "found others at another"),
+    "gaps that are neither": (lambda c, t: c.update(gaps="guessed"), "gaps: expected one of found, told, found 'guessed'"),
+    "a unit that is none": (lambda c, t: c.update(unit="letter"), "unit: expected one of word, token, found 'letter'"),
     "another width": (lambda c, t: c["sizes"].update(width=32), "width 32.*found others at action_net.weight"),
     "no common tokens": (lambda c, t: t.pop(COMMON), "expected common_tokens"),
     "common tokens of another vocabulary": (lambda c, t: t.update({COMMON: torch.tensor([V])}), "ids from 0 to 49"),

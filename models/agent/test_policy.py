@@ -1,8 +1,7 @@
-"""Tests of the agent: its network, actor and critic; with its folder: `python models/agent/test_policy.py` or pytest."""
+"""Tests of actor and critic; with its folder: `python models/agent/test_policy.py` or pytest."""
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -11,39 +10,9 @@ import pytest
 import torch
 
 from data.artifacts import InputError
-from models.agent.conftest import T, V, make_policy
-from models.agent.policy import (
-    EnhancedTokenCompressionPolicy,
-    LocalContext,
-    PositionalEncoding,
-    TokenCompressionFeaturesExtractor,
-    TokenImportanceAttention,
-)
-from models.agent.reader import EVIDENCE, Reader
-from rl.env import observation_space
+from models.agent.conftest import T, V, make_policy, observation
 
-B, S = 3, 32  # texts, and states of a reading
-
-
-def new_network():
-    return EnhancedTokenCompressionPolicy(V, S, embedding_dim=8, width=16, layers=2, heads=2)
-
-
-@pytest.fixture
-def network():
-    torch.manual_seed(0)
-    return new_network()
-
-
-@pytest.fixture
-def readings():
-    """Some text (B, T, S) and draft (B, T, 1 + S + EVIDENCE)."""
-    torch.manual_seed(1)
-    return torch.randn(B, T, S), torch.randn(B, T, 1 + S + EVIDENCE)
-
-
-def observation(ids, valid, price):
-    return {"tokens": ids.float(), "valid": valid.float(), "price": price}
+B = 3  # texts
 
 
 def decide_by_hand(policy, ids, valid, price, *readings):
@@ -51,108 +20,6 @@ def decide_by_hand(policy, ids, valid, price, *readings):
     features = policy.network(ids, valid, price, *readings)
     cost = torch.log1p(policy.value_net(features)[..., 0].exp()) + 0.01
     return torch.sigmoid(policy.sharpness * (cost / price).log() + policy.action_net(features)[..., 0]), cost
-
-
-def test_positional_encoding_is_the_published_formula():
-    encode = PositionalEncoding(6)
-    encode.scale.data.fill_(1.0)
-    wave = encode(torch.zeros(1, 300, 6))[0]
-    for t in (0, 1, 299):
-        for i in range(3):
-            angle = t / 10_000 ** (2 * i / 6)  # Vaswani et al. 2017, section 3.5
-            assert wave[t, 2 * i].item() == pytest.approx(np.sin(angle), abs=1e-4)
-            assert wave[t, 2 * i + 1].item() == pytest.approx(np.cos(angle), abs=1e-4)
-
-
-def test_importances_are_a_distribution_over_the_text(texts):
-    valid = texts[1]
-    weights = TokenImportanceAttention(16, 4).importances(torch.randn(B, T, 16), valid)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(B, 4))
-    assert (weights[~valid[:, None].expand_as(weights)] == 0).all()
-
-
-def test_uniform_attention_is_the_mean_of_the_text():
-    attention = TokenImportanceAttention(4, 2)
-    for layer in (attention.value, attention.out):
-        layer.weight.data.copy_(torch.eye(4))
-        layer.bias.data.zero_()
-    attention.score.weight.data.zero_()
-    x, valid = torch.randn(1, 5, 4), torch.tensor([[True, True, True, False, False]])
-    torch.testing.assert_close(attention(x, valid)[0, 0], x[0, :3].mean(0))
-
-
-def test_local_context_reaches_its_kernel_and_no_further():
-    torch.manual_seed(0)
-    layer, x, valid = LocalContext(8, kernel=5), torch.randn(1, 20, 8), torch.ones(1, 20, dtype=torch.bool)
-    changed = x.clone()
-    changed[0, 10, 0] += 1
-    moved = (layer(x, valid) - layer(changed, valid)).abs().sum(-1)[0] > 1e-6
-    assert moved.nonzero().flatten().tolist() == [8, 9, 10, 11, 12]
-
-
-def test_padding_changes_nothing(network, texts, readings):
-    """Neither its number nor what stands there."""
-    ids, valid, price = texts
-    together = network(ids, valid, price, *readings)
-    for row, length in enumerate(valid.sum(1)):
-        cut = (slice(row, row + 1), slice(length))
-        alone = network(ids[cut], valid[cut], price[row : row + 1], *(x[cut] for x in readings))
-        torch.testing.assert_close(together[row, :length], alone[0], rtol=1e-4, atol=1e-5)
-    poisoned = network(torch.where(valid, ids, 7), valid, price, *(torch.where(valid[..., None], x, 1e6) for x in readings))
-    torch.testing.assert_close(poisoned[valid], together[valid])
-
-
-def test_every_parameter_learns(network, texts, readings):
-    network(*texts, *readings).square().sum().backward()
-    idle = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
-    assert idle == set()
-
-
-def test_every_module_reaches_the_output(network, texts, readings):
-    expected = network(*texts, *readings)[texts[1]]
-    for name, _ in network.named_children():
-        changed = new_network()
-        changed.load_state_dict(network.state_dict())
-        for parameter in getattr(changed, name).parameters():
-            parameter.data.mul_(3).add_(torch.randn_like(parameter))  # not alike everywhere: a normalisation would take that out
-        assert not torch.allclose(changed(*texts, *readings)[texts[1]], expected, atol=1e-4), name
-
-
-def test_a_second_pass_begins_as_the_first(network, texts, readings):
-    text, draft = readings
-    first = network(*texts, text)
-    torch.testing.assert_close(network(*texts, text, draft), first)
-    torch.nn.init.normal_(network.evidence.weight)
-    assert not torch.allclose(network(*texts, text, draft), first, atol=1e-3)
-
-
-def test_far_context_price_and_readings_matter(network, texts, readings):
-    ids, valid, price = texts[0], torch.ones_like(texts[1]), texts[2]
-    text = readings[0]
-    out = network(ids, valid, price, text)
-    other = ids.clone()
-    other[:, 11] = (other[:, 11] + 1) % V
-    assert not torch.allclose(network(other, valid, price, text)[:, 0], out[:, 0], atol=1e-6)
-    assert not torch.allclose(network(ids, valid, price * 2, text), out, atol=1e-4)
-    assert not torch.allclose(network(ids, valid, price, text.flip(1)), out, atol=1e-4)
-
-
-def test_start_is_the_truncated_svd_and_the_log_frequency(network):
-    torch.manual_seed(1)
-    embeddings, counts = torch.randn(V + 1, 8) @ torch.randn(8, 24), np.arange(V + 1)
-    network.start_from(SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding.from_pretrained(embeddings)), counts)
-    # 8 dimensions hold all of a matrix of rank 8: inner products of the centred rows survive, up to one scale.
-    centred = embeddings[:V] - embeddings[:V].mean(0)
-    mine, theirs = network.embedding.weight @ network.embedding.weight.T, centred @ centred.T
-    torch.testing.assert_close(mine / mine.norm(), theirs / theirs.norm(), rtol=1e-3, atol=1e-4)
-    assert network.log_frequency.mean().item() == pytest.approx(0, abs=1e-5) and network.log_frequency.diff().min() > 0
-
-
-def test_extractor_gives_one_vector_per_token(reconstructor, texts):
-    reader = Reader(reconstructor, np.arange(V))
-    sizes = {"embedding_dim": 4, "width": 8, "layers": 1, "heads": 2}
-    extractor = TokenCompressionFeaturesExtractor(observation_space(V, T, 6.0), reader, **sizes)
-    assert extractor(observation(*texts)).shape == (B, T, 8) and extractor.features_dim == 8
 
 
 def test_a_decision_is_equation_1_after_two_readings(policy, texts):
@@ -172,13 +39,56 @@ def test_a_decision_is_equation_1_after_two_readings(policy, texts):
     torch.testing.assert_close(policy.read(ids, valid, price, draft=first)[1], readings[1])
 
 
-def test_gradients_of_actor_and_critic_do_not_cross_and_nothing_of_the_reconstructor_learns(policy, texts):
+def test_a_word_is_decided_by_equation_1_from_the_means_of_its_tokens(by_word, texts):
+    """Where gaps have to be found, what keeping costs is added to λ."""
+    ids, valid, price = texts
+    readings = by_word.read(ids, valid, price)
+    starts = by_word.reader.words.starts(ids, valid)
+    features = by_word.network(ids, valid, price, *readings)
+    cost, keeping = torch.log1p(by_word.value_net(features).exp()).unbind(-1)
+    cost, residual = cost + 0.01, by_word.action_net(features)[..., 0]
+    expected = torch.zeros(B, T)
+    for row, length in enumerate(valid.sum(1)):
+        first = [*starts[row, :length].nonzero()[:, 0].tolist(), int(length)]
+        for word in (slice(a, b) for a, b in zip(first, first[1:])):
+            c, e, r = (x[row, word].mean() for x in (cost, keeping, residual))
+            expected[row, word] = torch.sigmoid(by_word.sharpness * (c / (price[row] + e)).log() + r)
+    found = by_word.keep_probability(ids, valid, price[:, 0])
+    torch.testing.assert_close(found[valid], expected[valid], rtol=1e-4, atol=1e-5)
+    assert (~starts & valid).sum() > 3 and (cost[valid].std() > 0.01) and len(found[valid].unique()) > 3
+    logits, gains, of_kept, _ = by_word.decisions(ids, valid, price)
+    torch.testing.assert_close(gains, price - cost)
+    torch.testing.assert_close(of_kept, keeping)
+    alone = make_policy(by_word.reader.reconstructor, unit="token")  # the control: tokens by themselves
+    alone.load_state_dict(by_word.own_state(), strict=False)
+    apart = alone.keep_probability(ids, valid, price[:, 0])
+    within = (~starts & valid)[:, 1:]
+    assert not torch.allclose(apart[:, 1:][within], apart[:, :-1][within], atol=1e-2)
+    assert torch.equal(found[:, 1:][within], found[:, :-1][within])
+    drawn = torch.as_tensor(by_word.predict({k: x.numpy() for k, x in observation(ids, valid, price).items()})[0])
+    assert torch.equal(drawn[:, 1:][within], drawn[:, :-1][within])
+
+
+def test_padding_changes_no_word(by_word, texts):
+    ids, valid, price = texts
+    together = by_word.keep_probability(ids, valid, price[:, 0])
+    for row, length in enumerate(valid.sum(1)):
+        alone = by_word.keep_probability(ids[row : row + 1, :length], valid[row : row + 1, :length], price[row, 0])
+        torch.testing.assert_close(together[row, :length], alone[0], rtol=1e-4, atol=1e-5)
+    for token in (3, 4):  # one that goes on with a word, and one that begins one
+        other = by_word.keep_probability(torch.where(valid, ids, token), valid, price[:, 0])
+        torch.testing.assert_close(other[valid], together[valid])
+
+
+@pytest.mark.parametrize("name", ["policy", "by_word"])
+def test_gradients_of_actor_and_critic_do_not_cross_and_nothing_of_the_reconstructor_learns(request, name, texts):
+    policy = request.getfixturevalue(name)
     readings = policy.read(*texts)
-    logits, cost, _ = policy.decide(*texts, *readings)
+    logits, cost, keeping = policy.decide(*texts, *readings)
     logits.sum().backward(retain_graph=True)
     assert policy.value_net.weight.grad is None and policy.action_net.weight.grad.any() and policy.sharpness.grad.any()
     policy.zero_grad()
-    cost.sum().backward()
+    (cost + keeping).sum().backward()
     assert policy.action_net.weight.grad is None and policy.value_net.weight.grad.any()
     of_the_reader = [*policy.reader.reconstructor.parameters(), *policy.reader.first.parameters()]
     assert all(p.grad is None for p in of_the_reader)

@@ -82,6 +82,20 @@ def test_a_draft_is_read_as_the_receiver_reads_what_is_sent(family, texts):
         torch.testing.assert_close(evidence[..., 2][hidden], (said + 0.01).log())
 
 
+def test_what_finding_a_drafts_gaps_costs_is_evidence(finder, texts):
+    """Each token's share of the nats of the gaps that the draft leaves, and its logarithm; who is told has none."""
+    ids, valid, _ = texts
+    draft = torch.rand(3, T)
+    finding, told = (Reader(finder, np.arange(V), found=found) for found in (True, False))
+    assert (finding.evidence, told.evidence) == (6, 4) and finding.passes == told.passes + 1
+    found = finding.reread(ids, valid, draft)
+    torch.testing.assert_close(found[..., :-2], told.reread(ids, valid, draft))
+    gaps = finder.predict(ids, draft > 0.85, valid).gaps
+    torch.testing.assert_close(found[..., -2], gaps.clamp(max=12), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[..., -1][valid], (gaps.clamp(max=12) + 0.01).log()[valid], rtol=1e-4, atol=1e-4)
+    assert gaps[valid].min() >= 0 and gaps[valid].std() > 0.1
+
+
 def test_a_draft_that_hides_nothing_or_very_much_is_read(reconstructor):
     reader = Reader(reconstructor, np.arange(V))
     ids = torch.randint(0, V, (2 * EVIDENCE_ROWS // 64, 64))  # more hidden tokens than are dealt with at one time

@@ -5,9 +5,9 @@ attention mask (an additive 4-D mask, which every stock transformers model takes
 position before it: masked next-token prediction (BehnamGhader et al. 2024, "LLM2Vec", section 2.1), which keeps
 the alignment that causal pre-training gave the output layer.
 
-A receiver is told where tokens are missing, or finds it out. Told, it pays −ln p(x_i | c, g) for every masked token, given the sent
-tokens c and the gaps g. If it has to find the gaps it also pays −ln p(g_j | c) at every boundary of what was sent (gaps.py): the
-sum of both is −ln p(x | c), and nothing is left unpaid.
+A receiver is told where tokens are missing, or finds it out. Told, it pays −ln p(x_i | c, g) for every masked token, given the
+sent tokens c and the gaps g. If it has to find the gaps it also pays −ln p(g_j | c) at every boundary of what was sent
+(gaps.py): the sum of both is −ln p(x | c), and nothing is left unpaid.
 
 Shapes: `B` texts, `T` tokens, `V` vocabulary, `D` model width, `M` masked tokens in a batch.
 """

@@ -53,7 +53,7 @@ def mass_of_gaps(reconstructor, c, bound):
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_texts_that_hold_what_was_sent_share_one_probability(vocabulary, c, bound, seed):
-    """Brute force: all texts that could have been meant, in every alignment, up to a bound on the gaps. Nothing is left unpaid."""
+    """Brute force: all texts that could have been meant, in every alignment, up to a bound on gaps. Nothing is left unpaid."""
     expected = mass_of_gaps(tiny(vocabulary, seed), c, bound)
     assert 1e-4 < expected < 1
     found = probabilities(tiny(vocabulary, seed), c, vocabulary, bound)

@@ -111,7 +111,8 @@ def test_an_unknown_unit_is_refused(tokenizer):
 def test_every_token_of_a_word_has_its_mean_or_sum():
     x = torch.tensor([[1.0, 2, 3, 10, 20, 5]])
     starts = torch.tensor([[True, False, False, True, False, True]])
-    assert spread(x, starts).tolist() == [[2, 2, 2, 15, 15, 5]] and spread(x, starts, mean=False).tolist() == [[6, 6, 6, 30, 30, 5]]
+    assert spread(x, starts).tolist() == [[2, 2, 2, 15, 15, 5]]
+    assert spread(x, starts, mean=False).tolist() == [[6, 6, 6, 30, 30, 5]]
     assert torch.equal(spread(x, torch.ones_like(starts)), x)
 
 

@@ -17,7 +17,7 @@ from models.reconstructor.masking import keep_counts, keep_highest
 DECIDED = ("word", "token")  # what one decision is about
 LONGEST = 16  # tokens of a word; text without spaces would be one decision otherwise
 SPACE, BLANK, LETTER = 1, 2, 4  # a token begins with white space; is nothing else; has a letter, a digit or part of a character
-NEAR = 3  # tokens from a gap, at which it can change how a text reads: a character has up to 4
+NEAR = 3  # tokens before a gap that may read otherwise because of it: a character has up to 4
 ROUNDS = 32  # of adding a word at every gap where a text does not read as it was sent
 
 
@@ -88,7 +88,7 @@ class Words:
         return keep_mask
 
     def differing(self, tokens):
-        """Where a list of ids, decoded and encoded again, is another: spans (first, last) of it, last excluded, maybe empty ones."""
+        """Where a list of ids, decoded and encoded again, is another: its spans (first, last), last excluded, maybe empty."""
         again = self.tokenizer(self.tokenizer.decode(tokens), add_special_tokens=False)["input_ids"]
         codes = [] if again == tokens else SequenceMatcher(None, tokens, again, autojunk=False).get_opcodes()
         return [(first, last) for kind, first, last, *_ in codes if kind != "equal"]
@@ -107,7 +107,7 @@ class Words:
             gaps = [i for i in range(len(sent) - 1) if sent[i + 1] - sent[i] > 1]  # before the i-th token that is sent
             fused = set()
             for first, last in self.differing(ids[sent[1:-1]].tolist()):
-                near = [i for i in gaps if first - NEAR <= i <= last + NEAR]
+                near = [i for i in gaps if first <= i <= last + NEAR]
                 if near and not hopeless.issuperset(sent[first + 1 : max(first, last - 1) + 2]):
                     fused.add(min(near, key=lambda i: abs(2 * i - first - last)))
             if not fused:
