@@ -18,22 +18,27 @@ from models.reconstructor.tokenizer import bos_id, fingerprint, load_tokenizer, 
 FREE = ("seed", "output_dir", "device", "quiet", "resume", "checkpoint_freq", "save_total_limit")
 
 
-def add_flags(add, writes):
-    """The flags of every evaluation; `writes` names its files."""
-    positive = bounded(int, 1, 10**9)
+def add_model_flags(add, writes):
+    """The flags of everything that loads agents and measures them; `writes` names its files."""
     add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
         help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
     add("--base_model", default=None,
         help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help=f"directory for {writes}")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--seed", type=SEED, default=42, help="seeds the choice of texts, everything random in it, and the bootstrap")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def add_flags(add, writes):
+    """The flags of every evaluation on held-out sequences; `writes` names its files."""
+    positive = bounded(int, 1, 10**9)
+    add_model_flags(add, writes)
     add("--num_sequences", type=positive, default=100, help="texts, drawn at random; all if there are fewer")
     add("--max_length", type=bounded(int, 2, 10**6), default=None,
         help="tokens per text, longer ones are cut into several; default: the agent's training length")
     add("--batch_size", type=positive, default=20, help="texts per forward pass")
-    add("--device", default="auto", help="auto, cpu, cuda or mps")
-    add("--seed", type=SEED, default=42, help="seeds the choice of texts, everything random in it, and the bootstrap")
-    add("--quiet", action="store_true", help="no progress bar")
 
 
 class Corpus:

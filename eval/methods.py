@@ -53,12 +53,12 @@ class Random:
 
 
 class TokenFrequency:
-    """Rare tokens first: -log of the token's count in training texts (the first 20,000), plus one."""
+    """Rare tokens first: -log of the token's share of training texts (the first 20,000), each counted once more."""
 
     name, lm_passes, depends_on_rate = "token frequency", 0, False
 
     def __init__(self, counts):
-        self.importance = -np.log(counts + 1.0)
+        self.importance = np.log((counts + 1.0).sum() / (counts + 1.0))
 
     def scores(self, ids, valid, keep_ratio):
         return self.importance[ids]

@@ -116,11 +116,14 @@ def percentiles(resampled):
     return np.moveaxis(np.quantile(resampled, [tail, 1 - tail], axis=-1), 0, -1)
 
 
-def difference(first, second, bootstrap):
-    """Paired differences first - second of two cells over the same documents, with `significant`: the interval excludes 0."""
+def difference(first, second, bootstrap, of=figures):
+    """Paired differences first - second of two cells over the same documents, with `significant`: the interval excludes 0.
+
+    `of` makes figures {name: value} of totals, as for `Bootstrap.estimate`.
+    """
 
     def less(a, b):
-        a, b = figures(a), figures(b)
+        a, b = of(a), of(b)
         return {name: a[name] - b[name] for name in a}
 
     found = bootstrap.estimate(less, first, second)
