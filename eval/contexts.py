@@ -15,8 +15,8 @@ from eval.methods import Agent, CausalSurprisal, TokenFrequency, count_tokens
 
 METHODS = ("head", "tail", "random", "frequency", "causal", "sentences", "thinned", "agent", "restored")
 # Chosen with `evaluate_reader.py --split choose`: how a word's score comes from its tokens'; the best thinning at a budget.
-WORD_SCORE = {"frequency": "mean", "causal": "sum", "agent": "sum"}
-THINNING = {0.8: ("head", 0.8), 0.7: ("head", 0.8), 0.5: ("head", 0.65), 0.3: ("head", 0.65)}
+WORD_SCORE = {"frequency": "sum", "causal": "sum", "sentences": "mean", "thinned": "mean", "agent": "sum"}
+THINNING = {0.8: ("head", 0.8), 0.7: ("head", 0.65), 0.5: ("sentences", 0.65), 0.3: ("head", 0.65)}
 THINNINGS = [(part, share) for part in ("head", "sentences") for share in (0.8, 0.65)]
 TITLES = {
     "head": "head", "tail": "tail", "random": "random words", "frequency": "token frequency", "causal": "causal surprisal",
@@ -166,12 +166,12 @@ def ways(method, budget, choosing):
     if method == "random":
         return [Way(method, "random")]
     if method == "sentences":
-        return [Way(method, "frequency", WORD_SCORE["frequency"], "sentences")]
+        return [Way(method, "frequency", WORD_SCORE[method], "sentences")]
     if method == "thinned":
         chosen = THINNING[min(THINNING, key=lambda known: abs(known - budget))]
         some = THINNINGS if choosing else [chosen]
         variants = [f"{part} to {share:g}" if choosing else "" for part, share in some]
-        return [Way(method, "frequency", WORD_SCORE["frequency"], *pair, name) for pair, name in zip(some, variants, strict=True)]
+        return [Way(method, "frequency", WORD_SCORE[method], *pair, name) for pair, name in zip(some, variants, strict=True)]
     scores = "agent" if method == "restored" else method
     if choosing and method != "restored":
         return [Way(method, scores, how, variant=how) for how in ("sum", "mean")]
