@@ -21,29 +21,34 @@ from models.reconstructor.words import DECIDED, Words, spread
 FREE = ("seed", "output_dir", "device", "quiet", "resume", "checkpoint_freq", "save_total_limit")
 
 
-def add_flags(add, writes):
-    """The flags of every evaluation; `writes` names its files."""
-    positive = bounded(int, 1, 10**9)
+def add_model_flags(add, writes):
+    """The flags of everything that loads agents and measures them; `writes` names its files."""
     add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
         help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
+    add("--receivers", nargs="+", default=[], metavar="METHOD=DIRECTORY",
+        help="reconstructors fine-tuned on a method's own masks, of 'agent' or one of --methods; others have the agent's")
+    add("--base_model", default=None,
+        help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
+    add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
+    add("--output_dir", type=Path, default=Path("eval/test_output"), help=f"directory for {writes}")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--seed", type=SEED, default=42, help="seeds the choice of texts, everything random in it, and the bootstrap")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def add_flags(add, writes):
+    """The flags of every evaluation on held-out sequences; `writes` names its files."""
+    positive = bounded(int, 1, 10**9)
+    add_model_flags(add, writes)
     add("--against", type=Path, nargs="+", default=[],
         help="agents of another training with the same reconstructor, compared as one method; several: its training runs")
     add("--gaps", choices=GAPS, default=None,
         help="whether the receiver has to find where tokens are missing, or is told; default: as in the agent's training")
     add("--unit", choices=DECIDED, default=None, help="what one decision is about, of every method; default: as of the agent")
-    add("--receivers", nargs="+", default=[], metavar="METHOD=DIRECTORY",
-        help="reconstructors fine-tuned on the masks of 'agent' or of a method of --methods, for these; others have the agent's own")
-    add("--base_model", default=None,
-        help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
-    add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
-    add("--output_dir", type=Path, default=Path("eval/test_output"), help=f"directory for {writes}")
     add("--num_sequences", type=positive, default=100, help="texts, drawn at random; all if there are fewer")
     add("--max_length", type=bounded(int, 2, 10**6), default=None,
         help="tokens per text, longer ones are cut into several; default: the agent's training length")
     add("--batch_size", type=positive, default=20, help="texts per forward pass")
-    add("--device", default="auto", help="auto, cpu, cuda or mps")
-    add("--seed", type=SEED, default=42, help="seeds the choice of texts, everything random in it, and the bootstrap")
-    add("--quiet", action="store_true", help="no progress bar")
 
 
 class Corpus:

@@ -12,6 +12,8 @@ into masks that keep as many tokens for every method: exactly, or as whole words
 pass, and every reading of a draft as one; output layers don't count.
 """
 
+import functools
+
 import numpy as np
 import torch
 from transformers import DynamicCache
@@ -56,12 +58,12 @@ class Random:
 
 
 class TokenFrequency:
-    """Rare tokens first: -log of the token's count in training texts (the first 20,000), plus one."""
+    """Rare tokens first: -log of the token's share of training texts (the first 20,000), each counted once more."""
 
     name, lm_passes, depends_on_rate, mean = "token frequency", 0, False, True
 
     def __init__(self, counts):
-        self.importance = -np.log(counts + 1.0)
+        self.importance = np.log((counts + 1.0).sum() / (counts + 1.0))
 
     def scores(self, ids, valid, keep_ratio):
         return self.importance[ids]
@@ -239,13 +241,15 @@ def build_opponent(name, model, receiver, words, counts, seed):
     return makers[name]()
 
 
+def training_counts(args, reconstructor):
+    """The tokens' counts (V,) in the training texts beside `--data_path`. Raises FileNotFoundError or InputError."""
+    training = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
+    return token_counts(training, reconstructor.vocab_size)
+
+
 def build_opponents(args, models):
     """{name: method} of the OPPONENTS among `--methods`, from an evaluation's Models. Raises FileNotFoundError or InputError."""
-
-    def counts():
-        training = load_sequences(args.data_path.parent / SPLITS["train"], models.reconstructor.fingerprint)
-        return token_counts(training, models.reconstructor.vocab_size)
-
+    counts = functools.partial(training_counts, args, models.reconstructor)
     return {
         name: build_opponent(name, models.base, models.receiver(name), models.words, counts, args.seed)
         for name in dict.fromkeys(args.methods) if name in OPPONENTS

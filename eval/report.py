@@ -125,3 +125,47 @@ def format_table(record):
     if unsure:
         lines.append(f"its lead in {' or '.join(names)} is not significant against: {not_sure}")
     return "\n".join(lines)
+
+
+def by_budget(record, figures=("recovered", "survival", "continuation")):
+    """A table of a reader's evaluation: figures of every context, as far as there are any, by budget; ± is half of the agent's.
+
+    The best `recovered` of a budget is bold.
+    """
+    results = [r for r in record["results"] if r["budget"]]
+    budgets, digits = sorted({r["budget"] for r in results}, reverse=True), {f: 2 if f == "continuation" else 3 for f in figures}
+    best = {b: max(r["recovered"]["value"] for r in results if r["budget"] == b) for b in budgets}
+    rows = [["budget", *map(str, budgets)]]
+    for method in dict.fromkeys(r["method"] for r in results):
+        cells = {r["budget"]: r for r in results if r["method"] == method}
+        texts = {b: " / ".join(number(c[f], digits[f]) for f in digits if f in c) for b, c in cells.items()}
+        bold = {b: "**" if cells[b]["recovered"]["value"] == best[b] else "" for b in cells}
+        rows.append([method, *(f"{bold[b]}{texts[b]}{bold[b]}" for b in budgets)])
+        if method == "agent":
+            spread = {b: " / ".join(half(c[f], digits[f]) for f in digits if f in c) for b, c in cells.items()}
+            rows.append(["±", *(spread[b] for b in budgets)])
+    return markdown(rows)
+
+
+def agent_leads(record, figure="recovered"):
+    """A table of the agent's paired leads in a figure over every other context by budget, with intervals."""
+    budgets = sorted({d["budget"] for d in record["leads"]}, reverse=True)
+    rows = [["the agent leads over", *map(str, budgets)]]
+    for method in dict.fromkeys(d["method"] for d in record["leads"]):
+        cells = {d["budget"]: d[figure] for d in record["leads"] if d["method"] == method}
+        rows.append([method, *(estimate(cells[b]) for b in budgets)])
+    return markdown(rows)
+
+
+def format_reader(record):
+    """What eval/evaluate_reader.py prints: the ends of the scale, the figures of every context, the agent's leads."""
+    full, none = (next(r for r in record["results"] if r["method"] == name) for name in ("full", "none"))
+    title = f"{record['questions']} questions on {record['passages']} passages, {record['continuations']} continuations, read by "
+    lines = [f"{title}{record['reader']} ({record['dtype'].removeprefix('torch.')}); 95 % over passages"]
+    ends = [f"{number(none['nats'], 2)} nats per answer without the passage, {number(full['nats'], 2)} with the whole"]
+    if "continuation" in full:
+        ends.append(f"a continuation {number(none['continuation'])} and {number(full['continuation'])} nats per token")
+    shown = "recovered of the way between / answers that survive"
+    shown += " / nats per token of the continuation" * ("continuation" in full)
+    lines += ["; ".join(ends), "", f"{shown}; ±: half of the agent's interval", "", by_budget(record)]
+    return "\n".join(lines + (["", agent_leads(record)] if record["leads"] else []))

