@@ -13,7 +13,8 @@ A page is a Markdown file of the repository. A table that belongs to results sta
     -->
 
 In its first line JSON files get names, paths are relative to the repository; one with a * for a folder stands for all that match,
-as {folder: content} in the folders' order. The rest is a template of Jinja, whose control lines begin with %. Beside what Jinja has there are the filters and functions of FILTERS and FUNCTIONS.
+as {folder: content} in the folders' order. The rest is a template of Jinja, whose control lines begin with %. Beside what Jinja
+has there are the filters and functions of FILTERS and FUNCTIONS.
 """
 
 import itertools
