@@ -12,8 +12,9 @@ A page is a Markdown file of the repository. A table that belongs to results sta
     % endfor
     -->
 
-In its first line JSON files get names, paths are relative to the repository; the rest is a template of Jinja, whose control lines
-begin with %. Beside what Jinja has there are the filters and functions of FILTERS and FUNCTIONS.
+In its first line JSON files get names, paths are relative to the repository; one with a * for a folder stands for all that match,
+as {folder: content} in the folders' order. The rest is a template of Jinja, whose control lines begin with %. Beside what Jinja
+has there are the filters and functions of FILTERS and FUNCTIONS.
 """
 
 import itertools
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jinja2
 
 from data.artifacts import REPOSITORY, InputError, Parser, run, write_text
-from eval.report import agent_leads, by_budget, by_keep_ratio, estimate, half, interval, number
+from eval.report import agent_leads, by_budget, by_keep_ratio, estimate, half, interval, number, tally
 
 STAGES = ("data", "models", "rl", "eval", "plots")
 TABLE = re.compile(r"<!-- table (?P<sources>[^\n]+)\n(?P<template>.*?)\n-->\n(?P<table>(?:\|[^\n]*\n)*)", re.DOTALL)
@@ -41,15 +42,27 @@ def one(rows, **where):
     return found[0]
 
 
-FILTERS = {"number": number, "half": half, "interval": interval, "estimate": estimate}
+FILTERS = {"number": number, "half": half, "interval": interval, "estimate": estimate, "tally": tally}
 FUNCTIONS = {"one": one, "by_keep_ratio": by_keep_ratio, "by_budget": by_budget, "agent_leads": agent_leads}
+
+
+def read_source(path):
+    """The content of a JSON file, or of all that match a path with a * for a folder. Raises OSError or ValueError."""
+    read = lambda file: json.loads(file.read_text(encoding="utf-8"))
+    if "*" not in path:
+        return read(REPOSITORY / path)
+    place = Path(path).parts.index("*") - len(Path(path).parts)
+    found = {file.parts[place]: file for file in REPOSITORY.glob(path)}
+    if not found:
+        raise FileNotFoundError(f"expected files {path}, found none")
+    return {folder: read(found[folder]) for folder in sorted(found)}
 
 
 def make_table(sources, template):
     """The table that a comment makes. Raises InputError if a file is missing or has not what the template asks for."""
     try:
         named = dict(source.split("=", 1) for source in sources.split())
-        files = {name: json.loads((REPOSITORY / path).read_text(encoding="utf-8")) for name, path in named.items()}
+        files = {name: read_source(path) for name, path in named.items()}
         jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, line_statement_prefix="%", trim_blocks=True)
         jinja.filters |= FILTERS
         return jinja.from_string(template, globals=FUNCTIONS).render(files).strip("\n") + "\n"

