@@ -14,7 +14,10 @@ import safetensors.torch
 import torch
 
 from data.testing.toy import run_pipeline
+from eval import evaluate
+from eval.inputs import draw_texts, open_models
 from models.agent.files import WEIGHTS
+from rl import train
 
 
 @functools.cache
@@ -49,6 +52,24 @@ def agents(stages, tmp_path_factory):
         file.extractall(folder)
     change_flags(folder, seed=43)
     return [stages[0] / "agent/best_model.zip", folder]
+
+
+@pytest.fixture(scope="session")
+def told(stages, tmp_path_factory):
+    """A told agent that decides tokens, hardly trained, with the reconstructor of the toy agent."""
+    folder = tmp_path_factory.mktemp("told")
+    paths = f"--data_path {stages[0]}/data/processed_data.json --reconstructor_path {stages[0]}/tuned --output_dir {folder}"
+    flags = "--gaps told --unit token --num_timesteps 256 --n_steps 64 --width 16 --learning_rate 3e-3 --eval_sequences 8"
+    train.main(f"{paths} {flags} --device cpu --quiet".split())
+    return folder / "final_model.zip"
+
+
+@pytest.fixture(scope="session")
+def opened(stages):
+    """The Models of the toy agent, and a Corpus of 30 texts."""
+    args = evaluate.parse_args(evaluate_words(stages[0], "--num_sequences", 30))
+    models = open_models(args)
+    return models, draw_texts(args, models)
 
 
 def stranger(agent, folder):

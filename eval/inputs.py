@@ -9,6 +9,7 @@ import torch
 
 from data.artifacts import SEED, InputError, bounded, different_setting, read_json
 from data.sequences import load_sequences, pad_batch
+from eval.methods import OPPONENTS
 from eval.restored import restored_row
 from models.agent.files import RELEASED, load_policy, read_agent
 from models.reconstructor.gaps import GAPS
@@ -94,7 +95,7 @@ class Corpus:
         """One row per text of what is restored from what the masks send, and of what survives in it (eval/restored.py)."""
         masks = [mask for batch in keep_masks for mask in batch]
         pairs = zip(self.texts, masks, strict=True)
-        return np.stack([restored_row(reconstructor, self.words, text, mask[: len(text)]) for text, mask in pairs])
+        return np.stack([restored_row(reconstructor, text, mask[: len(text)]) for text, mask in pairs])
 
     def sums(self, reconstructor, keep_masks):
         """One row of SUMS per text, (texts, 7), for a list of keep masks, one (B, T) per batch."""
@@ -113,10 +114,13 @@ class Scores:
         rate = keep_ratio if self.method.depends_on_rate else None
         if rate not in self.found:
             start = time.monotonic()
-            scores = [self.method.scores(ids, valid, keep_ratio) for ids, valid in self.corpus.batches]
+            scores, passes = zip(*(self._scored(*batch, keep_ratio) for batch in self.corpus.batches))
             seconds = time.monotonic() - start
-            self.found[rate] = self.corpus.by_word(scores, self.method.mean), seconds, self.method.lm_passes
+            self.found[rate] = self.corpus.by_word(list(scores), self.method.mean), seconds, float(np.mean(passes))
         return self.found[rate]
+
+    def _scored(self, ids, valid, keep_ratio):
+        return self.method.scores(ids, valid, keep_ratio), self.method.lm_passes
 
     def masks(self, keep_ratio):
         """The keep masks, one (B, T) per batch, that keep `keep_ratio` of every text."""
@@ -221,13 +225,12 @@ def open_models(args):
 
 def open_receivers(args, reconstructor, device, gaps):
     """{method: Reconstructor} of `--receivers`. Raises FileNotFoundError or InputError."""
-    receivers = {}
+    receivers, evaluated = {}, ["agent", *(name for name in args.methods if name in OPPONENTS)]
     for word in args.receivers:
-        method, equals, directory = word.partition("=")
-        if method not in ("agent", *args.methods) or not equals:
+        method, _, directory = word.partition("=")
+        if method not in evaluated or not directory:
             raise InputError(
-                f"--receivers {word}: expected METHOD=DIRECTORY with a method of {', '.join(('agent', *args.methods))}; "
-                "name one of them"
+                f"--receivers {word}: expected METHOD=DIRECTORY with a method of {', '.join(evaluated)}; name one of them"
             )
         receivers[method] = Reconstructor.load(directory, device, gaps)
         if (found := receivers[method].fingerprint) != reconstructor.fingerprint:

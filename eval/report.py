@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from data.sequences import pad_batch
+from eval.inputs import Corpus, Scores
 from eval.metrics import MIN_DOCUMENTS
 
 
@@ -13,18 +13,18 @@ def examples(method, corpus, reconstructor, keep_ratio, count):
 
     Where gaps are to be found, also what was sent and what was restored from it alone, as text.
     """
-    found, texts = [], list(zip(corpus.texts, corpus.document, strict=True))
-    decode = reconstructor.tokenizer.decode
-    for text, document in texts[:: max(1, len(texts) // max(count, 1))][:count]:
-        ids, valid = pad_batch([text], 0)
-        keep_mask = corpus.words.keep_highest(method.scores(ids, valid, keep_ratio), ids, valid, keep_ratio, method.mean)
-        restored = reconstructor.predict(ids, keep_mask).top1[0].cpu().numpy()
+    found, decode = [], reconstructor.tokenizer.decode
+    shown = range(0, len(corpus.texts), max(1, len(corpus.texts) // max(count, 1)))[:count]
+    some = Corpus([corpus.texts[i] for i in shown], corpus.names[corpus.document[shown]], 1, corpus.words, corpus.as_text)
+    masks = Scores(method, some).masks(keep_ratio) if count else []
+    for i, text, keep_mask in zip(shown, some.texts, masks, strict=True):
+        restored = reconstructor.predict(text[None], keep_mask).top1[0].cpu().numpy()
         state = np.where(keep_mask[0], "kept", np.where(restored == text, "right", "wrong"))
         pieces = [
             {"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s)}
             for t, r, s in zip(text, restored, state, strict=True)
         ]
-        found.append({"doc": str(corpus.names[document]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
+        found.append({"doc": str(corpus.names[corpus.document[i]]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
         if reconstructor.found:
             sent = text[keep_mask[0]]
             found[-1] |= {"sent": decode(sent), "restored": decode(reconstructor.restore(sent))}
