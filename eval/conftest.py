@@ -46,11 +46,12 @@ def evaluate_words(folder, *words):
 
 @pytest.fixture(scope="session")
 def agents(stages, tmp_path_factory):
-    """Two runs of one training, as far as their configs tell: the toy agent at its best and, in a directory, at the end."""
-    folder = tmp_path_factory.mktemp("agents") / "second"
-    with zipfile.ZipFile(stages[0] / "agent/final_model.zip") as file:
-        file.extractall(folder)
-    change_flags(folder, seed=43)
+    """Two runs of one training, as far as their configs tell: the toy agent and, in a directory, itself with a little noise."""
+    folder = tmp_path_factory.mktemp("agents")
+    with zipfile.ZipFile(stages[0] / "agent/best_model.zip") as file:
+        file.extractall(folder / "first")
+    change_flags(stranger(folder / "first", folder / "second", 0.05), seed=43)
+    folder = folder / "second"
     return [stages[0] / "agent/best_model.zip", folder]
 
 
@@ -72,13 +73,13 @@ def opened(stages):
     return models, draw_texts(args, models)
 
 
-def stranger(agent, folder):
+def stranger(agent, folder, noise=0.3):
     """A copy, in `folder`, of an agent in a directory, with noise on its weights: as one of another training."""
     shutil.copytree(agent, folder)
     weights, generator = safetensors.torch.load_file(folder / WEIGHTS), torch.Generator().manual_seed(0)
     for name, tensor in weights.items():
         if tensor.is_floating_point():
-            weights[name] = tensor + 0.3 * torch.randn(tensor.shape, generator=generator)
+            weights[name] = tensor + noise * torch.randn(tensor.shape, generator=generator)
     safetensors.torch.save_file(weights, folder / WEIGHTS)
     return folder
 
