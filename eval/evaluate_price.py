@@ -186,8 +186,8 @@ class Evaluation:
 def verify(reconstructor, words, text, first, price):
     """Start from a keep mask (T,) of a text, send the dearer half of what is dearer than λ, and again, until nothing is.
 
-    What costs are whole words, in the mean of their tokens, with their shares of a gap. Returns the Score of the last mask: of all
-    that it masks, nothing costs more than λ.
+    What costs are whole words, in the mean of their tokens, with their shares of a gap. Returns the Score of the last mask: of
+    all that it masks, nothing costs more than λ.
     """
     keep_mask, valid = first[None].copy(), np.ones((1, len(text)), dtype=bool)
     starts = words.starts(torch.as_tensor(text[None]), torch.as_tensor(valid))

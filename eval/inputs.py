@@ -33,7 +33,7 @@ def add_flags(add, writes):
         help="whether the receiver has to find where tokens are missing, or is told; default: as in the agent's training")
     add("--unit", choices=DECIDED, default=None, help="what one decision is about, of every method; default: as of the agent")
     add("--receivers", nargs="+", default=[], metavar="METHOD=DIRECTORY",
-        help="reconstructors fine-tuned on the masks of 'agent' or of a method of --methods, for these; others have the agent's own")
+        help="reconstructors fine-tuned on the masks of 'agent' or of a method of --methods, for these; the others have the agent's")
     add("--base_model", default=None,
         help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
@@ -50,8 +50,8 @@ def add_flags(add, writes):
 class Corpus:
     """The texts of an evaluation in padded batches: ids and valid (B, T), and the document number of every text.
 
-    `words`: what is decided together. `as_text`: whether what is sent must read, as text, as the tokens that it is: where gaps are
-    to be found, nothing but text is sent.
+    `words`: what is decided together. `as_text`: whether what is sent must read, as text, as the tokens that it is: where gaps
+    are to be found, nothing but text is sent.
     """
 
     def __init__(self, texts, docs, batch_size, words, as_text):

@@ -61,7 +61,7 @@ def test_a_reconstructor_gets_used_to_an_agents_masks(stages, opened, adapted, t
     nats = {key: cell["distortion"] for key, cell in found.items()}
     assert nats["agent", "adapted"] < 0.95 * nats["agent", "tuned"] and nats["random", "adapted"] < nats["random", "tuned"] + 0.1
     assert found["agent", "adapted"]["gaps"] < found["agent", "tuned"]["gaps"]
-    assert first_base_model(adapted) == str(stages[0] / "base"), "surprisal is the causal model's, not the reconstructor's it became"
+    assert first_base_model(adapted) == str(stages[0] / "base"), "surprisal is the causal model's, not what it became"
 
 
 def test_an_agent_of_another_tokenizer_decides_no_masks(stages, tmp_path):
@@ -154,8 +154,8 @@ def test_told_and_found_agents_are_judged_either_way(stages, told, tmp_path):
 def english():
     """The embedded base, and a text whose characters, numbers and punctuation are of several tokens."""
     base = Reconstructor.load(BASE_MODEL, gaps="found")
-    text = "In 1875 the com\u00admittee unanimously recommended Monongahela's reforestation; it wasn't approved until 1,903 “citizens”"
-    return base, np.array(base.tokenizer(f"{text} petitioned Washington, naïvely.")["input_ids"])
+    text = "In 1875 the com\u00admittee unanimously recommended Monongahela's reforestation; it wasn't approved until 1,903"
+    return base, np.array(base.tokenizer(f"{text} “citizens” petitioned Washington, naïvely.")["input_ids"])
 
 
 def test_one_mask_is_for_all_tokens_of_a_word_or_not():
@@ -180,6 +180,19 @@ def test_examples_show_what_is_sent_and_it_reads_as_it_was_sent():
             assert base.tokenizer.decode(kept) == example["sent"] and example["keep_ratio"] == len(kept) / len(text)
             differing += base.tokenizer(example["sent"])["input_ids"] != kept
         assert (differing == 0) == as_text, differing
+
+
+def test_texts_of_two_tokens_and_all_or_nothing_sent(stages, tmp_path):
+    """The least that can be evaluated. Everything, or nothing, is sent where a price says so, and its gaps are paid for."""
+    record, found = cells(stages[0], tmp_path, "--max_length", 2, "--keep_ratios", 0.5)
+    assert all(np.isfinite([found[m]["distortion"]["value"], found[m]["word_error_rate"]["value"]]).all() for m in found)
+    assert record["tokens"] == 40 and all(r["masked_tokens"] == 20 for r in found.values())
+    words = "--max_length 2 --prices 0.01 90 --num_sequences 10 --tune_sequences 4 --methods random verified".split()
+    evaluate_price.main(evaluate_words(stages[0], *words, "--output_dir", tmp_path))
+    cheap, dear = json.loads((tmp_path / "price_results.json").read_text())["prices"]
+    kept = [{r["method"]: r["keep_ratio"] for r in at["results"]} for at in (cheap, dear)]
+    assert kept[0]["random"] == 1 and kept[1]["random"] == kept[1][evaluate_price.VERIFIED] == 0
+    assert cheap["results"][1]["J"] < 0 < dear["results"][1]["J"] < 90
 
 
 def test_one_token_decides_words_or_tokens(stages, tmp_path):

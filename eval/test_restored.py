@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from eval.restored import COLUMNS, KINDS, kinds, restored_figures, restored_row, surviving
+from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL, load_tokenizer
 
 
@@ -68,6 +69,15 @@ def test_what_is_sent_whole_comes_back_whole_and_mistakes_count(opened):
     assert row["errors"] == 1 and row["chrf"] < 1, "the wrong word came back"
     nothing = dict(zip(COLUMNS, restored_row(reconstructor, text, ~everything), strict=True))
     assert nothing["errors"] >= len(text) / 2 and nothing["chrf"] < 0.5 and nothing["words"] == len(text)
+
+
+def test_texts_of_no_word_or_one_have_a_row():
+    base = Reconstructor.load(BASE_MODEL, gaps="found")
+    word, blank = (np.array(base.tokenizer(text)["input_ids"]) for text in (" the", " "))
+    for text, expected in ((word, [1, 1]), (blank, [1, 0]), (word[:0], [1, 0])):
+        row = restored_row(base, text, np.full(len(text), True))
+        assert row[:2].tolist() == expected and not row[4:].any() and np.isfinite(row).all()
+    assert restored_row(base, word, np.array([False]))[:3].tolist() == [1, 1, 1], "nothing was sent and another text came back"
 
 
 def test_figures_are_closed_forms():

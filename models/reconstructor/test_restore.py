@@ -21,7 +21,7 @@ from models.reconstructor.test_checkpoints import fine_tune
 def finder(toy, tmp_path_factory):
     """The toy reconstructor, used to texts whose echoes are dropped, because they are frequent."""
     folder = tmp_path_factory.mktemp("finder")
-    words = "--mask_policy frequency --policy_share 0.8 --mask_ratio 0.4 --max_steps 300 --batch_size 32 --eval_steps 300"
+    words = "--mask_policy frequency --policy_share 0.8 --mask_ratio 0.4 --max_steps 150 --batch_size 32 --eval_steps 150"
     fine_tune(toy, folder, *words.split())
     return Reconstructor.load(folder, gaps="found")
 
@@ -92,7 +92,7 @@ def test_more_than_it_reads_is_refused_in_one_line(sent, expect):
 
 
 def test_who_cannot_find_gaps_says_so_in_one_line(toy):
-    with pytest.raises(InputError, match="expected a reconstructor that finds gaps, found no gap head") as refused:
+    with pytest.raises(InputError, match="the reconstructor: expected one that finds gaps, found no gap head") as refused:
         Reconstructor.from_base(toy / "base").restore([2, 3])
     assert "\n" not in str(refused.value)
 
