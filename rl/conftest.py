@@ -27,8 +27,9 @@ def toy(tmp_path_factory):
     """A folder with toy data in `data` and a toy reconstructor that knows the echo in `tuned`."""
     folder = write_toy(tmp_path_factory.mktemp("toy"))
     command = f"--data_path {folder / 'data/processed_data.json'} --base_model {folder / 'base'} --output_dir {folder / 'tuned'}"
-    flags = "--gaps told --quiet --learning_rate 3e-3 --max_steps 400 --batch_size 32 --mask_ratio 0.5 --mask_spread 0.4 --eval_steps 400"
-    train_cpu.main([*command.split(), *flags.split()])
+    masks = "--gaps told --mask_ratio 0.5 --mask_spread 0.4"
+    flags = "--quiet --learning_rate 3e-3 --max_steps 400 --batch_size 32 --eval_steps 400"
+    train_cpu.main(f"{command} {masks} {flags}".split())
     return folder
 
 

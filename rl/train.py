@@ -108,7 +108,8 @@ def training_environment(args, device):
     reconstructor = Reconstructor.load(args.reconstructor_path, device, args.gaps)
     train, held_out, length = open_splits(args, reconstructor)
     prices = (args.min_price, args.max_price)
-    return TokenCompressionVecEnv(train, reconstructor, length, environments(args.n_steps), prices, unit=args.unit), train, held_out
+    env = TokenCompressionVecEnv(train, reconstructor, length, environments(args.n_steps), prices, unit=args.unit)
+    return env, train, held_out
 
 
 def build_agent(args, env, train, device):
