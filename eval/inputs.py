@@ -33,7 +33,7 @@ def add_flags(add, writes):
         help="whether the receiver has to find where tokens are missing, or is told; default: as in the agent's training")
     add("--unit", choices=DECIDED, default=None, help="what one decision is about, of every method; default: as of the agent")
     add("--receivers", nargs="+", default=[], metavar="METHOD=DIRECTORY",
-        help="reconstructors fine-tuned on the masks of 'agent' or of a method of --methods, for these; the others have the agent's")
+        help="reconstructors fine-tuned on the masks of 'agent' or a method of --methods, for these; the others have the agent's")
     add("--base_model", default=None,
         help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
     add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
@@ -59,6 +59,11 @@ class Corpus:
         self.texts, self.words, self.as_text = texts, words, as_text
         self.batches = [pad_batch(texts[i : i + batch_size], 0) for i in range(0, len(texts), batch_size)]
         self.tokens = sum(len(t) for t in texts)
+
+    def some(self, count):
+        """A Corpus of `count` of the texts, at equal distances, one in a batch."""
+        chosen = np.arange(0, len(self.texts), max(1, len(self.texts) // max(count, 1)))[:count]
+        return Corpus([self.texts[i] for i in chosen], self.names[self.document[chosen]], 1, self.words, self.as_text)
 
     def by_word(self, scores, mean=True):
         """Scores of tokens, one (B, T) per batch, as scores of words, their tokens' mean or sum, at every token."""
@@ -114,13 +119,13 @@ class Scores:
         rate = keep_ratio if self.method.depends_on_rate else None
         if rate not in self.found:
             start = time.monotonic()
-            scores, passes = zip(*(self._scored(*batch, keep_ratio) for batch in self.corpus.batches))
+            scores, passes = [], []
+            for ids, valid in self.corpus.batches:
+                scores.append(self.method.scores(ids, valid, keep_ratio))
+                passes += [self.method.lm_passes] * len(ids)
             seconds = time.monotonic() - start
-            self.found[rate] = self.corpus.by_word(list(scores), self.method.mean), seconds, float(np.mean(passes))
+            self.found[rate] = self.corpus.by_word(scores, self.method.mean), seconds, float(np.mean(passes)) if passes else 0.0
         return self.found[rate]
-
-    def _scored(self, ids, valid, keep_ratio):
-        return self.method.scores(ids, valid, keep_ratio), self.method.lm_passes
 
     def masks(self, keep_ratio):
         """The keep masks, one (B, T) per batch, that keep `keep_ratio` of every text."""

@@ -4,27 +4,23 @@ import re
 
 import numpy as np
 
-from eval.inputs import Corpus, Scores
 from eval.metrics import MIN_DOCUMENTS
 
 
-def examples(method, corpus, reconstructor, keep_ratio, count):
-    """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there.
+def examples(corpus, masks, reconstructor):
+    """The texts of a corpus token by token, masks (1, T) one by one.
 
-    Where gaps are to be found, also what was sent and what was restored from it alone, as text.
+    `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there. Where gaps are to be found, also what was sent and what was restored from it alone, as text.
     """
     found, decode = [], reconstructor.tokenizer.decode
-    shown = range(0, len(corpus.texts), max(1, len(corpus.texts) // max(count, 1)))[:count]
-    some = Corpus([corpus.texts[i] for i in shown], corpus.names[corpus.document[shown]], 1, corpus.words, corpus.as_text)
-    masks = Scores(method, some).masks(keep_ratio) if count else []
-    for i, text, keep_mask in zip(shown, some.texts, masks, strict=True):
+    for text, document, keep_mask in zip(corpus.texts, corpus.document, masks, strict=True):
         restored = reconstructor.predict(text[None], keep_mask).top1[0].cpu().numpy()
         state = np.where(keep_mask[0], "kept", np.where(restored == text, "right", "wrong"))
         pieces = [
             {"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s)}
             for t, r, s in zip(text, restored, state, strict=True)
         ]
-        found.append({"doc": str(corpus.names[corpus.document[i]]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
+        found.append({"doc": str(corpus.names[document]), "keep_ratio": float(keep_mask.mean()), "pieces": pieces})
         if reconstructor.found:
             sent = text[keep_mask[0]]
             found[-1] |= {"sent": decode(sent), "restored": decode(reconstructor.restore(sent))}

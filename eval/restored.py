@@ -1,8 +1,8 @@
 """What a reader of plain text gets: how near a restored text is to the original, and which words survive in what is sent.
 
 Word error rate is substitutions, insertions and deletions per word of the original (jiwer); chrF is Popović's (2015), by
-sacrebleu. Both are of what `Reconstructor.restore` makes of the sent tokens alone. Numbers, names and negations are words whose loss a
-language model's answer shows first; each counts as surviving if all of its tokens are sent.
+sacrebleu. Both are of what `Reconstructor.restore` makes of the sent tokens alone. Numbers, names and negations are words whose
+loss a language model's answer shows first; each counts as surviving if all of its tokens are sent.
 """
 
 import re

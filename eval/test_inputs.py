@@ -175,7 +175,7 @@ def test_examples_show_what_is_sent_and_it_reads_as_it_was_sent():
     for as_text in (True, False):  # the control: without what has to be added some of it would not
         corpus, differing = Corpus([text], ["a"], 1, Words(base.tokenizer, "token"), as_text), 0
         for seed in range(8):
-            example = examples(Random(seed), corpus, base, 0.5, 1)[0]
+            example = examples(corpus, Scores(Random(seed), corpus).masks(0.5), base)[0]
             kept = [int(token) for token, piece in zip(text, example["pieces"], strict=True) if piece["state"] == "kept"]
             assert base.tokenizer.decode(kept) == example["sent"] and example["keep_ratio"] == len(kept) / len(text)
             differing += base.tokenizer(example["sent"])["input_ids"] != kept
