@@ -28,8 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import load_info, load_sequences, pad_batch
-from models.reconstructor.masking import keep_highest
-from models.reconstructor.texts import load_mask_policy
+from models.agent.files import load_policy
 from models.reconstructor.tokenizer import BASE_MODEL, load_tokenizer, locate
 
 SCHEMA = "rltc.gpu_check/1"
@@ -163,9 +162,9 @@ def same_masks(check):
     known = load_info(path)["tokenizer"]["fingerprint"]
     sequences = load_sequences(path, known, check.length)
     ids, valid = pad_batch([sequences[i] for i in range(min(len(sequences), texts))], 0)
-    agents = [load_mask_policy(check.work / "agent/best_model.zip", known, device) for device in ("cpu", check.args.device)]
+    agents = [load_policy(check.work / "agent/best_model.zip", device) for device in ("cpu", check.args.device)]
     scores = [probabilities(policy, ids, valid) for policy in agents]
-    masks = [keep_highest(s, valid, 0.7) for s in scores]
+    masks = [agents[0].reader.words.keep_highest(s, ids, valid, 0.7) for s in scores]
     differing = int((masks[0] != masks[1]).sum())
     apart = float(np.abs(scores[0] - scores[1])[valid].max())
     check.figures["decisions compared"] = int(valid.sum())

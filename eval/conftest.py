@@ -14,7 +14,10 @@ import safetensors.torch
 import torch
 
 from data.testing.toy import run_pipeline
+from eval import evaluate
+from eval.inputs import draw_texts, open_models
 from models.agent.files import WEIGHTS
+from rl import train
 
 
 @functools.cache
@@ -43,21 +46,40 @@ def evaluate_words(folder, *words):
 
 @pytest.fixture(scope="session")
 def agents(stages, tmp_path_factory):
-    """Two runs of one training, as far as their configs tell: the toy agent at its best and, in a directory, at the end."""
-    folder = tmp_path_factory.mktemp("agents") / "second"
-    with zipfile.ZipFile(stages[0] / "agent/final_model.zip") as file:
-        file.extractall(folder)
-    change_flags(folder, seed=43)
+    """Two runs of one training, as far as their configs tell: the toy agent and, in a directory, itself with a little noise."""
+    folder = tmp_path_factory.mktemp("agents")
+    with zipfile.ZipFile(stages[0] / "agent/best_model.zip") as file:
+        file.extractall(folder / "first")
+    change_flags(stranger(folder / "first", folder / "second", 0.05), seed=43)
+    folder = folder / "second"
     return [stages[0] / "agent/best_model.zip", folder]
 
 
-def stranger(agent, folder):
+@pytest.fixture(scope="session")
+def told(stages, tmp_path_factory):
+    """A told agent that decides tokens, hardly trained, with the reconstructor of the toy agent."""
+    folder = tmp_path_factory.mktemp("told")
+    paths = f"--data_path {stages[0]}/data/processed_data.json --reconstructor_path {stages[0]}/tuned --output_dir {folder}"
+    flags = "--gaps told --unit token --num_timesteps 256 --n_steps 64 --width 16 --learning_rate 3e-3 --eval_sequences 8"
+    train.main(f"{paths} {flags} --device cpu --quiet".split())
+    return folder / "final_model.zip"
+
+
+@pytest.fixture(scope="session")
+def opened(stages):
+    """The Models of the toy agent, and a Corpus of 30 texts."""
+    args = evaluate.parse_args(evaluate_words(stages[0], "--num_sequences", 30))
+    models = open_models(args)
+    return models, draw_texts(args, models)
+
+
+def stranger(agent, folder, noise=0.3):
     """A copy, in `folder`, of an agent in a directory, with noise on its weights: as one of another training."""
     shutil.copytree(agent, folder)
     weights, generator = safetensors.torch.load_file(folder / WEIGHTS), torch.Generator().manual_seed(0)
     for name, tensor in weights.items():
         if tensor.is_floating_point():
-            weights[name] = tensor + 0.3 * torch.randn(tensor.shape, generator=generator)
+            weights[name] = tensor + noise * torch.randn(tensor.shape, generator=generator)
     safetensors.torch.save_file(weights, folder / WEIGHTS)
     return folder
 

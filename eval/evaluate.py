@@ -125,7 +125,8 @@ def main(argv=None):
         found = evaluate_method(runs, args.keep_ratios, corpus, models.receiver(name))
         cells |= {(runs[0].name, keep_ratio): cell for keep_ratio, cell in found.items()}
     results, differences = compare(cells, Bootstrap(len(corpus.names), SAMPLES, args.seed))
-    shown = examples(agents[0], corpus, models.receiver("agent"), EXAMPLE_RATIO, args.num_examples)
+    some = corpus.some(args.num_examples)
+    shown = examples(some, Scores(agents[0], some).masks(EXAMPLE_RATIO), models.receiver("agent"))
     record = {
         "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": models.base_name,
         "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],

@@ -127,10 +127,11 @@ class Evaluation:
 
     def verified(self, starts, price):
         """Rows of SUMS of the masks that verification makes of keep masks `starts`, one (B, T) per batch."""
-        texts, masks = self.corpus.texts, [mask for batch in starts for mask in batch]
-        pairs = tqdm(zip(texts, masks, strict=True), desc="verify", total=len(texts), unit="text", disable=self.args.quiet)
-        words, receiver = self.models.words, self.models.receiver("agent")
-        return np.concatenate([verify(receiver, words, text, mask[: len(text)], price).sums for text, mask in pairs])
+        words, receiver, masks = self.models.words, self.models.receiver("agent"), [mask.copy() for mask in starts]
+        texts, rows = self.corpus.texts, (row for mask in masks for row in mask)
+        for text, row in tqdm(zip(texts, rows), desc="verify", total=len(texts), unit="text", disable=self.args.quiet):
+            row[: len(text)] = ~verify(receiver, words, text, row[: len(text)], price).masked[0]
+        return self.corpus.sums(receiver, self.corpus.sent(masks))
 
     def summary(self, name, rule, rows, price, agents=None):
         """One result from rows (runs, texts, 7): J and keep ratio, and the paired difference of the agents' rows to it."""
@@ -185,8 +186,8 @@ class Evaluation:
 def verify(reconstructor, words, text, first, price):
     """Start from a keep mask (T,) of a text, send the dearer half of what is dearer than λ, and again, until nothing is.
 
-    What costs are whole words, in the mean of their tokens, with their shares of a gap. Returns the Score of the last mask: of all
-    that it masks, nothing costs more than λ.
+    What costs are whole words, in the mean of their tokens, with their shares of a gap. Returns the Score of the last mask: of
+    all that it masks, nothing costs more than λ.
     """
     keep_mask, valid = first[None].copy(), np.ones((1, len(text)), dtype=bool)
     starts = words.starts(torch.as_tensor(text[None]), torch.as_tensor(valid))

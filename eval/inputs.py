@@ -9,6 +9,7 @@ import torch
 
 from data.artifacts import SEED, InputError, bounded, different_setting, read_json
 from data.sequences import load_sequences, pad_batch
+from eval.methods import OPPONENTS
 from eval.restored import restored_row
 from models.agent.files import RELEASED, load_policy, read_agent
 from models.reconstructor.gaps import GAPS
@@ -54,8 +55,8 @@ def add_flags(add, writes):
 class Corpus:
     """The texts of an evaluation in padded batches: ids and valid (B, T), and the document number of every text.
 
-    `words`: what is decided together. `as_text`: whether what is sent must read, as text, as the tokens that it is: where gaps are
-    to be found, nothing but text is sent.
+    `words`: what is decided together. `as_text`: whether what is sent must read, as text, as the tokens that it is: where gaps
+    are to be found, nothing but text is sent.
     """
 
     def __init__(self, texts, docs, batch_size, words, as_text):
@@ -63,6 +64,11 @@ class Corpus:
         self.texts, self.words, self.as_text = texts, words, as_text
         self.batches = [pad_batch(texts[i : i + batch_size], 0) for i in range(0, len(texts), batch_size)]
         self.tokens = sum(len(t) for t in texts)
+
+    def some(self, count):
+        """A Corpus of `count` of the texts, at equal distances, one in a batch."""
+        chosen = np.arange(0, len(self.texts), max(1, len(self.texts) // max(count, 1)))[:count]
+        return Corpus([self.texts[i] for i in chosen], self.names[self.document[chosen]], 1, self.words, self.as_text)
 
     def by_word(self, scores, mean=True):
         """Scores of tokens, one (B, T) per batch, as scores of words, their tokens' mean or sum, at every token."""
@@ -99,7 +105,7 @@ class Corpus:
         """One row per text of what is restored from what the masks send, and of what survives in it (eval/restored.py)."""
         masks = [mask for batch in keep_masks for mask in batch]
         pairs = zip(self.texts, masks, strict=True)
-        return np.stack([restored_row(reconstructor, self.words, text, mask[: len(text)]) for text, mask in pairs])
+        return np.stack([restored_row(reconstructor, text, mask[: len(text)]) for text, mask in pairs])
 
     def sums(self, reconstructor, keep_masks):
         """One row of SUMS per text, (texts, 7), for a list of keep masks, one (B, T) per batch."""
@@ -118,9 +124,12 @@ class Scores:
         rate = keep_ratio if self.method.depends_on_rate else None
         if rate not in self.found:
             start = time.monotonic()
-            scores = [self.method.scores(ids, valid, keep_ratio) for ids, valid in self.corpus.batches]
+            scores, passes = [], []
+            for ids, valid in self.corpus.batches:
+                scores.append(self.method.scores(ids, valid, keep_ratio))
+                passes += [self.method.lm_passes] * len(ids)
             seconds = time.monotonic() - start
-            self.found[rate] = self.corpus.by_word(scores, self.method.mean), seconds, self.method.lm_passes
+            self.found[rate] = self.corpus.by_word(scores, self.method.mean), seconds, float(np.mean(passes)) if passes else 0.0
         return self.found[rate]
 
     def masks(self, keep_ratio):
@@ -226,13 +235,12 @@ def open_models(args):
 
 def open_receivers(args, reconstructor, device, gaps):
     """{method: Reconstructor} of `--receivers`. Raises FileNotFoundError or InputError."""
-    receivers = {}
+    receivers, evaluated = {}, ["agent", *(name for name in args.methods if name in OPPONENTS)]
     for word in args.receivers:
-        method, equals, directory = word.partition("=")
-        if method not in ("agent", *args.methods) or not equals:
+        method, _, directory = word.partition("=")
+        if method not in evaluated or not directory:
             raise InputError(
-                f"--receivers {word}: expected METHOD=DIRECTORY with a method of {', '.join(('agent', *args.methods))}; "
-                "name one of them"
+                f"--receivers {word}: expected METHOD=DIRECTORY with a method of {', '.join(evaluated)}; name one of them"
             )
         receivers[method] = Reconstructor.load(directory, device, gaps)
         if (found := receivers[method].fingerprint) != reconstructor.fingerprint:

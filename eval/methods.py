@@ -7,12 +7,13 @@ validation texts) and
     scores(ids, valid, keep_ratio) -> importance (B, T) float: higher is kept first
 
 for ids (B, T) int64, valid (B, T) bool, True at text, and a keep ratio, a number or (B,). `Words.keep_highest` turns scores
-into masks that keep as many tokens for every method: exactly, or as whole words allow. Where the number of passes depends on the rate or the length,
-`lm_passes` is that of the last call. A policy that begins with some blocks of a language model counts them as their share of a
-pass, and every reading of a draft as one; output layers don't count.
+into masks that keep as many tokens for every method: exactly, or as whole words allow. Where the passes depend on the call,
+`lm_passes` is that of the last call. Every reading counts as its share of a pass: of the model's blocks that it goes through, and
+of the text that it reads, where gaps are looked for in what is sent; output layers don't count.
 """
 
 import functools
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -39,22 +40,31 @@ class Agent:
     name, depends_on_rate, mean = "agent", True, True
 
     def __init__(self, policy, name=name):
-        self.policy, self.name, self.lm_passes = policy, name, policy.reader.passes
+        self.policy, self.name = policy, name
+
+    @property
+    def lm_passes(self):
+        return self.policy.lm_passes
 
     def scores(self, ids, valid, keep_ratio):
         return self.policy.keep_probability_at(ids, valid, keep_ratio).numpy()
 
 
 class Random:
-    """Every subset of the right size is equally likely."""
+    """Every subset of the right size is equally likely. Chance depends on the seed, the text and the keep ratio alone."""
 
     name, lm_passes, depends_on_rate, mean = "random", 0, True, True
 
     def __init__(self, seed):
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
 
     def scores(self, ids, valid, keep_ratio):
-        return self.rng.random(ids.shape)
+        ratios = np.broadcast_to(np.asarray(keep_ratio, dtype=np.float64), len(ids))
+        scores = np.zeros(ids.shape)
+        for row, (text, ratio) in enumerate(zip(ids, ratios, strict=True)):
+            seeds = self.seed, crc32(text[valid[row]].astype(np.int64).tobytes()), crc32(ratio.tobytes())
+            scores[row, valid[row]] = np.random.default_rng(seeds).random(valid[row].sum())
+        return scores
 
 
 class TokenFrequency:
@@ -181,11 +191,16 @@ class IterativeSurprisal:
         return scores
 
 
+def passes_of(reconstructor, keep_mask, valid):
+    """What scoring masks costs, in passes: one over the text and, where gaps are to be found, one over what is sent."""
+    return 1 + float((keep_mask & valid).sum() / valid.sum()) * reconstructor.found
+
+
 class MeanMaskedNats:
     """What the reconstructor itself says: a token's mean nats under random masks of the rate asked for, `passes` of them.
 
     Every mask hides the tokens that were hidden least often so far, in random order, so that all are hidden equally often; more
-    masks where that many would not reach every token.
+    masks where that many would not reach every token. Where gaps are to be found, what was sent is read once more each time.
     """
 
     name, depends_on_rate, mean = "mean nats under random masks", True, True
@@ -197,33 +212,36 @@ class MeanMaskedNats:
         rng, times, total = np.random.default_rng(self.seed), np.zeros(ids.shape), np.zeros(ids.shape)
         lengths = valid.sum(1)
         masked = np.maximum(lengths - keep_counts(valid, keep_ratio), 1)
-        self.lm_passes = max(self.passes, int(np.ceil(lengths / masked).max()))
-        for _ in range(self.lm_passes):
+        passes, read = max(self.passes, int(np.ceil(lengths / masked).max())), 0
+        for _ in range(passes):
             keep_mask = self.words.keep_highest(times + rng.random(ids.shape), ids, valid, keep_ratio)
             times += ~keep_mask
             found = score(self.reconstructor, ids, keep_mask, valid)
             total += (found.nats + found.gaps) * ~keep_mask
+            read += passes_of(self.reconstructor, keep_mask, valid)
+        self.lm_passes = read
         return total / np.maximum(times, 1)
 
 
 class VerifiedOnce:
     """What one reading by the reconstructor is worth without training: mask too much, see what tokens cost, send the dearest.
 
-    A token's cost has its share of a gap's, where gaps are to be found. `proposer` is a method whose highest-scored `keep_ratio ** power` of a text is sent in any case. This is the agent's own
-    budget of one reading, which no per-token score uses. The larger the power, the more is masked in it; 1.5 was best on
-    validation texts.
+    A token's cost has its share of a gap's, where gaps are to be found. `proposer` is a method whose highest-scored
+    `keep_ratio ** power` of a text is sent in any case. This is the agent's own budget of one reading, which no per-token score
+    uses. The larger the power, the more is masked in it; 1.5 was best on validation texts.
     """
 
     name, depends_on_rate, mean = "surprisal verified once", True, True
 
     def __init__(self, reconstructor, proposer, words, power=1.5):
         self.reconstructor, self.proposer, self.words, self.power = reconstructor, proposer, words, power
-        self.lm_passes = proposer.lm_passes + 1 + reconstructor.found
+        self.lm_passes = None
 
     def scores(self, ids, valid, keep_ratio):
         proposed = self.proposer.scores(ids, valid, keep_ratio)
         sent = self.words.keep_highest(proposed, ids, valid, keep_ratio**self.power, self.proposer.mean)
         found = score(self.reconstructor, ids, sent, valid)
+        self.lm_passes = self.proposer.lm_passes + passes_of(self.reconstructor, sent, valid)
         return np.where(sent, SENT, found.nats + found.gaps)
 
 

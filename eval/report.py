@@ -4,21 +4,17 @@ import re
 
 import numpy as np
 
-from data.sequences import pad_batch
 from eval.metrics import MIN_DOCUMENTS
 
 
-def examples(method, corpus, reconstructor, keep_ratio, count):
-    """Texts token by token: `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there.
+def examples(corpus, masks, reconstructor):
+    """The texts of a corpus token by token, masks (1, T) one by one.
 
-    Where gaps are to be found, also what was sent and what was restored from it alone, as text.
+    `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there. Where gaps are to be found, also what was sent and what was restored from it alone, as text.
     """
-    found, texts = [], list(zip(corpus.texts, corpus.document, strict=True))
-    decode = reconstructor.tokenizer.decode
-    for text, document in texts[:: max(1, len(texts) // max(count, 1))][:count]:
-        ids, valid = pad_batch([text], 0)
-        keep_mask = corpus.words.keep_highest(method.scores(ids, valid, keep_ratio), ids, valid, keep_ratio, method.mean)
-        restored = reconstructor.predict(ids, keep_mask).top1[0].cpu().numpy()
+    found, decode = [], reconstructor.tokenizer.decode
+    for text, document, keep_mask in zip(corpus.texts, corpus.document, masks, strict=True):
+        restored = reconstructor.predict(text[None], keep_mask).top1[0].cpu().numpy()
         state = np.where(keep_mask[0], "kept", np.where(restored == text, "right", "wrong"))
         pieces = [
             {"token": decode([int(t)]), "restored": decode([int(r)]), "state": str(s)}

@@ -1,8 +1,8 @@
 """What a reader of plain text gets: how near a restored text is to the original, and which words survive in what is sent.
 
-Word error rate is substitutions, insertions and deletions per word of the original (jiwer); chrF is Popović's (2015), by sacrebleu.
-Both are of what `Reconstructor.restore` makes of the sent tokens alone. Numbers, names and negations are words whose loss a
-language model's answer shows first; each counts as surviving if all of its tokens are sent.
+Word error rate is substitutions, insertions and deletions per word of the original (jiwer); chrF is Popović's (2015), by
+sacrebleu. Both are of what `Reconstructor.restore` makes of the sent tokens alone. Numbers, names and negations are words whose
+loss a language model's answer shows first; each counts as surviving if all of its tokens are sent.
 """
 
 import re
@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from sacrebleu.metrics import CHRF
 
+from models.reconstructor.words import Words
+
 NEGATION = re.compile(r"\b(?:not|no|never|none|nor|neither|nothing|nobody|nowhere|without|cannot)\b|n['’]t\b", re.IGNORECASE)
+I = re.compile(r"^\W*I(?:['’]\w+)?\W*$")  # also "I'm": no name
 SENTENCE_END = re.compile(r"[.!?:][\"'”’)]*$")
 KINDS = ("numbers", "names", "negations")
 COLUMNS = ("texts", "words", "errors", "chrf", *KINDS, *(f"{kind} sent" for kind in KINDS))  # of a text's row
@@ -24,14 +27,15 @@ def kinds(words):
     found = np.zeros((len(KINDS), len(words)), dtype=bool)
     begins = True  # a sentence; its first word is capitalised whatever it is
     for i, word in enumerate(stripped):
-        found[:, i] = any(c.isdigit() for c in word), not begins and word[:1].isupper() and word != "I", NEGATION.search(word)
+        name = not begins and next((c for c in word if c.isalnum()), "").isupper() and not I.search(word)
+        found[:, i] = any(c.isdigit() for c in word), name, bool(NEGATION.search(word))
         begins = begins and not any(c.isalnum() for c in word) or bool(SENTENCE_END.search(word))
     return found
 
 
-def surviving(words, tokenizer, ids, keep_mask):
+def surviving(tokenizer, ids, keep_mask):
     """How many numbers, names and negations a text (T,) has, and how many of each are sent: two arrays (3,)."""
-    starts = words.starts(torch.as_tensor(ids)[None], torch.ones(1, len(ids), dtype=torch.bool))[0].numpy()
+    starts = Words(tokenizer).starts(torch.as_tensor(ids)[None], torch.ones(1, len(ids), dtype=torch.bool))[0].numpy()
     first = np.flatnonzero(starts)
     pieces = [tokenizer.decode(piece) for piece in np.split(ids, first[1:])]
     sent = np.logical_and.reduceat(keep_mask, first)
@@ -39,11 +43,11 @@ def surviving(words, tokenizer, ids, keep_mask):
     return found.sum(1), (found & sent).sum(1)
 
 
-def restored_row(reconstructor, words, ids, keep_mask, chrf=CHRF()):
+def restored_row(reconstructor, ids, keep_mask, chrf=CHRF()):
     """A text's row of COLUMNS: ids (T,) int64, keep_mask (T,) bool, arrays."""
     tokenizer = reconstructor.tokenizer
     original, restored = (tokenizer.decode(x) for x in (ids, reconstructor.restore(ids[keep_mask])))
-    has, sent = surviving(words, tokenizer, ids, keep_mask)
+    has, sent = surviving(tokenizer, ids, keep_mask)
     length, errors = len(original.split()), 0
     if length:
         compared = jiwer.process_words(original, restored)

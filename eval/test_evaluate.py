@@ -18,11 +18,8 @@ from data.artifacts import InputError
 from data.testing.toy import check_refusal
 from eval import evaluate, quickstart, report
 from eval.conftest import change_flags, copy_with_another_tokenizer, evaluate_words, stranger
-from eval.inputs import draw_texts
 from eval.methods import Agent
-from models.agent.files import load_policy
 from models.reconstructor import train_cpu, training
-from models.reconstructor.reconstructor import Reconstructor
 from plots import visualize
 from rl import train
 
@@ -53,30 +50,47 @@ def test_all_methods_keep_the_same_number_of_tokens(record):
 
 
 def test_the_agent_beats_random_on_the_toy_language(record):
-    """A bigger effect than training noise: at 0.7 the agent can drop echoes alone."""
-    lead = {(d["method"], d["keep_ratio_asked"]): d for d in record["differences"]}
-    assert lead["random", 0.7]["nats"]["significant"] and lead["random", 0.7]["nats"]["value"] < 0
-    assert lead["random", 0.7]["top1"]["significant"] and lead["random", 0.7]["top1"]["value"] > 0
+    """A bigger effect than training noise: at 0.7 the agent can drop echoes alone, and all come back to where they were."""
+    lead = next(d for d in record["differences"] if d["method"] == "random" and d["keep_ratio_asked"] == 0.7)
+    for name in ("distortion", "nats", "gaps", "word_error_rate"):
+        assert lead[name]["significant"] and lead[name]["value"] < 0, name
+    for name in ("top1", "chrf"):
+        assert lead[name]["significant"] and lead[name]["value"] > 0, name
+    agent = next(r for r in record["results"] if r["method"] == "agent" and r["keep_ratio_asked"] == 0.7)
+    assert agent["distortion"]["value"] < 0.1 and agent["word_error_rate"]["value"] < 0.05 and record["gaps"] == "found"
 
 
-def test_results_are_what_the_reconstructor_says(stages, record):
-    """The agent's cell at 0.8 from the pieces: policy, exact mask, reconstructor."""
-    folder = stages[0]
-    reconstructor, policy = Reconstructor.load(folder / "tuned"), load_policy(folder / "agent/best_model.zip", "cpu")
-    args = evaluate.parse_args(["--data_path", str(folder / "data/test_data.json"), "--num_sequences", "30"])
-    corpus = draw_texts(args, reconstructor, 16)
-    nats = masked = right = 0
+def errors(theirs, ours):
+    """Substitutions, insertions and deletions that make words `ours` of words `theirs`, at least: Levenshtein's distance."""
+    row = list(range(len(ours) + 1))
+    for i, word in enumerate(theirs):
+        row, above = [i + 1], row
+        for j, other in enumerate(ours):
+            row.append(min(above[j] + (word != other), above[j + 1] + 1, row[j] + 1))
+    return row[-1]
+
+
+def test_results_are_what_the_reconstructor_says(opened, record):
+    """The agent's cell at 0.4 from the pieces: policy, exact mask, what the gaps and the tokens in them cost, and restoring."""
+    models, corpus = opened
+    reconstructor, sums = models.reconstructor, np.zeros(5)
     for text in corpus.texts:
-        keep = Agent(policy).scores(text[None], np.ones((1, len(text)), bool), 0.8)[0]
-        dropped = np.sort(np.argsort(-keep, kind="stable")[int(np.floor(0.8 * len(text) + 0.5)) :])
+        keep = Agent(models.policies[0]).scores(text[None], np.ones((1, len(text)), bool), 0.4)[0]
+        dropped = np.sort(np.argsort(-keep, kind="stable")[int(np.floor(0.4 * len(text) + 0.5)) :])
         keep_mask = np.ones((1, len(text)), bool)
         keep_mask[0, dropped] = False
         prediction = reconstructor.predict(text[None], keep_mask)
-        nats, masked = nats + float(prediction.nats.sum()), masked + len(dropped)
-        right += int((prediction.top1[0].numpy()[dropped] == text[dropped]).sum())
-    cell = next(r for r in record["results"] if r["method"] == "agent" and r["keep_ratio_asked"] == 0.8)
+        right = (prediction.top1[0].numpy()[dropped] == text[dropped]).sum()
+        wrong = errors(text.tolist(), reconstructor.restore(text[keep_mask[0]]).tolist())  # in this language a token is a word
+        sums += float(prediction.nats.sum()), float(prediction.gaps.sum()), len(dropped), right, wrong
+    nats, gaps, masked, right, wrong = sums
+    cell = next(r for r in record["results"] if r["method"] == "agent" and r["keep_ratio_asked"] == 0.4)
     assert cell["masked_tokens"] == masked and cell["nats"]["value"] == pytest.approx(nats / masked, rel=1e-3)
     assert cell["top1"]["value"] == pytest.approx(right / masked, abs=1e-6)
+    assert cell["gaps"]["value"] == pytest.approx(gaps / corpus.tokens, rel=1e-3)
+    assert cell["distortion"]["value"] == pytest.approx((nats + gaps) / corpus.tokens, rel=1e-3)
+    assert cell["word_error_rate"]["value"] == pytest.approx(wrong / corpus.tokens, abs=1e-6) and wrong > 0
+    assert cell["numbers_sent"]["value"] == cell["negations_sent"]["value"] == 1, "there are none"
 
 
 def test_several_agents_are_one_method(stages, agents, tmp_path, capsys):
@@ -136,19 +150,26 @@ def test_examples_are_readable_and_true(record, stages):
         states = [p["state"] for p in example["pieces"]]
         assert states.count("kept") == pytest.approx(0.7 * len(states), abs=0.51)
         assert all((p["token"] == p["restored"]) == (p["state"] != "wrong") for p in example["pieces"])
-    assert (stages[0] / "results/examples.txt").read_text().count("=== ") == 10
+    written = (stages[0] / "results/examples.txt").read_text()
+    assert written.count("=== ") == 10 and "_" not in written and "|" not in written
+    example = record["examples"][0]
+    kept = [p["token"] for p in example["pieces"] if p["state"] == "kept"]
+    assert example["sent"].split() == kept and f"--- sent\n{example['sent']}\n--- restored\n{example['restored']}\n" in written
 
 
 def test_the_table_admits_a_loss(record):
     lost = copy.deepcopy(record)
-    for d in lost["differences"]:
-        d["top1"] |= {"value": 0.1, "significant": True}
-        d["nats"] |= {"value": -0.1, "significant": True}
-    assert "leads everywhere" in (text := report.format_table(lost)) and "not significant" not in text
-    lost["differences"][1]["nats"]["significant"] = False
-    assert "not significant against: causal surprisal at 0.8" in report.format_table(lost)
-    lost["differences"][0]["nats"]["value"] = 0.2
-    assert "does NOT lead" in report.format_table(lost)
+    for gaps, better in (("found", {"distortion": -0.1, "word_error_rate": -0.1}), ("told", {"top1": 0.1, "nats": -0.1})):
+        lost["gaps"] = gaps
+        for d in lost["differences"]:
+            for name, value in better.items():
+                d[name] |= {"value": value, "significant": True}
+        assert "leads everywhere in" in (text := report.format_table(lost)) and "not significant" not in text
+        second = list(better)[1]
+        lost["differences"][1][second]["significant"] = False
+        assert "not significant against: causal surprisal at 0.8" in report.format_table(lost)
+        lost["differences"][0][second]["value"] = 0.2
+        assert "does NOT lead against: causal surprisal at 0.9" in report.format_table(lost)
 
 
 def test_quickstart_prints_real_commands():

@@ -13,11 +13,21 @@ from data.artifacts import InputError
 from data.sequences import pad_batch
 from data.testing.toy import write_base
 from eval import evaluate
-from eval.inputs import draw_texts
-from eval.methods import CausalSurprisal, IterativeSurprisal, KeptContext, MeanMaskedNats, Random, TokenFrequency, VerifiedOnce
+from eval.methods import (
+    Agent,
+    CausalSurprisal,
+    IterativeSurprisal,
+    KeptContext,
+    MeanMaskedNats,
+    Random,
+    TokenFrequency,
+    VerifiedOnce,
+)
 from eval.metrics import figures
+from models.agent.reader import DRAFT_THRESHOLD
 from models.reconstructor.masking import budget, keep_highest
 from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
+from models.reconstructor.words import Words
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +38,18 @@ def causal(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reconstructor(stages):
+    """It is told where gaps are."""
     return Reconstructor.load(stages[0] / "tuned")
+
+
+@pytest.fixture(scope="module")
+def finder(stages):
+    return Reconstructor.load(stages[0] / "tuned", gaps="found")
+
+
+@pytest.fixture(scope="module")
+def tokens(reconstructor):
+    return Words(reconstructor.tokenizer, "token")
 
 
 def test_causal_surprisal_is_the_models_own_cross_entropy(causal):
@@ -49,6 +70,17 @@ def test_frequency_keeps_rare_tokens_and_random_repeats_by_seed():
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
+def test_chance_depends_on_text_and_rate_but_not_on_company():
+    ids, valid = pad_batch([np.arange(2, 14), np.arange(5, 9), np.arange(2, 14)], 0)
+    method = Random(0)
+    together, alone = method.scores(ids, valid, 0.5), method.scores(ids[1:2, :4], valid[1:2, :4], 0.5)
+    assert np.array_equal(together[0], together[2]) and np.array_equal(together[1, :4], alone[0])
+    rates = method.scores(ids, valid, np.array([0.5, 0.5, 0.6]))
+    assert np.array_equal(rates[:2], together[:2]) and not np.array_equal(rates[2], together[2])
+    many = method.scores(*pad_batch([np.array([i, i + 1]) for i in range(400)], 0), 0.5)
+    assert abs((many[:, 0] > many[:, 1]).mean() - 0.5) < 0.1 and abs(many.mean() - 0.5) < 0.05
+
+
 def iterative_by_hand(model, segment, ids, valid, keep_ratio):
     """Iterative surprisal without a cache: every context is read anew. The mask, and the nats (B, T) that it came from."""
     lengths, mask, found = valid.sum(1), ~valid, np.zeros(ids.shape)
@@ -66,7 +98,7 @@ def iterative_by_hand(model, segment, ids, valid, keep_ratio):
 
 
 @pytest.mark.parametrize("keep_ratio", [0.9, 0.5, 0.12])  # of a segment of 4 tokens the last keeps none, or one
-def test_iterative_surprisal_with_a_cache_is_that_of_contexts_read_anew(causal, monkeypatch, keep_ratio):
+def test_iterative_surprisal_with_a_cache_is_that_of_contexts_read_anew(causal, tokens, monkeypatch, keep_ratio):
     rng, seen = np.random.default_rng(0), []
     ids, valid = pad_batch([rng.integers(2, 20, length) for length in (23, 5, 16, 1, 12)], 0)
     surprisal = KeptContext.surprisal
@@ -74,7 +106,7 @@ def test_iterative_surprisal_with_a_cache_is_that_of_contexts_read_anew(causal, 
     for segment in (4, 6, 32):
         seen.clear()
         mask, nats = iterative_by_hand(causal, segment, ids, valid, keep_ratio)
-        method = IterativeSurprisal(causal, 0, segment)
+        method = IterativeSurprisal(causal, 0, tokens, segment)
         assert np.array_equal(keep_highest(method.scores(ids, valid, keep_ratio), valid, keep_ratio), mask)
         assert method.lm_passes == len(seen) == -(-23 // segment)
         for start, found in zip(range(0, 23, segment), seen, strict=True):
@@ -85,23 +117,26 @@ def test_iterative_surprisal_with_a_cache_is_that_of_contexts_read_anew(causal, 
         method.scores(np.ones((1, 33), int), np.ones((1, 33), bool), keep_ratio)
 
 
-def test_asking_the_reconstructor_beats_chance(stages, reconstructor):
+@pytest.mark.parametrize("gaps", ["told", "found"])
+def test_asking_the_reconstructor_beats_chance(opened, request, tokens, gaps):
     """At 0.6 most that is masked has to be echoes."""
-    args = evaluate.parse_args(["--data_path", str(stages[0] / "data/test_data.json"), "--num_sequences", "30"])
-    corpus = draw_texts(args, reconstructor, 16)
-    methods = {"random": Random(0), "asked": MeanMaskedNats(reconstructor, 0), "once": VerifiedOnce(reconstructor, Random(0))}
-    found = {name: evaluate.evaluate_method([method], [0.6], corpus, reconstructor)[0.6] for name, method in methods.items()}
+    reconstructor = request.getfixturevalue({"told": "reconstructor", "found": "finder"}[gaps])
+    asking = MeanMaskedNats(reconstructor, tokens, 0), VerifiedOnce(reconstructor, Random(0), tokens)
+    methods = {"random": Random(0), "asked": asking[0], "once": asking[1]}
+    found = {name: evaluate.evaluate_method([method], [0.6], opened[1], reconstructor)[0.6] for name, method in methods.items()}
     sums = {name: by_document[0].sum(0) for name, (by_document, *_) in found.items()}
-    nats = {name: figures(s)["nats"] for name, s in sums.items()}
+    nats = {name: figures(s)["distortion"] for name, s in sums.items()}
     assert nats["asked"] < 0.8 * nats["random"] and nats["once"] < 0.8 * nats["random"], nats
     assert len({s[1] for s in sums.values()}) == 1, "all mask equally many"
 
 
-def test_mean_nats_are_those_of_random_masks_of_the_rate(reconstructor):
+def test_mean_nats_are_those_of_random_masks_of_the_rate(reconstructor, tokens):
     """Every mask is exact to the token, every token is hidden equally often, and a text's scores are no other's business."""
     asked = []
 
     class Spy:
+        found = False
+
         def predict(self, ids, keep_mask, valid):
             asked.append(valid & ~keep_mask)
             return reconstructor.predict(ids, keep_mask, valid)
@@ -109,26 +144,43 @@ def test_mean_nats_are_those_of_random_masks_of_the_rate(reconstructor):
     ids, valid = pad_batch([np.arange(2, 12), np.arange(3, 7)], 0)
     for keep_ratio, each in ((0.7, 3), (0.6, 4), (0.9, 1)):
         asked.clear()
-        method = MeanMaskedNats(Spy(), 0, passes=20)
+        method = MeanMaskedNats(Spy(), tokens, 0, passes=20)
         found = method.scores(ids, valid, keep_ratio)
         hidden = np.array(asked)
         assert (hidden[:, 0].sum(1) == each).all() and np.ptp(hidden[:, 0].sum(0)) <= 1 and len(hidden) == method.lm_passes == 20
         nats = sum(reconstructor.predict(ids, ~mask & valid | ~valid, valid).nats.numpy() for mask in asked)
         np.testing.assert_allclose(found[0], nats[0] / hidden[:, 0].sum(0), rtol=1e-4)
-    scores = MeanMaskedNats(reconstructor, 0, passes=2).scores(ids, valid, 0.9)
+    scores = MeanMaskedNats(reconstructor, tokens, 0, passes=2).scores(ids, valid, 0.9)
     assert scores[0].all(), "more masks, so that every token is hidden"
 
 
-def test_verified_once_sends_what_came_back_dearest(reconstructor):
+def test_verified_once_sends_what_came_back_dearest(reconstructor, finder, tokens):
     """By hand: 10 tokens at 0.6, of which those that the proposer ranks highest are sent before the reading, 0.36 of them."""
     ids, proposed = np.arange(2, 12)[None], np.array([[5, 1, 9, 2, 8, 3, 7, 0, 6, 4]])
-    proposer = type("Proposer", (), {"lm_passes": 1, "scores": lambda *_: proposed})()
-    method, valid = VerifiedOnce(reconstructor, proposer, power=2), np.ones((1, 10), bool)
-    sent = proposed >= 6
-    nats = reconstructor.predict(ids, sent).nats.numpy()
-    dearest = np.argsort(-np.where(sent, 0, nats)[0])[:2]
-    found = keep_highest(method.scores(ids, valid, 0.6), valid, 0.6)
-    assert sorted(np.flatnonzero(found[0])) == sorted([*np.flatnonzero(sent[0]), *dearest]) and method.lm_passes == 2
+    proposer = type("Proposer", (), {"lm_passes": 1, "mean": True, "scores": lambda *_: proposed})()
+    sent, valid = proposed >= 6, np.ones((1, 10), bool)
+    for receiver, passes in ((reconstructor, 2), (finder, 2.4)):  # who looks for gaps reads what is sent, too
+        method, prediction = VerifiedOnce(receiver, proposer, tokens, power=2), receiver.predict(ids, sent)
+        dearest = np.argsort(-np.where(sent, 0, prediction.nats + prediction.gaps)[0])[:2]
+        found = keep_highest(method.scores(ids, valid, 0.6), valid, 0.6)
+        assert sorted(np.flatnonzero(found[0])) == sorted([*np.flatnonzero(sent[0]), *dearest])
+        assert method.lm_passes == pytest.approx(passes)
+
+
+def test_who_looks_for_gaps_reads_what_is_sent_too(finder, tokens, opened):
+    """Passes beside those of a told receiver: what is sent of a text, by every mask or by the last draft."""
+    ids, valid = pad_batch([np.arange(2, 12)] * 2, 0)
+    method = MeanMaskedNats(finder, tokens, 0, passes=20)
+    method.scores(ids, valid, 0.7)
+    assert method.lm_passes == pytest.approx(20 * 1.7)
+    agent, (ids, valid) = Agent(opened[0].policies[0]), opened[1].batches[0]
+    passes = []
+    for price in (1.2, 12):
+        batch = torch.as_tensor(ids), torch.as_tensor(valid), torch.full((len(ids), 1), float(price))
+        draft = agent.policy.read(*batch)[1][..., 0]
+        passes.append(agent.lm_passes)
+        assert passes[-1] == pytest.approx(1.5 + float((draft > DRAFT_THRESHOLD)[batch[1]].float().mean()))
+    assert 1.5 <= passes[1] < passes[0] < 2.5
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What the tests of this folder share: toy data and toy reconstructors, made once, agents, and a short training on them."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from rl import train
 from rl.ppo import TokenPPO
 
 LENGTH = 16  # tokens of a toy text
-FINDING_STEPS = 150  # in which the toy reconstructor learns to find gaps
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +27,9 @@ def toy(tmp_path_factory):
     """A folder with toy data in `data` and a toy reconstructor that knows the echo in `tuned`."""
     folder = write_toy(tmp_path_factory.mktemp("toy"))
     command = f"--data_path {folder / 'data/processed_data.json'} --base_model {folder / 'base'} --output_dir {folder / 'tuned'}"
-    flags = "--quiet --learning_rate 3e-3 --max_steps 400 --batch_size 32 --mask_ratio 0.5 --mask_spread 0.4 --eval_steps 400"
-    train_cpu.main([*command.split(), *flags.split()])
+    masks = "--gaps told --mask_ratio 0.5 --mask_spread 0.4"
+    flags = "--quiet --learning_rate 3e-3 --max_steps 400 --batch_size 32 --eval_steps 400"
+    train_cpu.main(f"{command} {masks} {flags}".split())
     return folder
 
 
@@ -45,21 +44,12 @@ def texts(toy, reconstructor):
 
 
 @pytest.fixture(scope="session")
-def finding(toy, texts):
-    """The folder of the toy reconstructor with a gap head, trained on masks that drop more echoes than words."""
-    torch.manual_seed(0)
-    reconstructor = Reconstructor.from_base(toy / "tuned", gaps="found").train()
-    ids = torch.as_tensor(np.stack(list(texts)))
-    echo, valid = torch.isin(ids, torch.tensor(reconstructor.tokenizer.convert_tokens_to_ids(list("ABCD")))), ids >= 0
-    optimizer = torch.optim.AdamW(reconstructor.parameters(), lr=1e-3)
-    for _ in range(FINDING_STEPS):
-        rows, dropped = torch.randint(len(ids), (32,)), torch.rand(32, 1)
-        keep_mask = torch.rand(32, ids.shape[1]) >= torch.where(echo[rows], dropped.sqrt(), 0.7 * dropped**2)
-        loss = reconstructor(ids[rows], keep_mask, valid[rows]) / keep_mask.numel()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    reconstructor.save(toy / "finding", args=argparse.Namespace())
+def finding(toy):
+    """The folder of the toy reconstructor with a gap head, used to texts whose echoes are dropped, because they are frequent."""
+    paths = f"--data_path {toy / 'data/processed_data.json'} --base_model {toy / 'tuned'} --output_dir {toy / 'finding'}"
+    masks = "--gaps found --mask_policy frequency --policy_share 0.7 --mask_ratio 0.5 --mask_spread 0.4"
+    flags = "--quiet --learning_rate 1e-3 --max_steps 150 --batch_size 32 --eval_steps 150"
+    train_cpu.main(f"{paths} {masks} {flags}".split())
     return toy / "finding"
 
 

@@ -187,6 +187,19 @@ def test_an_agent_that_cannot_be_begun_with_is_refused_before_anything_is_lost(t
     assert "outside of --output_dir" in capsys.readouterr().err
 
 
+def test_an_agent_that_was_trained_otherwise_is_said_to_be(toy, earlier, finding, tmp_path, capsys):
+    """For another receiver its network is another; single tokens or words it can be asked for either."""
+    words = ("--num_timesteps", 32, "--init_from", earlier)
+    with pytest.raises(InputError, match="expected an agent trained with --gaps found, found one .* --gaps told") as refused:
+        train_agent(toy, tmp_path, *words, "--gaps", "found", "--reconstructor_path", finding)
+    assert "\n" not in str(refused.value) and not (tmp_path / "tb_logs").exists()
+    for unit, said in (("word", f"{earlier}: was trained with --unit token, and goes on with --unit word"), ("token", None)):
+        train_agent(toy, tmp_path / unit, *words, "--unit", unit)
+        lines = [line for line in capsys.readouterr().out.splitlines() if "--init_from" in line]
+        assert len(lines) == bool(said) and all(line.endswith(said) for line in lines)
+        assert load_policy(tmp_path / unit / "final_model.zip").config["unit"] == unit
+
+
 @pytest.mark.parametrize("write", [old_style, pickled_parts, bare_pickle])
 def test_a_planted_pickle_is_refused_by_all_who_take_an_agent(toy, tmp_path, write):
     path = write(tmp_path / "agent.zip", tmp_path / "planted")

@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import HParam, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
-from data.artifacts import SEED, Parser, bounded, make_output_dir, run, stamped, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, stamped, write_json
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import SCHEMA as AGENT_SCHEMA
 from models.agent.files import common_tokens, identity, load_weights, read_agent, save_agent
@@ -108,12 +108,15 @@ def training_environment(args, device):
     reconstructor = Reconstructor.load(args.reconstructor_path, device, args.gaps)
     train, held_out, length = open_splits(args, reconstructor)
     prices = (args.min_price, args.max_price)
-    return TokenCompressionVecEnv(train, reconstructor, length, environments(args.n_steps), prices, unit=args.unit), train, held_out
+    env = TokenCompressionVecEnv(train, reconstructor, length, environments(args.n_steps), prices, unit=args.unit)
+    return env, train, held_out
 
 
 def build_agent(args, env, train, device):
     """An agent whose network starts from the reconstructor's embeddings and the corpus' frequencies, or from `--init_from`."""
     earlier = read_agent(args.init_from) if args.init_from else None
+    if earlier:
+        check_trained_for(args, earlier[0])
     reconstructor = env.judge.reconstructor
     counts = token_counts(train, reconstructor.vocab_size)
     sizes = {"embedding_dim": EMBEDDING_DIM, "width": args.width, "layers": LAYERS, "heads": HEADS}
@@ -131,6 +134,17 @@ def build_agent(args, env, train, device):
     if earlier:
         load_weights(agent.policy, earlier[1], args.init_from)
     return agent
+
+
+def check_trained_for(args, config):
+    """Say so if the agent to begin with decided otherwise. Raises InputError if it was trained for another kind of receiver."""
+    if config["gaps"] != args.gaps:
+        raise InputError(
+            f"--init_from {args.init_from}: expected an agent trained with --gaps {args.gaps}, found one trained with --gaps "
+            f"{config['gaps']}, whose network is another; say --gaps {config['gaps']}, or leave --init_from away"
+        )
+    if config["unit"] != args.unit:
+        print(f"--init_from {args.init_from}: was trained with --unit {config['unit']}, and goes on with --unit {args.unit}")
 
 
 class Run(BaseCallback):

@@ -36,7 +36,7 @@ class Reader:
 
     `blocks`: how many of the reconstructor's blocks read the text; half of them if None. `common` (C,) int64: the corpus'
     most frequent tokens. `found`: whether the receiver has to find the gaps. `unit`: what one decision is about. `states`: S.
-    `evidence`: E. `passes`: what a decision costs in passes of the whole reconstructor, output layers not counted.
+    `evidence`: E.
     """
 
     def __init__(self, reconstructor, common, blocks=None, found=False, unit="token"):
@@ -50,7 +50,15 @@ class Reader:
         self.states = 2 * reconstructor.model.config.hidden_size
         self.found, self.words = found, Words(reconstructor.tokenizer, unit)
         self.evidence = EVIDENCE + GAP_EVIDENCE * found
-        self.passes = 1 + found + self.blocks / depth
+        self.depth, self.sent = depth, 1.0  # the share of the texts that the last draft sent
+
+    @property
+    def passes(self):
+        """What a decision costs in passes of the whole reconstructor, output layers not counted.
+
+        The text goes through the first blocks and its draft through all; who looks for gaps reads what the last draft sent, too.
+        """
+        return 1 + self.blocks / self.depth + self.found * self.sent
 
     @staticmethod
     def common_tokens(counts):
@@ -92,6 +100,7 @@ class Reader:
 
     def _gap_evidence(self, ids, keep_mask, valid):
         """(B, T, GAP_EVIDENCE): each token's share of the nats of a draft's gaps, and its logarithm."""
+        self.sent = float((keep_mask & valid).sum() / valid.sum())
         nats = valid.new_zeros(valid.shape, dtype=torch.float32)
         for rows, length in passes(valid, ids.device):
             part = tuple(x[rows, :length] for x in (ids, keep_mask, valid))

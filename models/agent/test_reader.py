@@ -87,9 +87,11 @@ def test_what_finding_a_drafts_gaps_costs_is_evidence(finder, texts):
     ids, valid, _ = texts
     draft = torch.rand(3, T)
     finding, told = (Reader(finder, np.arange(V), found=found) for found in (True, False))
-    assert (finding.evidence, told.evidence) == (6, 4) and finding.passes == told.passes + 1
+    assert (finding.evidence, told.evidence) == (6, 4) and finding.passes == told.passes + 1, "at most, before it has read"
     found = finding.reread(ids, valid, draft)
     torch.testing.assert_close(found[..., :-2], told.reread(ids, valid, draft))
+    sent = (draft > 0.85)[valid].float().mean().item()
+    assert 0 < sent < 0.5 and finding.passes == pytest.approx(told.passes + sent), "what the draft sends is read once more"
     gaps = finder.predict(ids, draft > 0.85, valid).gaps
     torch.testing.assert_close(found[..., -2], gaps.clamp(max=12), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[..., -1][valid], (gaps.clamp(max=12) + 0.01).log()[valid], rtol=1e-4, atol=1e-4)

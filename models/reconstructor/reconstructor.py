@@ -255,11 +255,12 @@ class Reconstructor(torch.nn.Module):
     def restore(self, tokens):
         """A text from the tokens that were sent, and nothing else: where tokens are missing first, then which.
 
-        tokens (S,) integers; returns int64 (T,), on the CPU. Raises InputError if the reconstructor can't find gaps, or if more was
-        sent than it reads.
+        tokens (S,) integers; returns int64 (T,), on the CPU. Raises InputError if the reconstructor can't find gaps, or if more
+        was sent than it reads.
         """
         if self.gap_head is None:
-            raise InputError(f"{self.directory}: expected a reconstructor that finds gaps, found no gap head beside its weights")
+            named = self.directory or "the reconstructor"
+            raise InputError(f"{named}: expected one that finds gaps, found no gap head beside its weights; load another")
         tokens = torch.as_tensor(tokens, dtype=torch.int64, device=self.device)[None]
         if tokens.shape[1] > self.max_length:
             raise InputError(f"{tokens.shape[1]} tokens were sent: expected at most {self.max_length}; restore them in parts")

@@ -66,6 +66,19 @@ def test_a_resumed_run_ends_with_the_same_weights(toy, tmp_path, capsys):
         fine_tune(toy, tmp_path / "cut", *words, "--resume")
 
 
+@pytest.mark.parametrize("policy", ["frequency", "random", "verified-once"])
+def test_a_run_on_the_masks_of_a_method_is_resumed_to_the_same_weights(toy, tmp_path, policy):
+    words = f"--max_steps 6 --batch_size 4 --save_steps 3 --eval_steps 4 --mask_policy {policy} --policy_share 0.7".split()
+    fine_tune(toy, tmp_path / "whole", *words)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoint-6")
+    fine_tune(toy, tmp_path / "cut", *words, "--resume")
+    fine_tune(toy, tmp_path / "other", *words[:-4])
+    whole, cut, other = weights_of(tmp_path / "whole", tmp_path / "cut", tmp_path / "other")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole) and whole["gap_head.out.weight"].any()
+    assert not torch.equal(whole["gap_head.out.weight"], other["gap_head.out.weight"]), "the control: other masks"
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     words = "--max_steps 60 --batch_size 4 --save_steps 7 --eval_steps 100".split()
     command = [sys.executable, REPOSITORY / "models/reconstructor/train_cpu.py", *command_line(toy, tmp_path / "cut", *words)]

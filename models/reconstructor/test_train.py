@@ -17,17 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.artifacts import InputError, sha256_of
 from data.testing.toy import REPOSITORY, check_refusal, free_port, run_module
-from models.reconstructor import benchmark, test_checkpoints, test_reconstructor, train_cpu, train_gpu
+from models.reconstructor import benchmark, test_checkpoints, test_reconstructor, test_texts, train_cpu, train_gpu
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.test_checkpoints import command_line, fine_tune, train_cpu_args, weights_of
 from models.reconstructor.test_reconstructor import llama
-from models.reconstructor.texts import draw_masks
 from models.reconstructor.tokenizer import MASK_TOKEN
 from models.reconstructor.training import Training
 
 
 def test_fine_tuning_learns_the_echo_and_stock_transformers_load_it(toy, tmp_path):
-    metrics = fine_tune(toy, tmp_path, "--max_steps", 250, "--batch_size", 32, "--eval_steps", 250)
+    metrics = fine_tune(toy, tmp_path, *"--gaps told --max_steps 250 --batch_size 32 --eval_steps 250".split())
     # Without context a token costs (ln 20 + ln 4) / 2 = 2.2 nats; with its neighbour (ln 5 + 0) / 2 = 0.8.
     assert metrics["eval_nats_at_0.3"] < 1.5, metrics
     assert metrics["eval_top1_at_0.3"] > 0.4, metrics
@@ -39,6 +38,7 @@ def test_fine_tuning_learns_the_echo_and_stock_transformers_load_it(toy, tmp_pat
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["schema"] == "rltc.finetuning/1" and record["metrics"] == metrics and record["args"]["max_steps"] == 250
     assert record["weights"] == {str(path): sha256_of(path) for path in (toy / "base", tmp_path)} and record["commit"]
+    assert tuned.gap_head is None and not any("gaps" in name for name in metrics)
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(toy, tmp_path):
@@ -52,6 +52,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(toy, tmp_path):
     assert len(losses[0]) == 8 and losses[0][-1] < losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     one, two = weights_of(tmp_path / "one", tmp_path / "two")
+    assert "gap_head.out.weight" in one and one["gap_head.out.weight"].any()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
     assert len(list((tmp_path / "two/tb_logs").glob("events*"))) == 1, "both processes wrote logs"
@@ -77,9 +78,33 @@ def test_the_last_validation_is_a_curve_and_tensorboard_has_the_speed(toy, tmp_p
     assert curve["curve"]["0.3"]["nats"] == metrics["eval_nats_at_0.3"] and len(curve["curve"]) == 9
     events = EventAccumulator(str(tmp_path / "tb_logs")).Reload()
     expected = {"train/loss", "train/learning_rate", "train/tokens_per_second", "eval/top1_at_0.1", "eval/nats_at_0.5"}
+    expected |= {"eval/gaps_at_0.3"}
     assert expected <= set(events.Tags()["scalars"])
     speed = [e.value for e in events.Scalars("train/tokens_per_second")]
     assert len(speed) == 2 and min(speed) > 0
+
+
+def test_the_gap_head_alone_is_trained_and_the_model_stays_as_it_is(toy, tmp_path):
+    words = "--batch_size 32 --eval_steps 100 --mask_policy frequency --policy_share 1".split()
+    fine_tune(toy, tmp_path / "whole", "--max_steps", 40, "--gaps", "told", *words)
+    heads = [*words, "--base_model", tmp_path / "whole", "--gap_head_only"]
+    metrics = fine_tune(toy, tmp_path / "head", *heads, "--max_steps", 60)
+    before = json.loads((tmp_path / "head/training.json").read_text())["before"]
+    whole, head = weights_of(tmp_path / "whole", tmp_path / "head")
+    assert all(torch.equal(whole[name], head[name]) for name in whole) and len(whole) > 20
+    assert all(name.startswith("gap_head.") for name in head.keys() - whole.keys()) and head["gap_head.out.weight"].any()
+    assert sha256_of(tmp_path / "whole/model.safetensors") == sha256_of(tmp_path / "head/model.safetensors")
+    for ratio in (0.1, 0.3, 0.5):
+        assert metrics[f"eval_gaps_at_{ratio}"] < 0.2 * before[f"eval_gaps_at_{ratio}"]
+        assert metrics[f"eval_nats_at_{ratio}"] == before[f"eval_nats_at_{ratio}"]
+    fine_tune(toy, tmp_path / "cut", *heads, "--max_steps", 60, "--save_steps", 30)
+    for path in (tmp_path / "cut/checkpoint-60", tmp_path / "cut/tb_logs"):
+        shutil.rmtree(path)
+    fine_tune(toy, tmp_path / "cut", *heads, "--max_steps", 60, "--resume")
+    cut = weights_of(tmp_path / "cut")[0]
+    assert all(torch.equal(cut[name], head[name]) for name in head)
+    with pytest.raises(InputError, match="was made with --gap_head_only True"):
+        fine_tune(toy, tmp_path / "cut", *heads[:-1], "--max_steps", 90, "--resume")
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
@@ -128,7 +153,7 @@ def test_a_step_is_the_one_of_torch(toy, tmp_path, monkeypatch):
 
 def test_every_text_is_read_once_an_epoch_by_every_number_of_processes(toy, tmp_path):
     training = Training(train_cpu_args(*command_line(toy, tmp_path, "--batch_size", 7, "--gradient_accumulation_steps", 3)))
-    training.texts = [np.array([i]) for i in range(100)]
+    training.texts, training.rarity = [np.array([i]) for i in range(100)], None
     training.per_epoch = 5  # of 21 texts
     training.accelerator = SimpleNamespace(num_processes=1, process_index=0, device="cpu")
     read = []
@@ -143,35 +168,6 @@ def test_every_text_is_read_once_an_epoch_by_every_number_of_processes(toy, tmp_
             parts.append([ids[:, 0].tolist() for ids, *_ in training.batches()])
         assert len(parts[0]) == len(parts[1]), "a process waits for another"
         assert sorted(sum(parts[0] + parts[1], [])) == sorted(sum(read[:5][2 * training.step : 2 * training.step + 2], []))
-
-
-def test_masks_follow_the_flags():
-    """Exactly --mask_ratio without spread, others in another step, the same however texts are batched."""
-    args, valid = train_cpu_args(*"--mask_ratio 0.25 --mask_spread 0".split()), np.ones((4, 16), bool)
-
-    def masks(step, numbers):
-        return draw_masks(args, step, numbers, np.zeros((len(numbers), 16)), valid[: len(numbers)])
-
-    first = masks(0, [3, 1, 4, 5])
-    assert ((~first).sum(1) == 4).all()
-    assert np.array_equal(first, np.concatenate([masks(0, [3, 1]), masks(0, [4, 5])]))
-    assert not np.array_equal(first, masks(1, [3, 1, 4, 5]))
-
-
-def test_a_policy_decides_its_share_at_the_ratios_drawn():
-    """The policy is asked at each text's keep ratio, and its masks have exactly as many tokens."""
-
-    class LastFirst:
-        def keep_probability_at(self, ids, valid, keep_ratio):
-            self.asked = keep_ratio
-            return np.arange(ids.shape[1])[None] * valid
-
-    args, policy = train_cpu_args(*"--policy_share 0.5 --mask_ratio 0.5 --span_share 0".split()), LastFirst()
-    valid = np.ones((400, 16), bool)
-    masks = draw_masks(args, 0, np.arange(400), np.zeros((400, 16)), valid, policy)
-    by_policy = (np.sort(masks, 1) == masks).all(1)  # the last are kept
-    assert 0.4 < by_policy.mean() < 0.6 and len(policy.asked) == pytest.approx(by_policy.sum(), abs=8)
-    assert set(policy.asked.round(3)) - {0.5} and policy.asked.min() >= 0.25 and policy.asked.max() <= 0.75
 
 
 def test_the_benchmark_takes_the_same_steps_on_both_sides(toy, tmp_path):
@@ -217,7 +213,9 @@ def test_a_device_that_is_not_there_is_refused(toy, tmp_path, device):
         train_gpu.main(["--device", device, "--output_dir", str(tmp_path)])
 
 
-@pytest.mark.parametrize("words", ["--mask_ratio 1.7", "--learning_rate nan", "--batch_size 0", "--device cuda"])
+@pytest.mark.parametrize(
+    "words", ["--mask_ratio 1.7", "--learning_rate nan", "--batch_size 0", "--device cuda", "--gap_head_only --gaps told"]
+)
 def test_impossible_flags_are_refused(words):
     with pytest.raises(SystemExit, match="2"):
         train_cpu.main(words.split())
@@ -247,4 +245,4 @@ def test_a_directory_without_a_model_is_one_line(toy, tmp_path):
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, test_checkpoints.__file__, test_reconstructor.__file__, "-v"]))
+    sys.exit(pytest.main([__file__, *(test.__file__ for test in (test_checkpoints, test_reconstructor, test_texts)), "-v"]))

@@ -170,5 +170,16 @@ def test_a_text_that_never_reads_as_it_was_is_not_sent_whole(tokenizer):
     assert found.sum() == keep_mask.sum() + 1 and found[comma + 1]
 
 
+@pytest.mark.parametrize("unit", ["word", "token"])
+def test_texts_of_no_token_and_of_one_are_words_too(tokenizer, unit):
+    words, one = Words(tokenizer, unit), torch.tensor([5])
+    for ids, kept in ((one[:0], []), (one, [True]), (one, [False])):
+        keep_mask = torch.tensor(kept, dtype=torch.bool)
+        assert words.starts(ids[None], torch.ones(1, len(ids)) > 0).tolist() == [[True] * len(ids)]
+        assert torch.equal(words.keeps_reading(ids, keep_mask), keep_mask)
+        batch = ids[None].double().numpy(), ids[None].numpy(), torch.ones(1, len(ids), dtype=torch.bool).numpy()
+        assert [words.keep_highest(*batch, ratio).tolist() for ratio in (0.4, 0.6)] == [[[False] * len(ids)], [[True] * len(ids)]]
+
+
 if __name__ == "__main__":
     sys.exit(pytest.main([__file__, "-v"]))

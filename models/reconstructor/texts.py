@@ -8,8 +8,9 @@ import torch
 from data.artifacts import InputError
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
-from models.reconstructor.reconstructor import Reconstructor
+from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
 from models.reconstructor.scoring import SUMS, score
+from models.reconstructor.tokenizer import locate
 from models.reconstructor.words import Words
 
 HELD_OUT_SEED = 0  # draws the validation texts, the same for every --seed
@@ -52,16 +53,16 @@ def draw_masks(args, step, numbers, ids, valid, policy=None, rarity=None):
     The mask of a text depends on the seed, the step and the text's number: not on how the step is divided into batches and
     processes, nor on where a run was interrupted. `policy`: a MaskPolicy; `rarity`: a Rarity, where gaps are to be found.
     """
-    masks, keep_ratios, by_policy = [], [], []
-    for number, text, row in zip(numbers, ids, valid, strict=True):
-        rng = np.random.default_rng([args.seed, step, number])
+    masks, keep_ratios, by_policy = np.ones_like(valid), [], []
+    for number, text, row, mask in zip(numbers, ids, valid, masks, strict=True):
+        rng, alone = np.random.default_rng([args.seed, step, number]), (text[None, row], row[None, row])  # without its padding
         mask_ratio = draw_mask_ratios(1, args.mask_ratio, args.mask_spread, rng)[0]
         keep_ratios.append(1 - mask_ratio)
-        masks.append(random_keep_mask(row[None], mask_ratio, rng, args.span_share))
+        mask[row] = random_keep_mask(alone[1], mask_ratio, rng, args.span_share)[0]
         by_policy.append(policy is not None and rng.random() < args.policy_share)
         if rarity and not by_policy[-1] and rng.random() < FREQUENCY_SHARE:
-            masks[-1] = rarity.masks(text[None], row[None], 1 - mask_ratio, rng)
-    masks, chosen = np.concatenate(masks), np.flatnonzero(by_policy)
+            mask[row] = rarity.masks(*alone, 1 - mask_ratio, rng)[0]
+    chosen = np.flatnonzero(by_policy)
     if len(chosen):
         masks[chosen] = policy.masks(ids[chosen], valid[chosen], np.array(keep_ratios)[chosen])
     return masks
@@ -93,14 +94,16 @@ class MaskPolicy:
 
 def load_mask_policy(args, reconstructor, texts, device):
     """The MaskPolicy that the command line names, for the reconstructor's tokenizer. Raises FileNotFoundError or InputError."""
-    from eval.methods import OPPONENTS, Agent, build_opponent  # here, because Stable-Baselines3 takes seconds to import
+    from eval.inputs import first_base_model  # here, because Stable-Baselines3 takes seconds to import
+    from eval.methods import OPPONENTS, Agent, build_opponent
     from models.agent.files import load_policy
 
     name, fingerprint = str(args.mask_policy), reconstructor.fingerprint
     if name in OPPONENTS:
-        base = Reconstructor.from_base(args.base_model, gaps=args.gaps).to(device).eval()
-        words, counts = Words(base.tokenizer, args.unit), functools.partial(token_counts, texts, base.vocab_size)
-        return MaskPolicy(build_opponent(name, base.model, base, words, counts, args.seed), words)
+        receiver = Reconstructor.from_base(args.base_model, gaps=args.gaps).to(device).eval()
+        words, counts = Words(receiver.tokenizer, args.unit), functools.partial(token_counts, texts, receiver.vocab_size)
+        model = load_causal_lm(first_base_model(locate(args.base_model))).to(device)  # not what it was fine-tuned to
+        return MaskPolicy(build_opponent(name, model, receiver, words, counts, args.seed), words)
     policy = load_policy(args.mask_policy, device)
     if (found := policy.tokenizer_fingerprint) != fingerprint:
         expected = f"expected an agent for tokenizer {fingerprint}, found one for {found}"

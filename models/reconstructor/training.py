@@ -58,9 +58,9 @@ def parse_args(argv, devices, doc):
     add("--span_share", type=share, default=0.2, help="share of texts masked in spans instead of single tokens")
     add("--gaps", choices=GAPS, default=GAPS[0],
         help="whether it learns to find where tokens are missing, too, from the sent tokens alone, or is told")
-    add("--gap_head_only", action="store_true", help="train the gap head alone, quickly; the model's own weights stay as they are")
+    add("--gap_head_only", action="store_true", help="train the gap head alone, quickly; the model's own weights stay as is")
     add("--mask_policy",
-        help="who decides some of the masks, so that the reconstructor gets used to it: an agent, or a method of eval/evaluate.py")
+        help="who decides some of the masks, so that the reconstructor gets used to it: an agent or a method of eval/evaluate.py")
     add("--unit", choices=DECIDED, default=DECIDED[0], help="what one decision of such a method is about; an agent knows its own")
     add("--policy_share", type=share, default=0.5, help="share of texts masked by --mask_policy, at mask ratios as of the others")
     add("--attention", choices=ATTENTION, default=ATTENTION[0], help="whether a token looks at the whole text")

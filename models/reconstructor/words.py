@@ -51,7 +51,7 @@ class Words:
         kind = kinds_of_tokens(self.tokenizer).to(ids.device)[ids]
         kind = torch.where(valid, kind, torch.full_like(kind, SPACE | LETTER))
         blank, first = (kind & BLANK) > 0, torch.zeros_like(valid)
-        first[:, 0] = True
+        first[:, :1] = True
         before = torch.cat([first[:, :1], ~blank[:, :-1]], 1)  # white space belongs to what follows
         chunk = first | ((kind & SPACE) > 0) & before | ~valid
         place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

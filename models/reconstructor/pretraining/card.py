@@ -41,7 +41,8 @@ TARGETS = {"mean causal": 4.6, "mean top1_30": 0.33, "moby-dick causal": 5.5, "a
 def load_base(directory, bos, with_head=True):
     """The Base in a model directory, in float32."""
     model = GPT2LMHeadModel.from_pretrained(locate(directory), dtype=torch.float32).eval()
-    return Base(model, load_gap_head(locate(directory), model.config.n_embd) if with_head else None, model.get_input_embeddings().weight.detach(), bos)
+    head = load_gap_head(locate(directory), model.config.n_embd) if with_head else None
+    return Base(model, head, model.get_input_embeddings().weight.detach(), bos)
 
 
 def figures(sums, prefix, mask_ratios):
