@@ -15,8 +15,11 @@ from eval.methods import Agent, CausalSurprisal, TokenFrequency, training_counts
 from models.reconstructor.words import Words
 
 METHODS = ("head", "tail", "random", "frequency", "causal", "sentences", "thinned", "agent", "restored")
-# Chosen with `evaluate_reader.py --split choose`: how a word's score comes from its tokens'; the best thinning at a budget.
-WORD_SCORE = {"frequency": "sum", "causal": "sum", "sentences": "mean", "thinned": "mean", "agent": "sum"}
+# Chosen with `evaluate_reader.py --split choose`: how a word's score comes from its tokens'; the best thinning at a budget; how
+# far a word's score reaches, in words, and how much later words must be worth more than the first, in standard deviations.
+WORD_SCORE = {"frequency": "sum", "causal": "sum", "sentences": "mean", "thinned": "mean", "agent": "mean"}
+RUNS, FRONT = 1.5, 3.0
+PLACED = [(runs, front) for runs in (1.5, 4.0) for front in (1.5, 3.0)]
 THINNING = {0.8: ("head", 0.8), 0.7: ("head", 0.65), 0.5: ("sentences", 0.65), 0.3: ("head", 0.65)}
 THINNINGS = [(part, share) for part in ("head", "sentences") for share in (0.8, 0.65)]
 TITLES = {
@@ -28,6 +31,7 @@ WORD = re.compile(r"\S+")
 TRAILING = re.compile(r"[^\w\s]+$")  # of a word: punctuation behind it, "end." or "(1856)," or "word)."
 ENDS = re.compile(r"[.!?][\"'”’)\]]*$")  # of a word that ends a sentence
 ABBREVIATED = re.compile(r"^[\"'“‘(\[]*(?:[A-Z]|[A-Z]\.[A-Z.]*|Mr|Mrs|Ms|Dr|St|No|vs|cf|ca|Jr|Sr|Prof|Gen|Col|Lt)$")
+SURE = 1e-5  # keep probabilities nearer to 0 or 1 count as this
 MAX_TRIES = 8  # words that are tried, one after another, where a budget is not spent to the last token
 
 
@@ -137,6 +141,26 @@ class Passage:
         return self.best(scores, budget, among=part(min(self.length, int(budget / thinning))))
 
 
+def placed(scores, runs, front):
+    """Scores of words (W,), averaged over neighbours within about `runs` words, standardised, less up to `front` by place.
+
+    Answers are phrases: a phrase that loses one word in the middle is lost. And what a text is about comes first.
+    """
+    reach = np.arange(len(scores))
+    weight = np.exp(-0.5 * ((reach[:, None] - reach) / runs) ** 2)
+    smooth = weight @ np.asarray(scores, dtype=float) / weight.sum(1)
+    deviation = smooth.std()
+    return (smooth - smooth.mean()) / (deviation if deviation > 0 else 1.0) - front * reach / max(1, len(scores) - 1)
+
+
+class LogOdds(Agent):
+    """An agent's scores as logits: probabilities near 1 are all alike, and a mean over neighbours needs their differences."""
+
+    def scores(self, ids, valid, keep_ratio):
+        keep = super().scores(ids, valid, keep_ratio).astype(float).clip(SURE, 1 - SURE)
+        return np.log(keep / (1 - keep))
+
+
 class Way(NamedTuple):
     """A way to spend a budget: `part` of the passage goes whole, or is thinned; without a part, words go by their scores."""
 
@@ -146,6 +170,8 @@ class Way(NamedTuple):
     part: str = ""  # head, tail or sentences
     thinning: float | None = None  # share of the part that is kept
     variant: str = ""  # what tells it from others of its method
+    runs: float = 0.0  # words over which scores are averaged, so that runs are kept rather than scattered words
+    front: float = 0.0  # what the last word's score loses to the first one's
 
     @property
     def name(self):
@@ -154,7 +180,7 @@ class Way(NamedTuple):
     def keep(self, passage, scores, budget):
         """Which words of a Passage are kept, (W,) bool, at most `budget` tokens of them."""
         if not self.part:
-            return passage.best(scores, budget)
+            return passage.best(placed(scores, self.runs, self.front) if self.runs else scores, budget)
         parts = {"head": passage.head, "tail": passage.tail, "sentences": partial(passage.whole_sentences, scores)}
         part = parts[self.part]
         return passage.thinned(part, scores, budget, self.thinning) if self.thinning else part(budget)
@@ -174,9 +200,14 @@ def ways(method, budget, choosing):
         variants = [f"{part} to {share:g}" if choosing else "" for part, share in some]
         return [Way(method, "frequency", WORD_SCORE[method], *pair, name) for pair, name in zip(some, variants, strict=True)]
     scores = "agent" if method == "restored" else method
-    if choosing and method != "restored":
-        return [Way(method, scores, how, variant=how) for how in ("sum", "mean")]
-    return [Way(method, scores, WORD_SCORE[scores])]
+    scattered = Way(method, scores, WORD_SCORE[scores], variant="scattered")
+    if method == "restored":
+        return [scattered._replace(variant="")]
+    if choosing:
+        grid = [(f"runs of {runs:g}, front {front:g}", runs, front) for runs, front in PLACED]
+        by_place = [Way(method, scores, "mean", variant=name, runs=runs, front=front) for name, runs, front in grid]
+        return [*by_place, *(Way(method, scores, how, variant=how) for how in ("sum", "mean"))]
+    return [Way(method, scores, "mean", runs=RUNS, front=FRONT), scattered]
 
 
 class Contexts:
@@ -194,7 +225,7 @@ class Contexts:
         makers = {
             "frequency": lambda: [TokenFrequency(training_counts(args, models.reconstructor))],
             "causal": lambda: [CausalSurprisal(models.base, models.reconstructor.bos_id)],
-            "agent": lambda: [Agent(policy) for policy in models.policies],
+            "agent": lambda: [LogOdds(policy) for policy in models.policies],
         }
         needed = {way.scores for method in args.methods for way in ways(method, 0.5, False)}
         self.scores = {name: [Scores(method, corpus) for method in make()] for name, make in makers.items() if name in needed}

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from data.artifacts import REPOSITORY, InputError, Parser, bounded, make_output_dir, run, write_json
-from eval.contexts import METHODS, WORD_SCORE, Contexts, Passage, ways
+from eval.contexts import FRONT, METHODS, RUNS, Contexts, Passage, ways
 from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, difference
 from eval.reader import Reader
@@ -179,13 +179,12 @@ class Evaluation:
 
     def results(self):
         """Results of all contexts, and the agent's paired leads over all others at each budget."""
-        runs = max(len(cell["answers"]) for cell in self.cells.values())
         seed, agent = self.args.seed, ways("agent", 0.5, False)[0].name
         if self.args.split == "choose":
-            agent += f", {WORD_SCORE['agent']}"
-        kinds = [("sums", answer_figures, Bootstrap(max(self.document) + 1, SAMPLES, seed, runs))]
+            agent += f", runs of {RUNS:g}, front {FRONT:g}"
+        kinds = [("sums", answer_figures, Bootstrap(max(self.document) + 1, SAMPLES, seed))]
         if self.cuts:
-            kinds.append(("continued", continuation_figures, Bootstrap(len(self.cuts), SAMPLES, seed, runs)))
+            kinds.append(("continued", continuation_figures, Bootstrap(len(self.cuts), SAMPLES, seed)))
         found, leads = [], []
         for (name, budget), cell in self.cells.items():
             figures = [bootstrap.estimate(of, cell[kind]) for kind, of, bootstrap in kinds]

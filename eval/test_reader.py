@@ -155,6 +155,7 @@ def toy_words(stages, toy, *more):
 @pytest.mark.parametrize("split", ["report", "choose"])
 def test_the_evaluation_by_a_reader(stages, agents, toy, tmp_path, monkeypatch, capsys, split):
     monkeypatch.setattr(evaluate_reader, "TAIL", 4)
+    monkeypatch.setattr(evaluate_reader, "SAMPLES", 100)
     words = ["--output_dir", tmp_path, "--split", split, "--budgets", 0.7, 0.5, "--model_path", *agents]
     evaluate_reader.main(toy_words(stages, toy, *words))
     record = json.loads((tmp_path / "reader_results.json").read_text())
@@ -163,8 +164,8 @@ def test_the_evaluation_by_a_reader(stages, agents, toy, tmp_path, monkeypatch, 
     assert full["recovered"]["value"] == pytest.approx(1) and full["survival"]["value"] == 1 == full["tokens"]
     assert none["recovered"]["value"] == pytest.approx(0) and none["survival"]["value"] == 0 == none["tokens"]
     named = {name for name, _ in cells}
-    chosen = f", {contexts.WORD_SCORE['agent']}" if split == "choose" else ""
-    assert "agent, restored" not in named and len(named) == (10 if split == "report" else 16) and f"agent{chosen}" in named
+    chosen = f", runs of {contexts.RUNS:g}, front {contexts.FRONT:g}" if split == "choose" else ""
+    assert len(named) == (14 if split == "report" else 29) and f"agent{chosen}" in named
     for (name, budget), cell in cells.items():
         assert cell["tokens"] <= (budget or 1) and (not budget or cell["tokens"] > budget - 0.15), (name, budget)
         figure = cell["recovered"]
