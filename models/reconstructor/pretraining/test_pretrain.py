@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from data import prepare
 from data.artifacts import REPOSITORY, InputError
-from models.reconstructor.gaps import load_gap_head
+from models.reconstructor.gaps import GAP_HEAD, load_gap_head
 from models.reconstructor.pretraining import card, checkpoints, draws, positions, pretrain
 from models.reconstructor.reconstructor import Reconstructor
 
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_weights(toy, tmp_path):
 def files_of(folder):
     """The weights of a run as bytes, and its log without what a clock says."""
     log = json.loads((folder / "pretraining.json").read_text())["log"]
-    weights = [(folder / name).read_bytes() for name in ("model.safetensors", checkpoints.GAP_HEAD)]
+    weights = [(folder / name).read_bytes() for name in ("model.safetensors", GAP_HEAD)]
     return weights, [{name: row[name] for name in row if name != "minutes"} for row in log]
 
 
