@@ -29,7 +29,8 @@ from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import score
 from models.reconstructor.words import Words, spread
 
-PRICES = (0.15, 12.0)  # λ in nats per token saved: agents trained on these keep from 0.9 of a text to 0.4
+# λ in nats per token saved: agents trained on these keep from 0.9 of a text to 0.4. Where gaps are to be found a token costs more.
+PRICES = {"told": (0.15, 12.0), "found": (0.5, 16.0)}
 
 
 def observation_space(vocab_size, max_length, max_price):
@@ -139,7 +140,7 @@ class TokenCompressionEnv(gymnasium.Env):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, sequences, reconstructor, max_length, prices=PRICES, unit="token"):
+    def __init__(self, sequences, reconstructor, max_length, prices=PRICES["told"], unit="token"):
         self.judge, self.stream = Judge(reconstructor, max_length, unit), TextStream(sequences, prices)
         self.observation_space = observation_space(reconstructor.vocab_size, max_length, max(prices))
         self.action_space = spaces.Box(0.0, 1.0, (max_length,), np.float32)
@@ -168,7 +169,7 @@ class TokenCompressionEnv(gymnasium.Env):
 class TokenCompressionVecEnv(VecEnv):
     """Many texts at once, judged by one batched reconstructor call. Pays what TokenCompressionEnv pays."""
 
-    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=PRICES, shuffle=True, unit="token"):
+    def __init__(self, sequences, reconstructor, max_length, num_envs, prices=PRICES["told"], shuffle=True, unit="token"):
         self.judge, self.stream = Judge(reconstructor, max_length, unit), TextStream(sequences, prices, shuffle)
         self.render_mode = None
         observations = observation_space(reconstructor.vocab_size, max_length, max(prices))

@@ -66,14 +66,15 @@ def parse_args(argv=None):
     add("--gaps", choices=GAPS, default=GAPS[0],
         help="whether the receiver has to find where tokens are missing, which costs nats, or is told, which is not paid for")
     add("--unit", choices=DECIDED, default=DECIDED[0], help="what one decision is about")
-    add("--min_price", type=price, default=PRICES[0], help="lowest λ, nats per token saved; λ is drawn log-uniformly per text")
-    add("--max_price", type=price, default=PRICES[1], help="highest λ, nats per token saved")
+    add("--min_price", type=price, default=None,
+        help="lowest λ, nats per token saved; λ is drawn log-uniformly per text; default: 0.5, or 0.15 where gaps are told")
+    add("--max_price", type=price, default=None, help="highest λ; default: 16, or 12 where gaps are told")
     add("--max_length", type=bounded(int, 1, 10**6), default=None,
         help="tokens per text, longer ones are cut into several; default: the data's, or the reconstructor's longest")
     add("--width", type=bounded(int, 4, 4096), default=96, help=f"width of the policy network, a multiple of {HEADS}")
     add("--eval_freq", type=positive, default=1280, help="training texts between held-out evaluations")
     add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at all --eval_prices")
-    add("--eval_prices", type=price, nargs="+", default=[0.75, 1.5, 3.0],
+    add("--eval_prices", type=price, nargs="+", default=[1.5, 3.0, 6.0],
         help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
     add("--checkpoint_freq", type=positive, default=5120, help="training texts between checkpoints")
     add("--resume", action="store_true", help="go on from the newest checkpoint; a larger --num_timesteps trains on")
@@ -81,6 +82,7 @@ def parse_args(argv=None):
     add("--seed", type=SEED, default=42, help="seeds initial weights, order of texts, prices and decisions")
     add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
+    args.min_price, args.max_price = args.min_price or PRICES[args.gaps][0], args.max_price or PRICES[args.gaps][1]
     if args.num_timesteps < args.n_steps:
         parser.error(
             f"--num_timesteps {args.num_timesteps}: expected at least one rollout, --n_steps {args.n_steps}; "
