@@ -93,7 +93,7 @@ def test_a_finished_run_trains_on(toy, run):
 CHANGED = [("learning_rate", "0.001", "0.01"), ("critic_only", "False", "True"), ("width", "16", "32"), ("seed", "42", "7")]
 
 
-@pytest.mark.parametrize("flag, before, now", [*CHANGED, ("eval_prices", "[0.75, 1.5, 3.0]", "[1.0]")])
+@pytest.mark.parametrize("flag, before, now", [*CHANGED, ("eval_prices", "[1.5, 3.0, 6.0]", "[1.0]")])
 def test_a_flag_that_changed_is_named(toy, run, flag, before, now):
     words = [f"--{flag}"] if now == "True" else [f"--{flag}", now.strip("[]")]
     assert f"was made with --{flag} {before}, found --{flag} {now}; give the same" in refused(toy, run, *words)
