@@ -214,7 +214,8 @@ class Contexts:
     """Texts and what is left of them: `text(way, budget, run, i)`."""
 
     def __init__(self, texts, args, models, reader):
-        self.passages, self.seed, self.reconstructor = [Passage(text, reader) for text in texts], args.seed, models.receiver("agent")
+        self.passages = [Passage(text, reader) for text in texts]
+        self.seed, self.reconstructor = args.seed, models.receiver("agent")
         tokenizer = models.reconstructor.tokenizer
         read = [tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False) for text in texts]
         self.spans = [each["offset_mapping"] for each in read]

@@ -10,7 +10,8 @@ from eval.metrics import MIN_DOCUMENTS
 def examples(corpus, masks, reconstructor):
     """The texts of a corpus token by token, masks (1, T) one by one.
 
-    `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there. Where gaps are to be found, also what was sent and what was restored from it alone, as text.
+    `state` is "kept", "right" or "wrong"; `restored` is what the reconstructor put there. Where gaps are to be found, also what
+    was sent and what was restored from it alone, as text.
     """
     found, decode = [], reconstructor.tokenizer.decode
     for text, document, keep_mask in zip(corpus.texts, corpus.document, masks, strict=True):

@@ -29,7 +29,7 @@ from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import score
 from models.reconstructor.words import Words, spread
 
-# λ in nats per token saved: agents trained on these keep from 0.9 of a text to 0.4. Where gaps are to be found a token costs more.
+# λ in nats per token saved: agents trained on these keep from 0.9 of a text to 0.4. Where gaps are found, a token costs more.
 PRICES = {"told": (0.15, 12.0), "found": (0.5, 16.0)}
 
 
