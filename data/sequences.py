@@ -90,7 +90,7 @@ class Sequences:
         number = np.arange(len(self._row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # 0, 1, ... within a row
         self._start = number * lengths[self._row] // pieces[self._row]
         self.lengths = (number + 1) * lengths[self._row] // pieces[self._row] - self._start
-        self._doc = dataset.data.column("doc")
+        self._column, self._doc = dataset.data.column("tokens"), dataset.data.column("doc")
         self._part = dataset.data.column("part") if "part" in dataset.column_names else None
 
     def __len__(self):
@@ -99,6 +99,12 @@ class Sequences:
     def __getitem__(self, i):
         start = self._start[i]
         return np.asarray(self._tokens[int(self._row[i])]["tokens"][start : start + self.lengths[i]], dtype=np.int64)
+
+    def first(self, count):
+        """All tokens of the first `count` items, end to end, int64."""
+        lengths = self.lengths[:count]
+        rows = self._row[len(lengths) - 1] + 1 if len(lengths) else 0
+        return pc.list_flatten(self._column.slice(0, rows)).to_numpy()[: lengths.sum()].astype(np.int64)
 
     @property
     def docs(self):

@@ -165,7 +165,7 @@ class IterativeSurprisal:
         words = self.words.starts(torch.as_tensor(ids), torch.as_tensor(valid))
         lengths, scores = valid.sum(1), np.zeros(ids.shape)
         rows, context = np.arange(len(ids)), KeptContext(self.model, self.bos_id, len(ids))
-        starts = range(0, ids.shape[1], self.segment)
+        starts = range(0, int(lengths.max()), self.segment)
         for start in starts:
             going_on = lengths[rows] > start
             rows = rows[going_on]

@@ -117,6 +117,17 @@ def test_iterative_surprisal_with_a_cache_is_that_of_contexts_read_anew(causal, 
         method.scores(np.ones((1, 33), int), np.ones((1, 33), bool), keep_ratio)
 
 
+def test_ratios_of_their_own_are_scored_as_alone(causal, tokens):
+    """Also in a text that ends whole segments before the longest one."""
+    lengths, ratios = np.array([23, 3]), np.array([0.6, 0.4])
+    valid = np.arange(23) < lengths[:, None]
+    ids, method = np.where(valid, np.random.default_rng(1).integers(1, 20, valid.shape), 0), IterativeSurprisal(causal, 0, tokens, 4)
+    together = method.scores(ids, valid, ratios)
+    for row, length in enumerate(lengths):
+        alone = method.scores(ids[row : row + 1, :length], valid[row : row + 1, :length], float(ratios[row]))
+        assert np.array_equal(together[row, :length], alone[0]) and alone.any()
+
+
 @pytest.mark.parametrize("gaps", ["told", "found"])
 def test_asking_the_reconstructor_beats_chance(opened, request, tokens, gaps):
     """At 0.6 most that is masked has to be echoes."""

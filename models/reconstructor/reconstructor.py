@@ -228,11 +228,12 @@ class Reconstructor(torch.nn.Module):
         return summed_nats(self.hidden(ids, keep_mask, valid), self.output_weight(), ids[valid & ~keep_mask]) + gaps
 
     @torch.inference_mode()
-    def predict(self, ids, keep_mask, valid=None):
+    def predict(self, ids, keep_mask, valid=None, find=True):
         """Score and fill the masked tokens of texts no longer than `max_length`, all in one pass; two if gaps are to be found.
 
         ids (B, T) int64: the true tokens (read at masked positions only to look up their probability).
-        keep_mask, valid (B, T) bool; arrays or tensors. Returns a Prediction on this model's device.
+        keep_mask, valid (B, T) bool; arrays or tensors. `find`: False leaves the gaps out. Returns a Prediction on this model's
+        device.
         """
         ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
         valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
@@ -241,7 +242,7 @@ class Reconstructor(torch.nn.Module):
         for rows, length in passes(valid, self.device):
             part = tuple(x[rows, :length] for x in (ids, keep_mask, valid))
             masked = part[2] & ~part[1]
-            if self.found:
+            if self.found and find:
                 gaps[rows, :length] = shares(self.gap_nats(*part), *part[1:])
             if not masked.any():
                 continue
@@ -271,4 +272,4 @@ class Reconstructor(torch.nn.Module):
         place = torch.arange(tokens.shape[1], device=self.device) + gaps[:-1].cumsum(0)
         ids, keep_mask = tokens.new_full((1, length), self.bos_id), everything.new_zeros(1, length)
         ids[0, place], keep_mask[0, place] = tokens[0], True
-        return self.predict(ids, keep_mask).top1[0].cpu()
+        return self.predict(ids, keep_mask, find=False).top1[0].cpu()
