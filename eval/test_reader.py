@@ -198,6 +198,18 @@ def test_restored_contexts_come_from_what_was_sent(stages, toy, tmp_path, monkey
     assert tokens["agent, restored"] == tokens["agent"] <= 0.5, "what was sent counts"
 
 
+def test_words_in_runs_the_front_first():
+    """Where all words are alike the front decides; a word that stands out takes its neighbours along; without reach it is alone."""
+    assert contexts.placed(np.ones(5), 1.5, 3.0).tolist() == pytest.approx([0, -0.75, -1.5, -2.25, -3])
+    scores = np.zeros(31)
+    scores[15] = 1.0
+    found = contexts.placed(scores, 1.5, 0.0)
+    assert np.argsort(-found)[0] == 15 and set(np.argsort(-found)[:3]) == {14, 15, 16}
+    assert found.mean() == pytest.approx(0, abs=1e-9) and found.std() == pytest.approx(1)
+    assert np.sort(contexts.placed(scores, 1e-3, 0.0))[-2] == pytest.approx(-1 / 30**0.5), "alone"
+    assert contexts.placed(np.array([2.0]), 1.5, 3.0).tolist() == [0.0]
+
+
 BAD = [
     ("", "expected questions of --split report, found none in 0 lines"),
     ('{"context": "a A", "question": "a ?"}\n', "line 1: expected an object with context, question and answer"),
