@@ -31,6 +31,7 @@ WORD = re.compile(r"\S+")
 TRAILING = re.compile(r"[^\w\s]+$")  # of a word: punctuation behind it, "end." or "(1856)," or "word)."
 ENDS = re.compile(r"[.!?][\"'”’)\]]*$")  # of a word that ends a sentence
 ABBREVIATED = re.compile(r"^[\"'“‘(\[]*(?:[A-Z]|[A-Z]\.[A-Z.]*|Mr|Mrs|Ms|Dr|St|No|vs|cf|ca|Jr|Sr|Prof|Gen|Col|Lt)$")
+ROUNDING = 1e-9  # relative: scores that differ by less are alike
 SURE = 1e-5  # keep probabilities nearer to 0 or 1 count as this
 MAX_TRIES = 8  # words that are tried, one after another, where a budget is not spent to the last token
 
@@ -149,8 +150,10 @@ def placed(scores, runs, front):
     reach = np.arange(len(scores))
     weight = np.exp(-0.5 * ((reach[:, None] - reach) / runs) ** 2)
     smooth = weight @ np.asarray(scores, dtype=float) / weight.sum(1)
+    smooth = smooth - smooth.mean()
     deviation = smooth.std()
-    return (smooth - smooth.mean()) / (deviation if deviation > 0 else 1.0) - front * reach / max(1, len(scores) - 1)
+    alike = deviation < ROUNDING * max(1.0, np.abs(scores).max())
+    return (0.0 if alike else smooth / deviation) - front * reach / max(1, len(scores) - 1)
 
 
 class LogOdds(Agent):
