@@ -1,4 +1,4 @@
-"""The whole pipeline on the embedded corpora and base model, on a CPU, without a network: four minutes on two cores.
+"""The whole pipeline on the embedded corpora and base model, on a CPU, without a network: 7.5 minutes on two cores.
 
     python eval/quickstart.py
 

@@ -121,7 +121,8 @@ def test_ratios_of_their_own_are_scored_as_alone(causal, tokens):
     """Also in a text that ends whole segments before the longest one."""
     lengths, ratios = np.array([23, 3]), np.array([0.6, 0.4])
     valid = np.arange(23) < lengths[:, None]
-    ids, method = np.where(valid, np.random.default_rng(1).integers(1, 20, valid.shape), 0), IterativeSurprisal(causal, 0, tokens, 4)
+    ids = np.where(valid, np.random.default_rng(1).integers(1, 20, valid.shape), 0)
+    method = IterativeSurprisal(causal, 0, tokens, 4)
     together = method.scores(ids, valid, ratios)
     for row, length in enumerate(lengths):
         alone = method.scores(ids[row : row + 1, :length], valid[row : row + 1, :length], float(ratios[row]))

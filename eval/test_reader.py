@@ -199,7 +199,7 @@ def test_restored_contexts_come_from_what_was_sent(stages, toy, tmp_path, monkey
 
 
 def test_words_in_runs_the_front_first():
-    """Where all words are alike the front decides; a word that stands out takes its neighbours along; without reach it is alone."""
+    """Where all words are alike the front decides; one that stands out takes its neighbours along; without reach it is alone."""
     assert contexts.placed(np.ones(5), 1.5, 3.0).tolist() == pytest.approx([0, -0.75, -1.5, -2.25, -3])
     scores = np.zeros(31)
     scores[15] = 1.0

@@ -26,8 +26,8 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     The reward of a token is known but for two numbers, the nats c_i that it would cost if it were masked, its own and its share
     of a gap's, and e_i, what it costs if it is kept to find out that nothing is missing beside it: λ − c_i if masked, −e_i
-    if kept. So the critic estimates both, and its value is V_i = (1 − p_i) (λ − ĉ_i) − p_i ê_i. The actor starts from these
-    estimates, since a token is worth masking if c_i < λ + e_i:
+    if kept. So the critic estimates both, and its value is V_i = (1 − p_i) (λ − ĉ_i) − p_i ê_i. The actor starts from
+    these estimates, since a token is worth masking if c_i < λ + e_i:
 
         logit p_i = s log(ĉ_i / (λ + ê_i)) + residual_i                                            (1)
 
@@ -100,8 +100,8 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         return text, self.reader.reread(ids, valid, draft)
 
     def decisions(self, ids, valid, price):
-        """Of the second pass, (B, T) each: logits of keeping, and by the critic what masking gains, λ − ĉ, and keeping costs, ê;
-        both readings."""
+        """Of the second pass, (B, T) each: logits of keeping, and by the critic what masking gains, λ − ĉ, and keeping costs,
+        ê; both readings."""
         readings = self.read(ids, valid, price)
         logits, cost, keeping = self.decide(ids, valid, price, *readings)
         return logits, price - cost, keeping, readings

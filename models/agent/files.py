@@ -97,8 +97,8 @@ def check_reconstructor(config, path, reconstructor):
             kind = {"sha256": "SHA-256", "gap_head": "SHA-256 of the gap head"}[name]
             raise InputError(
                 f"{path}: expected the reconstructor that it was trained with ({named['path']}, {kind} "
-                f"{str(named.get(name))[:16]}…), found {str(found)[:16]}… in {reconstructor.directory}; bring that one back, or "
-                "train anew"
+                f"{str(named.get(name))[:16]}…), found {str(found)[:16]}… in {reconstructor.directory}; bring that one back, "
+                "or train anew"
             )
 
 
