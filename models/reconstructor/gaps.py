@@ -1,10 +1,10 @@
 """Gaps: how many tokens are missing between those that were sent, and what it costs a receiver to find that out.
 
-The receiver reads `[BOS, c_1 … c_S]`, the tokens that were sent and nothing else, with full attention. At every boundary j,
-from 0 to S, after c_j (0: after BOS), the gap head gives a distribution over the number g_j of tokens that are missing: placeholder
-insertion of the Levenshtein Transformer (Gu et al. 2019, section 3.2), as a likelihood. Shapes: `B` texts, `T` tokens, `S` of
-them sent, `D` model width. What belongs to a boundary stands, in arrays (B, T + 1), at the place of the sent token before it, BOS
-first.
+The receiver reads `[BOS, c_1 … c_S]`, the tokens that were sent and nothing else, with full attention. At every boundary
+j, from 0 to S, after c_j (0: after BOS), the gap head gives a distribution over the number g_j of tokens that are
+missing: placeholder insertion of the Levenshtein Transformer (Gu et al. 2019, section 3.2), as a likelihood. Shapes: `B`
+texts, `T` tokens, `S` of them sent, `D` model width. What belongs to a boundary stands, in arrays (B, T + 1), at the
+place of the sent token before it, BOS first.
 """
 
 from pathlib import Path
