@@ -201,11 +201,8 @@ def first_base_model(path):
 
 
 def load_policies(paths, device, reconstructor):
-    """The policies of the agents at `paths`, runs of one training with `reconstructor`; None: the one that the first names."""
-    policies = []
-    for path in paths:
-        policies.append(load_policy(path, device, reconstructor))
-        reconstructor = policies[0].reader.reconstructor
+    """The policies of the agents at `paths`, runs of one training with `reconstructor`. Raises InputError if they are not."""
+    policies = [load_policy(path, device, reconstructor) for path in paths]
     check_trained_alike(paths, [policy.config["args"] for policy in policies])
     return policies
 
