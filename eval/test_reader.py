@@ -142,7 +142,7 @@ def toy(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("toy"), np.random.default_rng(0)
     write_base(folder / "reader", n_positions=64)
     texts = [" ".join(f"{w} {ECHO[w]}" for w in rng.choice(WORDS, PAIRS)) for _ in range(30)]
-    rows = [{"context": text, "question": "a ?", "answer": text.split()[i]} for text in texts for i in (2, 6)]
+    rows = [{"context": t, "question": "a ?", "answer": " ".join(t.split()[i:j])} for t in texts for i, j in ((2, 3), (4, 9))]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -164,6 +164,7 @@ def test_the_evaluation_by_a_reader(stages, agents, toy, tmp_path, monkeypatch, 
     assert full["recovered"]["value"] == pytest.approx(1) and full["survival"]["value"] == 1 == full["tokens"]
     assert none["recovered"]["value"] == pytest.approx(0) and none["survival"]["value"] == 0 == none["tokens"]
     named = {name for name, _ in cells}
+    asked = evaluate_reader.load_questions(evaluate_reader.parse_args([str(word) for word in toy_words(stages, toy, *words)]))
     chosen = f", runs of {contexts.RUNS:g}, front {contexts.FRONT:g}" if split == "choose" else ""
     assert len(named) == (14 if split == "report" else 29) and f"agent{chosen}" in named
     for (name, budget), cell in cells.items():
@@ -172,8 +173,13 @@ def test_the_evaluation_by_a_reader(stages, agents, toy, tmp_path, monkeypatch, 
         nats = np.array([run.split() for run in cell["nats_of_each"]["answers"]], dtype=float)
         assert nats.shape == (2 if name.startswith("agent") else 1, record["questions"])
         assert cell["nats"]["value"] == pytest.approx(nats.mean(), abs=1e-3)
-        ends = [np.array(end["nats_of_each"]["answers"][0].split(), dtype=float).sum() for end in (none, full)]
+        each = [np.array(end["nats_of_each"]["answers"][0].split(), dtype=float) for end in (none, full)]
+        ends = [end.sum() for end in each]
         assert figure["value"] == pytest.approx((ends[0] - nats.sum(1).mean()) / (ends[0] - ends[1]), abs=0.02)
+        short = np.array([len(q["answer"].split()) <= evaluate_reader.SHORT for q in asked])
+        of_short = [end[short].sum() for end in (*each, nats.mean(0))]
+        expected = (of_short[0] - of_short[2]) / (of_short[0] - of_short[1])
+        assert 0 < short.sum() == record["short"] and cell["recovered_short"]["value"] == pytest.approx(expected, abs=0.02)
         assert figure["interval"][0] <= figure["value"] <= figure["interval"][1]
         assert ("continuation" in cell) == (split == "report")
     assert full.get("continuation_recovered", {"value": 1})["value"] == pytest.approx(1)
