@@ -19,15 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from data.artifacts import REPOSITORY, InputError, Parser, bounded, make_output_dir, run, write_json
-from eval.contexts import FRONT, METHODS, RUNS, Contexts, Passage, ways
+from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
+from eval.contexts import METHODS, TOGETHER, Contexts, Passage, taught, ways
 from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, difference
-from eval.reader import Reader
+from eval.reader import QUESTIONS, Reader
 from eval.report import format_reader
 
 SCHEMA = "rltc.reader/1"
-QUESTIONS = REPOSITORY / "eval/questions.jsonl"
+
 CHOOSE_SHARE = 3  # one passage in so many is there to choose with
 SHORT = 3  # words of a short answer: in sums of nats, a few long ones, word for word, weigh as much as all the others
 TAIL, CONTINUATIONS = 64, 64  # reader's tokens of a continuation; passages, of 2 TAIL tokens or more, that are continued
@@ -126,7 +126,7 @@ class Evaluation:
         long = [p.text for p in self.contexts.passages if p.length >= 2 * TAIL][: CONTINUATIONS if args.split == "report" else 0]
         self.cuts = [cut_tail(text, reader) for text in long]
         self.older = Contexts([older for older, _ in self.cuts], args, models, reader)
-        self.runs = {"agent": len(models.policies), "restored": len(models.policies)}
+        self.taught, self.runs = taught(models), {"agent": len(models.policies), "restored": len(models.policies)}
         self.cells = self._read(reader)
 
     def _all(self, contexts):
@@ -135,7 +135,7 @@ class Evaluation:
         found = {(FULL, None): [whole], (NONE, None): [[("", 0)] * len(whole)]}
         for budget in self.args.budgets:
             for method in self.args.methods:
-                for way in ways(method, budget, self.args.split == "choose"):
+                for way in ways(method, budget, self.args.split == "choose", self.taught):
                     runs, some = range(self.runs.get(method, 1)), range(len(whole))
                     found[way.name, budget] = [[contexts.text(way, budget, run, i) for i in some] for run in runs]
         return found
@@ -144,10 +144,9 @@ class Evaluation:
         """{(name, budget): Cell}."""
         contexts, older = self._all(self.contexts), self._all(self.older)
         asked = list(zip(self.questions, self.document, strict=True))
-        pairs = [
-            reader.question(texts[i][0], q["question"], q["answer"])
-            for runs in contexts.values() for texts in runs for q, i in asked
-        ]
+        pairs = reader.questions([
+            (texts[i][0], q["question"], q["answer"]) for runs in contexts.values() for texts in runs for q, i in asked
+        ])
         pairs += [
             reader.continuation(left, tail, TAIL)
             for runs in older.values() for texts in runs for (left, _), (_, tail) in zip(texts, self.cuts, strict=True)
@@ -188,9 +187,9 @@ class Evaluation:
 
     def results(self):
         """Results of all contexts, and the agent's paired leads over all others at each budget."""
-        seed, agent = self.args.seed, ways("agent", 0.5, False)[0].name
-        if self.args.split == "choose":
-            agent += f", runs of {RUNS:g}, front {FRONT:g}"
+        seed, agent = self.args.seed, ways("agent", 0.5, False, self.taught)[0].name
+        if self.args.split == "choose" and self.taught:
+            agent += f", pairs times {TOGETHER:g}"
         kinds = [("sums", answer_figures, Bootstrap(max(self.document) + 1, SAMPLES, seed))]
         if self.cuts:
             kinds.append(("continued", continuation_figures, Bootstrap(len(self.cuts), SAMPLES, seed)))

@@ -112,7 +112,7 @@ def test_prompts(reader):
     def shown(context, tokenizer):
         other = copy.copy(reader)
         other.tokenizer = tokenizer
-        before, answer = other.question(context, "Who?", "Ann")
+        (before, answer), = other.questions([(context, "Who?", "Ann")])
         return tokenizer.decode(before), tokenizer.decode(answer)
 
     plain = load_tokenizer(BASE_MODEL)
