@@ -157,12 +157,10 @@ class TrainedAgent(ModelHubMixin, library_name="rl-token-compression", tags=["te
         self.policy = policy
 
     def _save_pretrained(self, save_directory):
-        for name, content in pack(self.policy, self.policy.config).items():
+        files, worth = pack(self.policy, self.policy.config), self.policy.reader.worth
+        for name, content in (files | ({} if worth is None else {WORTH: worth.pack()})).items():
             with written_aside(Path(save_directory) / name) as temporary:
                 temporary.write_bytes(content)
-        if self.policy.reader.worth is not None:
-            with written_aside(Path(save_directory) / WORTH) as temporary:
-                self.policy.reader.worth.save(temporary)
 
     @classmethod
     def _from_pretrained(cls, *, model_id, device="cpu", reconstructor=None, **of_the_hub):

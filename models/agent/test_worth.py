@@ -48,7 +48,7 @@ def test_saving_and_loading(tmp_path):
     torch.manual_seed(0)
     worth, states = Worth(8).eval(), torch.randn(5, 8)
     assert load_worth(tmp_path, 8) is None
-    worth.save(tmp_path / WORTH)
+    (tmp_path / WORTH).write_bytes(worth.pack())
     first, sizes = np.array([0, 2, 3]), np.array([2, 1, 2])
     words, pairs = worth.of(states, first, sizes)
     again = load_worth(tmp_path, 8).of(states, first, sizes)
@@ -58,7 +58,7 @@ def test_saving_and_loading(tmp_path):
         load_worth(tmp_path, 9)
     with torch.no_grad():
         worth.word.bias.fill_(float("nan"))
-    worth.save(tmp_path / WORTH)
+    (tmp_path / WORTH).write_bytes(worth.pack())
     with pytest.raises(InputError, match="finite"):
         load_worth(tmp_path, 8)
     (tmp_path / WORTH).write_bytes(b"no")

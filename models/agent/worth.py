@@ -59,9 +59,9 @@ class Worth(nn.Module):
         pooled = torch.stack([states[a : max(b, a + 1)].mean(0) for a, b in zip(first, ends, strict=True)]).cpu()
         return tuple(found.double().numpy() for found in self(pooled, torch.as_tensor(sizes, dtype=torch.float32)))
 
-    def save(self, path):
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        safetensors.torch.save_file(tensors, path, {"schema": SCHEMA})
+    def pack(self):
+        """The bytes of its file."""
+        return safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, {"schema": SCHEMA})
 
 
 def load_worth(directory, states):
