@@ -18,13 +18,11 @@ from models.reconstructor.words import Words
 
 METHODS = ("head", "tail", "random", "frequency", "causal", "sentences", "thinned", "agent", "restored")
 # Chosen with `evaluate_reader.py --split choose`: how a word's score comes from its tokens'; the best thinning at a budget; how
-# far a word's score reaches, in words, and how much later words must be worth more than the first, in standard deviations; and
-# by what the worth of neighbours that stay together is multiplied.
+# far a word's score reaches, in words, and how much later words must be worth more than the first, in standard deviations.
 WORD_SCORE = {"frequency": "sum", "causal": "sum", "sentences": "mean", "thinned": "mean", "agent": "mean"}
-RUNS, FRONT, TOGETHER = 1.5, 3.0, 3.0
+RUNS, FRONT = 1.5, 3.0
 PLACED = [(runs, front) for runs in (1.5, 4.0) for front in (1.5, 3.0)]
 THINNING = {0.8: ("head", 0.8), 0.7: ("head", 0.65), 0.5: ("sentences", 0.65), 0.3: ("head", 0.65)}
-TOGETHERS = (1.0, 3.0)
 THINNINGS = [(part, share) for part in ("head", "sentences") for share in (0.8, 0.65)]
 TITLES = {
     "head": "head", "tail": "tail", "random": "random words", "frequency": "token frequency", "causal": "causal surprisal",
@@ -186,7 +184,6 @@ class Way(NamedTuple):
     variant: str = ""  # what tells it from others of its method
     runs: float = 0.0  # words over which scores are averaged, so that runs are kept rather than scattered words
     front: float = 0.0  # what the last word's score loses to the first one's
-    together: float = 0.0  # scores are worths of words and of pairs, and those of pairs count so many times
 
     @property
     def name(self):
@@ -194,8 +191,8 @@ class Way(NamedTuple):
 
     def keep(self, passage, scores, budget):
         """Which words of a Passage are kept, (W,) bool, at most `budget` tokens of them."""
-        if self.together:
-            return passage.chain(scores[0], self.together * scores[1], budget)
+        if self.scores == "worth":
+            return passage.chain(*scores, budget)
         if not self.part:
             return passage.best(placed(scores, self.runs, self.front) if self.runs else scores, budget)
         parts = {"head": passage.head, "tail": passage.tail, "sentences": partial(passage.whole_sentences, scores)}
@@ -223,8 +220,7 @@ def ways(method, budget, choosing, taught=False):
         scattered = Way(method, "agent", WORD_SCORE["agent"], variant="scattered" * (method == "agent" and taught))
         if method == "restored" or not taught:
             return [scattered]
-        variants = [(f"pairs times {times:g}", times) for times in TOGETHERS] if choosing else [("", TOGETHER)]
-        return [*(Way(method, "worth", variant=name, together=times) for name, times in variants), scattered]
+        return [Way(method, "worth"), scattered]
     if choosing:
         grid = [(f"runs of {runs:g}, front {front:g}", runs, front) for runs, front in PLACED]
         by_place = [Way(method, method, "mean", variant=name, runs=runs, front=front) for name, runs, front in grid]
@@ -283,7 +279,7 @@ class Contexts:
             return np.random.default_rng([self.seed, i]).random(len(self.passages[i].words))
         if not way.scores:
             return None
-        if way.together:
+        if way.scores == "worth":
             return self.worths(run, i)
         key = way.scores, run, budget
         if key not in self.found:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
-from eval.contexts import METHODS, TOGETHER, Contexts, Passage, taught, ways
+from eval.contexts import METHODS, Contexts, Passage, taught, ways
 from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, difference
 from eval.reader import QUESTIONS, Reader
@@ -188,8 +188,6 @@ class Evaluation:
     def results(self):
         """Results of all contexts, and the agent's paired leads over all others at each budget."""
         seed, agent = self.args.seed, ways("agent", 0.5, False, self.taught)[0].name
-        if self.args.split == "choose" and self.taught:
-            agent += f", pairs times {TOGETHER:g}"
         kinds = [("sums", answer_figures, Bootstrap(max(self.document) + 1, SAMPLES, seed))]
         if self.cuts:
             kinds.append(("continued", continuation_figures, Bootstrap(len(self.cuts), SAMPLES, seed)))
