@@ -22,7 +22,7 @@ SCHEMA = "rltc.worth/1"
 WORTH = "worth.safetensors"  # beside the weights of an agent that has one
 WIDTH, PAIRS, DROPOUT = 64, 32, 0.2
 FIRST, FIRST_PAIR = -5.0, -6.0  # before softplus: what the untrained expect, a thousandth of an answer
-PRICES, ROUNDS = 64, 4  # prices of a token that are tried at one time, and how often nearer ones are
+PRICES, ROUNDS = 16, 6  # prices of a token that are tried at one time, and how often nearer ones are
 
 
 class Worth(nn.Module):
@@ -90,17 +90,17 @@ def best_chains(words, pairs, sizes, prices):
     sizes (W,) that are, by dynamic programming from word to word.
     """
     prices = np.asarray(prices, dtype=float)
-    sent, left_out, came_from = prices * sizes[0], np.full(len(prices), words[0]), []
+    sent, left_out = prices * sizes[0], np.full(len(prices), words[0])
+    from_left_out = np.zeros((len(words), 2, len(prices)), dtype=bool)  # of a word that is sent, and of one that is not
     for i in range(1, len(words)):
         broken = pairs[i - 1]
-        came_from.append((left_out + broken < sent, left_out < sent))
+        from_left_out[i] = left_out + broken < sent, left_out < sent
         of_both = np.minimum(sent, left_out) + broken
         sent, left_out = np.minimum(sent, left_out + broken) + prices * sizes[i], of_both + words[i]
     found = np.zeros((len(prices), len(words)), dtype=bool)
     found[:, -1] = sent <= left_out
     for i in range(len(words) - 2, -1, -1):
-        after_sent, after_left_out = came_from[i]
-        found[:, i] = ~np.where(found[:, i + 1], after_sent, after_left_out)
+        found[:, i] = ~np.where(found[:, i + 1], *from_left_out[i + 1])
     return found
 
 
