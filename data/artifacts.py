@@ -8,7 +8,6 @@ import argparse
 import copy
 import functools
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -207,12 +206,10 @@ def bounded(kind, low, high, open_ends=False):
 
 
 def quieten_libraries():
-    """Leave the screen to the scripts' own progress bars. Pre-training can do without `datasets`."""
+    """Leave the screen to the scripts' own progress bars. `datasets` takes a second to import: not all scripts need it."""
     import transformers
 
-    if importlib.util.find_spec("datasets"):
-        import datasets
-
+    if datasets := sys.modules.get("datasets"):
         datasets.disable_progress_bars()
         datasets.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,269 @@
+"""Compress texts of any length with a trained agent, and restore them: what `eval/compress.py` does, from Python.
+
+    from eval.compress import Compressor
+
+    compressor = Compressor.from_pretrained("models/agent/released")
+    short = compressor.compress(text, keep_ratio=0.6)       # short.text, short.tokens, short.kept_tokens, short.spans
+    compressor.restore(short)                               # from short.text alone
+
+Shapes: `T` tokens of a text, `U` units of it, words or tokens, which are kept or dropped as a whole.
+"""
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from data.artifacts import InputError
+from eval.deciding import Task, decide
+from eval.encoding import Encoded, Encoder
+from eval.protect import Protection, take_markers, with_markers
+from eval.selection import budget_of, check_ask, fit, unit_means, unit_sizes
+from models.agent.files import RELEASED, load_policy, read_agent
+from models.reconstructor.reconstructor import Reconstructor, find_device
+from models.reconstructor.tokenizer import locate
+
+SHORTEST = 8  # tokens; a shorter text has nothing to spare
+OTHER_SCRIPT = 0.3  # more tokens than this share are pieces of characters: English has none, Greek .58, Korean .95
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a unit stayed or went. cost: nats that the critic expects of its tokens if they are left out; keeping: nats that it
+    costs to find out that nothing is missing there; price: λ. It is worth keeping if cost > price + keeping, per token."""
+
+    text: str
+    kept: bool
+    protected: bool
+    cost: float
+    keeping: float
+    price: float
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed text. `text` is what is sent: the original's characters at `spans`, (start, end), end excluded, in order.
+
+    tokens, kept_tokens: of the original without its markers and of `text`, as the agent's tokenizer encodes them; ratio: their
+    quotient, 1 for an empty text; asked: the most tokens that `text` could have, None at a price; note: one line if the text
+    passed through whole or protection was more than was asked for, else empty; reasons: with `explain`, one per unit.
+    """
+
+    text: str
+    tokens: int
+    kept_tokens: int
+    ratio: float
+    spans: tuple[tuple[int, int], ...]
+    asked: int | None = None
+    note: str = ""
+    reasons: tuple[Reason, ...] = ()
+
+
+class Job(NamedTuple):
+    """A text on its way, without its markers: where they were, its tokens, the units that stay (U,), and what was asked for."""
+
+    text: str
+    cuts: list
+    encoded: Encoded
+    protected: np.ndarray
+    budget: int | None
+    price: float | None
+    note: str  # why it passes through whole, or empty
+
+    @property
+    def task(self):
+        length = len(self.encoded.ids)
+        return Task(self.encoded.ids, self.price, None if self.budget is None else self.budget / length)
+
+    def spans(self, kept):
+        """The characters of kept units (U,), neighbours in one span."""
+        bounds = np.append(self.encoded.bounds[:-1][self.encoded.starts], len(self.text))
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]]).astype(np.int8)))
+        return [(start, end) for start, end in bounds[edges].reshape(-1, 2).tolist() if start < end]
+
+    def sent(self, kept):
+        return "".join(self.text[start:end] for start, end in self.spans(kept))
+
+    def covered(self, spans):
+        """The units (U,) that have a character of one of the spans."""
+        first, found = self.encoded.bounds[:-1][self.encoded.starts], np.zeros(len(self.protected), dtype=bool)
+        for start, end in spans:
+            if start < end:
+                found[np.searchsorted(first, start, "right") - 1 : np.searchsorted(first, end, "left")] = True
+        return found
+
+    def reasons(self, kept, decided):
+        """The Reason of every unit."""
+        firsts = self.encoded.bounds[:-1][self.encoded.starts].tolist()
+        texts = [self.text[start:end] for start, end in zip(firsts, [*firsts[1:], len(self.text)], strict=True)]
+        means = (unit_means(values, self.encoded.starts).tolist() for values in (decided.cost, decided.keeping))
+        rows = zip(texts, kept.tolist(), self.protected.tolist(), *means, strict=True)
+        return tuple(Reason(*row, decided.price) for row in rows)
+
+
+class Compressor:
+    """An agent that compresses texts, alone, many at a time, or a batch of columns: a callable for `datasets.map(batched=True)` and
+    Ray Data's `map_batches`.
+
+    `model_path`: the agent, a directory, a .zip or a name of the hub's cache. `reconstructor_path`: where its reconstructor lies, or
+    what restores; default: the one it names. `unit`: "word" or "token", default: the agent's. `batch_size`: windows per forward
+    pass. The settings of `compress` may be given here, for all texts. Threads may share one: decisions hold nothing. Pickling
+    takes the paths and settings along, and loads anew.
+
+    Raises FileNotFoundError or InputError if there is no such agent.
+    """
+
+    def __init__(
+        self, model_path=RELEASED, device="cpu", reconstructor_path=None, unit=None, batch_size=16, text_column="text",
+        keep_ratio=None, target_tokens=None, price=None, protection=Protection(),
+    ):
+        self.settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.model_path, self.reconstructor_path, self.batch_size = model_path, reconstructor_path, batch_size
+        self.device, self.unit, self.text_column = find_device(device), unit, text_column
+        self.ask, self.protection = check_ask(keep_ratio, target_tokens, price), protection
+        self.config, _ = read_agent(model_path)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(cls, model_path=RELEASED, device="cpu", **settings):
+        """A Compressor whose models are loaded."""
+        self = cls(model_path, device, **settings)
+        self.load()
+        return self
+
+    def __reduce__(self):
+        return _rebuilt, (type(self), self.settings)
+
+    def load(self):
+        """Load the agent now; otherwise the first text does."""
+        with self._lock:
+            return self._policy
+
+    @cached_property
+    def _policy(self):
+        where = self.reconstructor_path
+        known = Reconstructor.load(where, self.device, self.config["gaps"]) if where else None
+        policy = load_policy(self.model_path, self.device, known)
+        self.encoder = Encoder(policy.reader.reconstructor.tokenizer, self.unit or self.config["unit"])
+        policy.reader.words = self.encoder.words
+        return policy
+
+    @cached_property
+    def reconstructor(self):
+        """What restores texts: the agent's reconstructor, or that of `reconstructor_path`, which may be another."""
+        if "_policy" in self.__dict__:
+            return self._policy.reader.reconstructor
+        where = self.reconstructor_path or locate(self.config["reconstructor"]["path"])
+        return Reconstructor.load(where, self.device, "found")
+
+    def compress(
+        self, text: str, keep_ratio: float | None = None, target_tokens: int | None = None, price: float | None = None,
+        protection: Protection | None = None, explain: bool = False,
+    ) -> Compressed:
+        """A text with fewer tokens, at most as many as asked for; what is protected stays whatever is asked for.
+
+        keep_ratio: tokens kept per original token, above 0, at most 1; target_tokens: tokens kept; price: λ, nats that a token costs
+        to send: tokens that are dearer to restore stay, however many. At most one of them; default: the Compressor's own, else .7.
+        Raises InputError if more than one is given or one is out of range, or if the text has half a surrogate pair.
+        """
+        return self.compress_many([text], keep_ratio, target_tokens, price, protection, explain)[0]
+
+    def compress_many(
+        self, texts: list[str], keep_ratio: float | None = None, target_tokens: int | None = None, price: float | None = None,
+        protection: Protection | None = None, explain: bool = False, progress=None,
+    ) -> list[Compressed]:
+        """Compressed texts, in their order; windows of similar length are decided together. Arguments as of `compress`.
+
+        `progress`: called with the number of tokens that were read, after every batch.
+        """
+        self.load()
+        given = check_ask(keep_ratio, target_tokens, price)
+        ask, protection = given if any(x is not None for x in given) else self.ask, protection or self.protection
+        jobs = [self._open(text, ask, protection) for text in texts]
+        found = iter(decide(self._policy, [job.task for job in jobs if not job.note], self.batch_size, progress))
+        return [self._close(job, None if job.note else next(found), explain) for job in jobs]
+
+    def __call__(self, batch):
+        """A batch of columns with the columns `compressed`, `tokens` and `kept_tokens` added or replaced."""
+        if self.text_column not in batch:
+            raise InputError(f"expected a column '{self.text_column}', found {', '.join(batch)}; name it with text_column")
+        found = self.compress_many([str(text) for text in batch[self.text_column]])
+        columns = {
+            "compressed": [each.text for each in found], "tokens": [each.tokens for each in found],
+            "kept_tokens": [each.kept_tokens for each in found],
+        }
+        if isinstance(batch[self.text_column], np.ndarray):
+            kinds = {"compressed": object}
+            columns = {name: np.array(values, dtype=kinds.get(name, np.int64)) for name, values in columns.items()}
+        return {**batch, **columns}
+
+    def keep_mask(self, ids, keep_ratio=None, target_tokens=None, price=None):
+        """Which of a text's tokens stay, (T,) bool, by the same decisions: for what sends tokens, not text."""
+        self.load()
+        if not len(ids):
+            return np.zeros(0, dtype=bool)
+        known = torch.as_tensor(np.asarray(ids, dtype=np.int64))[None]
+        starts = self.encoder.words.starts(known, torch.ones_like(known, dtype=torch.bool))[0].numpy()
+        budget, price = budget_of(len(ids), check_ask(keep_ratio, target_tokens, price))
+        task = Task(np.asarray(ids, dtype=np.int32), price, None if budget is None else budget / len(ids))
+        decided, size = decide(self._policy, [task], self.batch_size)[0], unit_sizes(starts)[1]
+        of = lambda kept: int(size[kept].sum())
+        kept, _ = fit(unit_means(decided.logits, starts), size, np.zeros(len(size), dtype=bool), budget, of)
+        return np.repeat(kept, size)
+
+    def _open(self, text, ask, protection):
+        """The Job of a text."""
+        plain, marked, cuts = take_markers(text) if protection.markers else (text, [], [])
+        encoded = self.encoder.encode(plain)
+        length = len(encoded.ids)
+        budget, price = budget_of(length, ask)
+        job = Job(plain, cuts, encoded, np.zeros(int(encoded.starts.sum()), dtype=bool), budget, price, "")
+        note = "" if ask[1] is not None else whole(length, encoded.pieces)  # a number of tokens is kept to by any text
+        if budget is not None and budget >= length:
+            note = note or f"{length} tokens, no fewer were asked for: passed through whole"
+        return job._replace(note=note, protected=job.protected if note else job.covered([*marked, *protection.spans(plain)]))
+
+    def _close(self, job, decided, explain):
+        """The Compressed of a Job from its Decided, None if it passes through whole."""
+        length, note = len(job.encoded.ids), job.note
+        kept, count = np.ones(len(job.protected), dtype=bool), length
+        if decided is not None:
+            scores, size = unit_means(decided.logits, job.encoded.starts), unit_sizes(job.encoded.starts)[1]
+            count_of = lambda kept: self.encoder.count(job.sent(kept))
+            kept, count = fit(scores, size, job.protected, job.budget, count_of)
+            if job.budget is not None and count > job.budget:
+                note = f"what is protected has {count} tokens, more than the {job.budget} asked for: it alone was kept"
+            if count >= length:
+                kept[:], count = True, length
+                note = note or "nothing would be gained: passed through whole"
+        reasons = job.reasons(kept, decided) if explain and decided is not None else ()
+        ratio, spans = count / length if length else 1.0, with_markers(job.spans(kept), job.cuts)
+        return Compressed(job.text if kept.all() else job.sent(kept), length, count, ratio, tuple(spans), job.budget, note, reasons)
+
+    def restore(self, sent: str | Compressed) -> str:
+        """A text from what was sent alone, a str or a Compressed's `text`; what was sent comes back in it, character for character.
+
+        Raises InputError if the reconstructor can't find gaps.
+        """
+        from eval.restoring import restore  # only here, because compressing has no use for it
+
+        with self._lock:
+            reconstructor = self.reconstructor
+        encoder = getattr(self, "encoder", None) or Encoder(reconstructor.tokenizer, "token")
+        return restore(reconstructor, encoder, sent.text if isinstance(sent, Compressed) else sent, self.batch_size)
+
+
+def _rebuilt(kind, settings):
+    return kind(**settings)
+
+
+def whole(length, pieces):
+    """Why a text of so many tokens, so many of them pieces of characters, is not worth compressing; empty if it is."""
+    if length < SHORTEST:
+        return f"{length} tokens, too few to compress: passed through whole"
+    if pieces > OTHER_SCRIPT * length:
+        return f"another script than the agent knows, {pieces / length:.0%} of its tokens are pieces of characters: passed through whole"
+    return ""
