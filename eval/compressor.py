@@ -27,7 +27,8 @@ from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.tokenizer import locate
 
 SHORTEST = 8  # tokens; a shorter text has nothing to spare
-OTHER_SCRIPT = 0.3  # more tokens than this share are pieces of characters: English has none, Greek .58, Korean .95
+# Share of tokens that are among the agent's COMMON_TOKENS: Korean has .17, Greek .00, French .50, base64 .78, English .94.
+FAMILIAR = 0.25
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ class Compressor:
         policy = load_policy(self.model_path, self.device, known)
         self.encoder = Encoder(policy.reader.reconstructor.tokenizer, self.unit or self.config["unit"])
         policy.reader.words = self.encoder.words
+        self._common = np.zeros(policy.reader.reconstructor.vocab_size, dtype=bool)
+        self._common[policy.reader.common.cpu()] = True
         return policy
 
     @cached_property
@@ -190,7 +193,10 @@ class Compressor:
         """A batch of columns with the columns `compressed`, `tokens` and `kept_tokens` added or replaced."""
         if self.text_column not in batch:
             raise InputError(f"expected a column '{self.text_column}', found {', '.join(batch)}; name it with text_column")
-        found = self.compress_many([str(text) for text in batch[self.text_column]])
+        texts = list(batch[self.text_column])
+        if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
+            raise InputError(f"column '{self.text_column}': expected texts, found {texts[wrong[0]]!r} in row {wrong[0]} of a batch")
+        found = self.compress_many(texts)
         columns = {
             "compressed": [each.text for each in found], "tokens": [each.tokens for each in found],
             "kept_tokens": [each.kept_tokens for each in found],
@@ -214,6 +220,14 @@ class Compressor:
         kept, _ = fit(unit_means(decided.logits, starts), size, np.zeros(len(size), dtype=bool), budget, of)
         return np.repeat(kept, size)
 
+    def _why_whole(self, ids):
+        """Why a text of ids (T,) is not worth compressing; empty if it is."""
+        if len(ids) < SHORTEST:
+            return f"{len(ids)} tokens, too few to compress: passed through whole"
+        if (share := self._common[ids].mean()) < FAMILIAR:
+            return f"another script than the agent knows, {share:.0%} of the tokens are common ones of its texts: passed through whole"
+        return ""
+
     def _open(self, text, ask, protection):
         """The Job of a text."""
         plain, marked, cuts = take_markers(text) if protection.markers else (text, [], [])
@@ -221,7 +235,7 @@ class Compressor:
         length = len(encoded.ids)
         budget, price = budget_of(length, ask)
         job = Job(plain, cuts, encoded, np.zeros(int(encoded.starts.sum()), dtype=bool), budget, price, "")
-        note = "" if ask[1] is not None else whole(length, encoded.pieces)  # a number of tokens is kept to by any text
+        note = "" if ask[1] is not None else self._why_whole(encoded.ids)  # a number of tokens is kept to by any text
         if budget is not None and budget >= length:
             note = note or f"{length} tokens, no fewer were asked for: passed through whole"
         return job._replace(note=note, protected=job.protected if note else job.covered([*marked, *protection.spans(plain)]))
@@ -258,12 +272,3 @@ class Compressor:
 
 def _rebuilt(kind, settings):
     return kind(**settings)
-
-
-def whole(length, pieces):
-    """Why a text of so many tokens, so many of them pieces of characters, is not worth compressing; empty if it is."""
-    if length < SHORTEST:
-        return f"{length} tokens, too few to compress: passed through whole"
-    if pieces > OTHER_SCRIPT * length:
-        return f"another script than the agent knows, {pieces / length:.0%} of its tokens are pieces of characters: passed through whole"
-    return ""

@@ -22,13 +22,12 @@ class Encoded(NamedTuple):
     """A text's tokens. Token i stands for the characters from bounds[i] to bounds[i + 1]: of pieces of one character, the last.
 
     ids (T,) int32; bounds (T + 1,) int64; starts (T,) bool, where a unit begins, which is kept or dropped as a whole: a word or a
-    token, and never a part of a character; pieces: how many tokens are pieces of characters.
+    token, and never a part of a character.
     """
 
     ids: np.ndarray
     bounds: np.ndarray
     starts: np.ndarray
-    pieces: int
 
 
 class Encoder:
@@ -72,27 +71,25 @@ class Encoder:
         """The Encoded of a text."""
         found = [self.encode_part(part, place) for place, part in self.parts(text)]
         if not found:
-            return Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, bool), 0)
-        ids, bounds, starts, pieces = zip(*found, strict=True)
-        return Encoded(np.concatenate(ids), np.concatenate([[0], *bounds]), np.concatenate(starts), sum(pieces))
+            return Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, bool))
+        ids, bounds, starts = zip(*found, strict=True)
+        return Encoded(np.concatenate(ids), np.concatenate([[0], *bounds]), np.concatenate(starts))
 
     def encode_part(self, text, place):
-        """ids, ends of the tokens, starts of units, and the number of pieces of characters, of a part at a place."""
+        """ids, ends of the tokens, and starts of units, of a part at a place."""
         read = self.read(text)
         ids, offsets = np.array(read.ids, dtype=np.int32), np.array(read.offsets, dtype=np.int64).reshape(-1, 2)
         if not len(ids):  # a tokenizer that drops what it does not know
-            return ids, np.zeros(0, np.int64), np.zeros(0, bool), 0
+            return ids, np.zeros(0, np.int64), np.zeros(0, bool)
         ends = np.maximum.accumulate(offsets[:, 1])
         ends[-1] = len(text)
         inside = np.zeros(len(ids), dtype=bool)
         inside[1:] = offsets[1:, 0] < ends[:-1]  # goes on with a character of the token before
         known = torch.from_numpy(ids.astype(np.int64))[None]
         starts = self.words.starts(known, torch.ones_like(known, dtype=torch.bool))[0].numpy() & ~inside
-        pieces = inside.copy()
-        pieces[:-1] |= inside[1:]
         starts[0] = True
         # Of a character that several tokens stand for, all but the last stand for nothing: bounds tile the text.
         following = np.append(inside[1:], False)
         begins = np.where(inside, 0, np.append(0, ends[:-1]))
         begins = np.maximum.accumulate(begins)
-        return ids, place + np.where(following, begins, ends), starts, int(pieces.sum())
+        return ids, place + np.where(following, begins, ends), starts

@@ -19,8 +19,7 @@ NEGATION = re.compile(
 CHUNK = re.compile(r"\S+")
 CLOSING = ".,;:!?)]}\"'”’"  # punctuation behind a number that is not the number's
 LINE = re.compile(r"[^\n]*\n|[^\n]+\Z")
-MARKED = re.compile(r"<keep>(.*?)</keep>", re.DOTALL)
-MARKERS = "<keep>", "</keep>"
+MARKER = re.compile(r"<keep>|</keep>")
 UNSPACED = "\u2e80"  # from here on scripts don't put spaces between words: a name may stand inside what looks like one
 
 
@@ -111,15 +110,18 @@ def take_markers(text):
 
     Returns (text, spans, cuts); a cut (place, length) says that so many characters are missing before the place in the new text.
     """
-    pieces, spans, cuts, last, length = [], [], [], 0, 0
-    for found in MARKED.finditer(text):
-        before, inside = text[last : found.start()], found[1]
-        pieces += before, inside
-        start = length + len(before)
-        length = start + len(inside)
-        spans.append((start, length))
-        cuts += (start, len(MARKERS[0])), (length, len(MARKERS[1]))
-        last = found.end()
+    pieces, spans, cuts, last, length, opened = [], [], [], 0, 0, None
+    for found in MARKER.finditer(text):
+        if found[0] == "<keep>":
+            opened = found
+        elif opened:
+            before, inside = text[last : opened.start()], text[opened.end() : found.start()]
+            pieces += before, inside
+            start = length + len(before)
+            length = start + len(inside)
+            spans.append((start, length))
+            cuts += (start, len(opened[0])), (length, len(found[0]))
+            last, opened = found.end(), None
     return "".join([*pieces, text[last:]]), spans, cuts
 
 
@@ -131,7 +133,8 @@ def with_markers(spans, cuts):
             shift += cuts.pop(0)[1]
         while cuts and cuts[0][0] < end:
             place, length = cuts.pop(0)
-            found.append((start + shift, place + shift))
+            if start < place:
+                found.append((start + shift, place + shift))
             start, shift = place, shift + length
         found.append((start + shift, end + shift))
     return found

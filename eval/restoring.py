@@ -25,7 +25,8 @@ def missing(reconstructor, ids, batch_size):
         batch = every[at : at + batch_size]
         filled = reconstructor.fill([ids[start:end] for start, end, *_ in batch])
         for (start, end, first, last), (restored, sent) in zip(batch, filled, strict=True):
-            restored, number = restored.tolist(), np.cumsum(sent) - 1 + start  # the sent token that stands before each, or is it
+            restored, sent = restored.tolist(), sent.numpy()
+            number = np.cumsum(sent) - 1 + start  # the sent token that stands before each, or is it
             for i in np.flatnonzero(~sent):
                 before = int(number[i])
                 if first <= before < last or (before == -1 and first == 0):
