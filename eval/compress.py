@@ -60,7 +60,7 @@ def parse_args(argv=None):
     add("--model_path", type=Path, default=Path(RELEASED), help="agent: a directory, or a file written by rl/train.py")
     add("--reconstructor_path", type=Path, default=None,
         help="directory of the reconstructor, if it is not where the agent's file says, or if another one restores")
-    add("--batch_size", type=positive, default=16, help="windows of text per forward pass")
+    add("--batch_size", type=positive, default=8, help="windows of text per forward pass")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)

@@ -118,7 +118,7 @@ class Compressor:
     """
 
     def __init__(
-        self, model_path=RELEASED, device="cpu", reconstructor_path=None, unit=None, batch_size=16, text_column="text",
+        self, model_path=RELEASED, device="cpu", reconstructor_path=None, unit=None, batch_size=8, text_column="text",
         keep_ratio=None, target_tokens=None, price=None, protection=Protection(),
     ):
         self.settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}

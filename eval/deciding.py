@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-WINDOW, MARGIN = 512, 32  # tokens that are read together; at both ends of a window, tokens that another one decides
+# Tokens that are read together, and, at both ends of a window, that another one decides. Distortion of a long text at .6, by the
+# agent that ships: .815, .813, .812, .813 with windows of 128, 256, 512, 1,023; 256 takes the least time.
+WINDOW, MARGIN = 256, 16
 SAMPLE = 8  # windows of a long text that its λ is looked for in
 SMALLEST_SHARE = 0.01  # keep ratio; nothing is gained by looking for the λ of a smaller one
 

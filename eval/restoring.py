@@ -34,7 +34,7 @@ def missing(reconstructor, ids, batch_size):
     return found
 
 
-def restore(reconstructor, encoder, text, batch_size=16):
+def restore(reconstructor, encoder, text, batch_size=8):
     """The text that `text` was sent of, by a Reconstructor and the Encoder of its tokenizer."""
     encoded = encoder.encode(text)
     pieces, tokenizer = [], reconstructor.tokenizer

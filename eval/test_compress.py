@@ -189,7 +189,7 @@ def test_help_shows_how(capsys):
     with pytest.raises(SystemExit):
         compress.parse_args(["--help"])
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("--restore notes.short.txt", "<keep>", "--keep_pattern", "(default: 0.7", "Never more"))
+    assert all(word in shown for word in ("--restore notes.short.txt", "<keep>", "--keep_pattern", "0.7 if nothing is asked for", "Never more"))
 
 
 def test_groups_hold_so_much_and_lose_nothing():
