@@ -53,7 +53,8 @@ def parse_args(argv=None):
     add("--keep_pattern", action="append", default=[], metavar="REGEX", help="what it matches stays; may be repeated")
     add("--keep_numbers", action="store_true", help="words with a digit stay")
     add("--keep_names", type=Path, default=None, metavar="FILE", help="names and phrases that stay, one a line")
-    add("--keep_negations", action=argparse.BooleanOptionalAction, default=True, help="not, never, without, isn't and the like stay")
+    add("--keep_negations", action=argparse.BooleanOptionalAction, default=True,
+        help="not, never, without, isn't and the like stay")
     add("--keep_lines", nargs=2, action="append", default=[], metavar=("first|last", "N"), help="the first or last N lines stay")
     add("--text_column", default=None, help='field of JSON Lines that has the text, "text" if it is not said')
     add("--explain", action="store_true", help="also print, to stderr, for every word what it would cost to leave it out")

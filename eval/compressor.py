@@ -106,13 +106,13 @@ class Job(NamedTuple):
 
 
 class Compressor:
-    """An agent that compresses texts, alone, many at a time, or a batch of columns: a callable for `datasets.map(batched=True)` and
-    Ray Data's `map_batches`.
+    """An agent that compresses texts, alone, many at a time, or as a batch of columns: a callable for `datasets.map(batched=True)`
+    and Ray Data's `map_batches`.
 
-    `model_path`: the agent, a directory, a .zip or a name of the hub's cache. `reconstructor_path`: where its reconstructor lies, or
-    what restores; default: the one it names. `unit`: "word" or "token", default: the agent's. `batch_size`: windows per forward
-    pass. The settings of `compress` may be given here, for all texts. Threads may share one: decisions hold nothing. Pickling
-    takes the paths and settings along, and loads anew.
+    `model_path`: the agent, a directory or a .zip. `reconstructor_path`: where its reconstructor lies, or another one that
+    restores; default: the one that it names. `unit`: "word" or "token", default: the agent's. `batch_size`: windows per forward
+    pass. What `compress` takes may be given here, for all texts. Models are loaded when the first text comes. Threads may share
+    one. A pickle of it has the paths and settings, and loads anew.
 
     Raises FileNotFoundError or InputError if there is no such agent.
     """
@@ -163,20 +163,20 @@ class Compressor:
         return Reconstructor.load(where, self.device, "found")
 
     def compress(
-        self, text: str, keep_ratio: float | None = None, target_tokens: int | None = None, price: float | None = None,
-        protection: Protection | None = None, explain: bool = False,
+        self, text: str, keep_ratio: float | None = None, target_tokens: int | None = None,
+        price: float | None = None, protection: Protection | None = None, explain: bool = False,
     ) -> Compressed:
         """A text with fewer tokens, at most as many as asked for; what is protected stays whatever is asked for.
 
-        keep_ratio: tokens kept per original token, above 0, at most 1; target_tokens: tokens kept; price: λ, nats that a token costs
-        to send: tokens that are dearer to restore stay, however many. At most one of them; default: the Compressor's own, else .7.
+        keep_ratio: tokens kept per original token, above 0, at most 1; target_tokens: tokens kept; price: λ, nats that a token
+        costs to send: tokens that are dearer to restore stay, however many. One of them; default: the Compressor's own, else .7.
         Raises InputError if more than one is given or one is out of range, or if the text has half a surrogate pair.
         """
         return self.compress_many([text], keep_ratio, target_tokens, price, protection, explain)[0]
 
     def compress_many(
-        self, texts: list[str], keep_ratio: float | None = None, target_tokens: int | None = None, price: float | None = None,
-        protection: Protection | None = None, explain: bool = False, progress=None,
+        self, texts: list[str], keep_ratio: float | None = None, target_tokens: int | None = None,
+        price: float | None = None, protection: Protection | None = None, explain: bool = False, progress=None,
     ) -> list[Compressed]:
         """Compressed texts, in their order; windows of similar length are decided together. Arguments as of `compress`.
 
@@ -225,7 +225,8 @@ class Compressor:
         if len(ids) < SHORTEST:
             return f"{len(ids)} tokens, too few to compress: passed through whole"
         if (share := self._common[ids].mean()) < FAMILIAR:
-            return f"another script than the agent knows, {share:.0%} of the tokens are common ones of its texts: passed through whole"
+            known = f"{share:.0%} of the tokens are common in its texts"
+            return f"another script than the agent knows, {known}: passed through whole"
         return ""
 
     def _open(self, text, ask, protection):
@@ -255,10 +256,11 @@ class Compressor:
                 note = note or "nothing would be gained: passed through whole"
         reasons = job.reasons(kept, decided) if explain and decided is not None else ()
         ratio, spans = count / length if length else 1.0, with_markers(job.spans(kept), job.cuts)
-        return Compressed(job.text if kept.all() else job.sent(kept), length, count, ratio, tuple(spans), job.budget, note, reasons)
+        text = job.text if kept.all() else job.sent(kept)
+        return Compressed(text, length, count, ratio, tuple(spans), job.budget, note, reasons)
 
     def restore(self, sent: str | Compressed) -> str:
-        """A text from what was sent alone, a str or a Compressed's `text`; what was sent comes back in it, character for character.
+        """A text from what was sent alone, a str or a Compressed's `text`, which comes back in it character for character.
 
         Raises InputError if the reconstructor can't find gaps.
         """

@@ -1,7 +1,7 @@
 """What an agent makes of texts of any length: in windows that overlap, each by what stands in its middle, at one λ a text.
 
-One λ and, later, one threshold serve a whole text, and no token is decided within MARGIN tokens of where a window was cut, so there
-is no seam. Shapes: `T` tokens of a text, `B` windows of a batch, `L` tokens of the longest.
+One λ and, later, one threshold serve a whole text, and no token is decided within MARGIN tokens of where a window was cut, so
+there is no seam. Shapes: `T` tokens of a text, `B` windows of a batch, `L` tokens of the longest.
 """
 
 from typing import NamedTuple

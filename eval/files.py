@@ -19,7 +19,8 @@ def sources(given):
     if given == STD or Path(given).is_file():
         return [given]
     if Path(given).is_dir():
-        found = [path for path in Path(given).rglob("*") if not any(part.startswith(".") for part in path.relative_to(given).parts)]
+        hidden = lambda path: any(part.startswith(".") for part in path.relative_to(given).parts)
+        found = [path for path in Path(given).rglob("*") if not hidden(path)]
     else:
         found = map(Path, glob.glob(given, recursive=True))
     found = sorted(str(path) for path in found if path.is_file())
@@ -29,7 +30,7 @@ def sources(given):
 
 
 def targets(inputs, given, output):
-    """{input: output}, paths or "-". Raises InputError if many inputs have no folder to go to, or an input would be overwritten."""
+    """{input: output}, paths or "-". Raises InputError if there is no folder to go to, or an input would be overwritten."""
     many = given != STD and not Path(given).is_file()
     if many and (output == STD or Path(output).is_file()):
         raise InputError(f"--output {output}: expected a folder for the {len(inputs)} files of {given}; name one, or one file")

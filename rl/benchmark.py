@@ -55,7 +55,7 @@ def parse_args(argv=None):
     add("--texts", type=bounded(int, 1, 10**6), default=16, help="texts per turn of deciding")
     add("--batches", type=bounded(int, 1, 100_000), nargs="+", default=[1, 64], help="texts per batch of episodes")
     add("--n_envs", type=bounded(int, 2, 20_000), default=64, help="texts per rollout; up to 64 are judged in one call")
-    add("--compress", type=bounded(int, 1, 10**9), nargs="+", default=[], help="lengths of texts to compress, in tokens, ascending")
+    add("--compress", type=bounded(int, 1, 10**9), nargs="+", default=[], help="tokens of texts to compress instead, ascending")
     add("--turns", type=bounded(int, 1, 10**6), default=5, help="turns of each")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--seed", type=SEED, default=42, help="seeds texts and weights")
@@ -132,7 +132,8 @@ def compressing(args, device):
         start = time.perf_counter()
         found = compressor.compress(text, keep_ratio=0.7)
         speed = found.tokens / (time.perf_counter() - start)
-        print(f"{found.tokens:11,} tokens, kept {found.ratio:.4f} of .7: {speed:8,.0f} tokens/s, peak {peak_memory(device)}", flush=True)
+        done = f"{found.tokens:11,} tokens, kept {found.ratio:.4f} of .7"
+        print(f"{done}: {speed:8,.0f} tokens/s, peak memory {peak_memory(device)}", flush=True)
     compared = np.resize(some, COMPARED)
     text, windows = tokenizer.decode(compared), compared.reshape(-1, 512)
     large = GPT2Config(n_positions=1024, vocab_size=compressor.reconstructor.vocab_size)

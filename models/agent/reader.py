@@ -7,7 +7,6 @@ reconstructor, `E` numbers of evidence.
 
 import torch
 from transformers import AutoModel
-from transformers.initialization import no_init_weights
 
 from data.artifacts import InputError
 from models.reconstructor.gaps import shares
@@ -27,9 +26,7 @@ def first_blocks(model, blocks):
     """The transformer of a causal LM cut to its first blocks, which share the weights of the whole."""
     config = type(model.config).from_dict(model.config.to_dict())
     config.num_hidden_layers = blocks
-    with no_init_weights():  # they are replaced
-        cut = AutoModel.from_config(config)
-    weights = model.base_model.state_dict()
+    cut, weights = AutoModel.from_config(config), model.base_model.state_dict()
     cut.load_state_dict({name: weights[name] for name in cut.state_dict()}, assign=True)
     return cut.requires_grad_(False).eval()
 
