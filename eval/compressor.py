@@ -9,9 +9,9 @@
 Shapes: `T` tokens of a text, `U` units of it, words or tokens, which are kept or dropped as a whole.
 """
 
+import functools
 import threading
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -136,14 +136,14 @@ class Compressor:
         return self
 
     def __reduce__(self):
-        return _rebuilt, (type(self), self.settings)
+        return unpickled, (type(self), tuple(self.settings.items()))
 
     def load(self):
         """Load the agent now; otherwise the first text does."""
         with self._lock:
             return self._policy
 
-    @cached_property
+    @functools.cached_property
     def _policy(self):
         where = self.reconstructor_path
         known = Reconstructor.load(where, self.device, self.config["gaps"]) if where else None
@@ -154,7 +154,7 @@ class Compressor:
         self._common[policy.reader.common.cpu()] = True
         return policy
 
-    @cached_property
+    @functools.cached_property
     def reconstructor(self):
         """What restores texts: the agent's reconstructor, or that of `reconstructor_path`, which may be another."""
         if "_policy" in self.__dict__:
@@ -272,5 +272,7 @@ class Compressor:
         return restore(reconstructor, encoder, sent.text if isinstance(sent, Compressed) else sent, self.batch_size)
 
 
-def _rebuilt(kind, settings):
-    return kind(**settings)
+@functools.lru_cache(maxsize=2)
+def unpickled(kind, settings):
+    """The Compressor of a pickle. Ray unpickles one for every task: a process loads its models once."""
+    return kind(**dict(settings))

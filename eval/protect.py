@@ -41,6 +41,8 @@ class Protection:
     markers: bool = True
 
     def __post_init__(self):
+        for name in ("patterns", "names"):  # lists do as well
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for pattern in self.patterns:
             compiled(pattern)
 

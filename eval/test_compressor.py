@@ -188,7 +188,7 @@ def test_what_cannot_be_asked_for(compressor, ask):
 
 
 def test_long_texts_encode_in_parts_as_they_do_whole(compressor, prose):
-    for text in (prose * 3, "a" * 3 * PART, f"{KOREAN}{EMOJI}\r\n\0 x" * 2000):
+    for text in (prose, "a" * 2 * PART, f"{KOREAN}{EMOJI}\r\n\0 x" * 500):
         encoded = compressor.encoder.encode(text)
         assert encoded.ids.tolist() == compressor.encoder.backend.encode(text, add_special_tokens=False).ids
         assert compressor.encoder.count(text) == len(encoded.ids)
