@@ -34,6 +34,10 @@ from models.reconstructor.words import DECIDED
 
 __all__ = ["Compressed", "Compressor", "Protection"]
 ENDS = ("first", "last")
+COMPRESSING = (  # flags that say nothing to a restoration
+    "keep_ratio", "target_tokens", "price", "unit", "keep_pattern", "keep_numbers", "keep_names", "keep_lines", "text_column",
+    "explain",
+)
 
 
 def parse_args(argv=None):
@@ -68,6 +72,9 @@ def parse_args(argv=None):
     for end, number in args.keep_lines:
         if end not in ENDS or not number.isdecimal():
             parser.error(f"argument --keep_lines: expected first or last and a number of lines, found {end} {number}")
+    for name in COMPRESSING if args.restore else ():
+        if getattr(args, name) not in (None, False, []):
+            parser.error(f"argument --{name}: not allowed with argument --restore")
     return args
 
 
