@@ -24,7 +24,6 @@ from eval.protect import Protection, take_markers, with_markers
 from eval.selection import budget_of, check_ask, fit, unit_means, unit_sizes
 from models.agent.files import RELEASED, load_policy, read_agent
 from models.reconstructor.reconstructor import Reconstructor, find_device
-from models.reconstructor.tokenizer import locate
 
 SHORTEST = 8  # tokens; a shorter text has nothing to spare
 # Share of tokens that are among the agent's COMMON_TOKENS: Korean has .17, Greek .00, French .50, base64 .78, English .94.
@@ -144,23 +143,22 @@ class Compressor:
             return self._policy
 
     @functools.cached_property
-    def _policy(self):
-        where = self.reconstructor_path
-        known = Reconstructor.load(where, self.device, self.config["gaps"]) if where else None
-        policy = load_policy(self.model_path, self.device, known)
-        self.encoder = Encoder(policy.reader.reconstructor.tokenizer, self.unit or self.config["unit"])
-        policy.reader.words = self.encoder.words
-        self._common = np.zeros(policy.reader.reconstructor.vocab_size, dtype=bool)
-        self._common[policy.reader.common.cpu()] = True
-        return policy
+    def reconstructor(self):
+        """What the agent reads with, and what restores. A restoration needs no agent, so any other one will do."""
+        where = self.reconstructor_path or self.config["reconstructor"]["path"]
+        return Reconstructor.load(where, self.device, self.config["gaps"])
 
     @functools.cached_property
-    def reconstructor(self):
-        """What restores texts: the agent's reconstructor, or that of `reconstructor_path`, which may be another."""
-        if "_policy" in self.__dict__:
-            return self._policy.reader.reconstructor
-        where = self.reconstructor_path or locate(self.config["reconstructor"]["path"])
-        return Reconstructor.load(where, self.device, "found")
+    def encoder(self):
+        return Encoder(self.reconstructor.tokenizer, self.unit or self.config["unit"])
+
+    @functools.cached_property
+    def _policy(self):
+        policy = load_policy(self.model_path, self.device, self.reconstructor)
+        policy.reader.words = self.encoder.words
+        self._common = np.zeros(self.reconstructor.vocab_size, dtype=bool)
+        self._common[policy.reader.common.cpu()] = True
+        return policy
 
     def compress(
         self, text: str, keep_ratio: float | None = None, target_tokens: int | None = None,
@@ -267,9 +265,8 @@ class Compressor:
         from eval.restoring import restore  # only here, because compressing has no use for it
 
         with self._lock:
-            reconstructor = self.reconstructor
-        encoder = getattr(self, "encoder", None) or Encoder(reconstructor.tokenizer, "token")
-        return restore(reconstructor, encoder, sent.text if isinstance(sent, Compressed) else sent, self.batch_size)
+            models = self.reconstructor, self.encoder
+        return restore(*models, sent.text if isinstance(sent, Compressed) else sent, self.batch_size)
 
 
 @functools.lru_cache(maxsize=2)
