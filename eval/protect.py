@@ -129,6 +129,8 @@ def take_markers(text):
 
 def with_markers(spans, cuts):
     """Spans of a text without its markers as spans of the one with them; a span in which a marker stood becomes two."""
+    if not cuts:
+        return spans
     found, shift, cuts = [], 0, list(cuts)
     for start, end in spans:
         while cuts and cuts[0][0] <= start:
