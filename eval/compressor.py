@@ -105,8 +105,8 @@ class Job(NamedTuple):
 
 
 class Compressor:
-    """An agent that compresses texts, alone, many at a time, or as a batch of columns: a callable for `datasets.map(batched=True)`
-    and Ray Data's `map_batches`.
+    """An agent that compresses texts, alone, many at a time, or as a batch of columns: a callable for Ray Data's `map_batches` and
+    `datasets.map(batched=True)`.
 
     `model_path`: the agent, a directory or a .zip. `reconstructor_path`: where its reconstructor lies, or another one that
     restores; default: the one that it names. `unit`: "word" or "token", default: the agent's. `batch_size`: windows per forward
@@ -193,7 +193,8 @@ class Compressor:
             raise InputError(f"expected a column '{self.text_column}', found {', '.join(batch)}; name it with text_column")
         texts = list(batch[self.text_column])
         if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
-            raise InputError(f"column '{self.text_column}': expected texts, found {texts[wrong[0]]!r} in row {wrong[0]} of a batch")
+            found = f"{texts[wrong[0]]!r} in row {wrong[0]} of a batch"
+            raise InputError(f"column '{self.text_column}': expected texts, found {found}")
         found = self.compress_many(texts)
         columns = {
             "compressed": [each.text for each in found], "tokens": [each.tokens for each in found],
