@@ -105,8 +105,8 @@ class Job(NamedTuple):
 
 
 class Compressor:
-    """An agent that compresses texts, alone, many at a time, or as a batch of columns: a callable for Ray Data's `map_batches` and
-    `datasets.map(batched=True)`.
+    """An agent that compresses texts, one, many or a batch of columns: a callable for `datasets.map(batched=True)`
+    and Ray Data's `map_batches`.
 
     `model_path`: the agent, a directory or a .zip. `reconstructor_path`: where its reconstructor lies, or another one that
     restores; default: the one that it names. `unit`: "word" or "token", default: the agent's. `batch_size`: windows per forward
