@@ -7,9 +7,8 @@ masked tokens of a window are read at one time, not in rounds; 3. ranks have a c
 
 Writer and reader compute the same logits in another order (a window whole, or many windows side by side, a token at a time; on one
 thread or several), so that these differ in their last digits. Nothing is decided by less than TOLERANCE: where other answers'
-logits are that near to the right one's, as many of its id's last bits are written as tell it from them, and where the certainty
-is that near to the border of two contexts, that is said. The reader takes the logit at the rank, and of the answers with these
-last bits the one whose logit is nearest to it.
+logits are that near to the right one's, as many of its id's last bits are written as tell it from them, and the rank is that
+among the ids with these last bits; where the certainty is that near to the border of two contexts, that is said.
 
 Shapes: `T` tokens of a window, `S` of them kept, `M` rows, `V` answers, `B` windows.
 """
@@ -35,12 +34,12 @@ REMEDY = "compress the text anew, or restore with the weights that it names"
 
 
 class Symbol(NamedTuple):
-    """A right answer as its receiver sees it: context, rank, how many last bits of its id tell it from those beside it, the id."""
+    """A right answer as its receiver sees it: context; how many last bits of its id are written, and the id; the rank."""
 
     context: int
-    rank: int
     checks: int
     answer: int
+    rank: int
 
 
 class Window(NamedTuple):
@@ -55,8 +54,8 @@ class Window(NamedTuple):
 
 
 def certainty(logits):
-    """Nats (M,) of the likeliest answer."""
-    return logits.logsumexp(-1) - logits.amax(-1)
+    """Nats (M,) of the likeliest answer, under logits of which the highest is 0."""
+    return logits.logsumexp(-1)
 
 
 def contexts_of(nats):
@@ -64,28 +63,35 @@ def contexts_of(nats):
     return torch.bucketize(nats, nats.new_tensor(CERTAINTY)).tolist()
 
 
+def near_border(nats):
+    """Whether a certainty (M,) is too near to a border: a small one deviates in proportion."""
+    borders = nats.new_tensor(CERTAINTY)
+    return ((nats[:, None] - borders).abs() < TOLERANCE * borders.clamp(0.1, 1)).any(1)
+
+
 def symbols(logits, truth):
     """The Symbols of right answers `truth` (M,) under logits (M, V), and their summed nats."""
-    nats, true = certainty(logits), logits.gather(1, truth[:, None])
-    ranks, beside = (logits > true).sum(1).tolist(), (logits - true).abs_() < TOLERANCE
-    border = ((nats[:, None] - nats.new_tensor(CERTAINTY)).abs().amin(1) < TOLERANCE).tolist()
-    differing = [0] * len(truth)  # the last bit in which ids beside the right one agree with it, from 1
-    for row, other in beside.nonzero().tolist():
-        difference = other ^ int(truth[row])
-        differing[row] = max(differing[row], (difference & -difference).bit_length())
-    rows = zip(border, contexts_of(nats), ranks, differing, truth.tolist(), strict=True)
-    found = [Symbol(BORDER if at_border else context, *rest) for at_border, context, *rest in rows]
-    return found, float((nats + logits.amax(1) - true[:, 0]).sum())
+    nats, true, checks = certainty(logits), logits.gather(1, truth[:, None]), [0] * len(truth)
+    ranks, ids = (logits > true).sum(1).tolist(), truth.tolist()
+    for row, other in ((logits - true).abs_() < TOLERANCE).nonzero().tolist():
+        differing = other ^ ids[row]
+        checks[row] = max(checks[row], (differing & -differing).bit_length())  # up to the first bit, from the last, that differs
+    for row, count in enumerate(checks):
+        if count:
+            ranks[row] = int((logits[row, ids[row] % (1 << count) :: 1 << count] > true[row]).sum())
+    contexts = torch.where(near_border(nats), BORDER, torch.as_tensor(contexts_of(nats), device=nats.device)).tolist()
+    return [Symbol(*row) for row in zip(contexts, checks, ids, ranks, strict=True)], float((nats - true[:, 0]).sum())
 
 
 def put(coder, kind, context, symbol=None):
-    """Write a Symbol, or read one: (rank, checks, last bits). `context`: what the receiver's certainty says."""
+    """Write a Symbol, or read one: (checks, last bits, rank). `context`: what the receiver's certainty says."""
     if coder.bit((kind, "border"), symbol and symbol.context == BORDER, 0.005):
         context = BORDER
+    checks = coder.number((kind, context, "checks"), CHECKS, symbol and symbol.checks, 0.9)
+    last = coder.uniform(checks, symbol and symbol.answer)
     middle = ((0, *CERTAINTY, 1)[context] + (*CERTAINTY, LAST_CONTEXT, 1)[context]) / 2
-    rank = coder.number((kind, context), RANKS, symbol and symbol.rank, OPTIMISM * math.exp(-middle))
-    checks = coder.number((kind, "checks", rank.bit_length()), CHECKS, symbol and symbol.checks, 0.9)
-    return rank, checks, coder.uniform(checks, symbol and symbol.answer)
+    unseen = OPTIMISM * math.exp(-middle) if not checks else 0.05
+    return checks, last, coder.number((kind, -checks or context), RANKS, symbol and symbol.rank, unseen)
 
 
 def put_long(coder, beyond=None):
@@ -95,11 +101,11 @@ def put_long(coder, beyond=None):
 
 def read_symbol(coder, kind, logits, context):
     """Read the answer of one row of logits (V,). Raises InputError."""
-    rank, checks, last = put(coder, kind, context)
-    if not 0 <= rank < len(logits) or not 0 <= checks <= RANKS or last >= len(logits):
-        raise InputError(f"{DAMAGED} rank {rank} of {len(logits)}; {REMEDY}")
-    at_rank = logits.kthvalue(len(logits) - rank).values if rank else logits.max()
-    return last + int((logits[last :: 1 << checks] - at_rank).abs().argmin() << checks)
+    checks, last, rank = put(coder, kind, context)
+    among = logits[last :: 1 << max(checks, 0)]
+    if not 0 <= checks <= RANKS or not 0 <= rank < len(among):
+        raise InputError(f"{DAMAGED} rank {rank} of {len(among)}; {REMEDY}")
+    return last + (int(among.kthvalue(len(among) - rank).indices if rank else among.argmax()) << checks)
 
 
 class Ranker:
@@ -111,14 +117,16 @@ class Ranker:
         self.model = reconstructor
 
     def logits(self, states):
-        """Logits (m, V), LOGIT_ROWS rows of states (M, D) at one time."""
+        """Logits (m, V), the highest 0, of LOGIT_ROWS rows of states (M, D) at one time."""
         weight = self.model.output_weight()
-        return ((some @ weight.T).float() for some in states.split(LOGIT_ROWS) if len(some))
+        found = ((some @ weight.T).float() for some in states.split(LOGIT_ROWS) if len(some))
+        return (logits.sub_(logits.amax(1, keepdim=True)) for logits in found)
 
     def gap_logits(self, kept):
-        """Log-probabilities (S + 1, CLASSES + 1) of the gaps around kept tokens (S,)."""
+        """Logits (S + 1, CLASSES + 1), the highest 0, of the gaps around kept tokens (S,)."""
         everything = torch.ones(1, len(kept), dtype=torch.bool, device=kept.device)
-        return self.model.gap_head(self.model.gap_states(send(kept[None], everything, everything)))[0][0]
+        logits = self.model.gap_head(self.model.gap_states(send(kept[None], everything, everything)))[0][0]
+        return logits - logits.amax(1, keepdim=True)
 
     @torch.inference_mode()
     def window(self, ids, keep_mask):
