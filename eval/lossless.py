@@ -4,7 +4,7 @@
     decode(payload, reconstructor) == data
 
 Text becomes windows of at most WINDOW tokens, of which `decide` keeps some; windows are written as ranks (ranks.py). Bytes as they
-are, in LZMA, stay: what is no UTF-8; what the tokenizer does not give back exactly; windows of more than DENSE tokens per byte
+are, in LZMA, stay: what is no UTF-8; what the tokenizer does not give back exactly; stretches of more tokens per byte than DENSE
 (scripts that the model does not know, base64); windows whose ranks are no shorter than the same bytes in LZMA; and everything,
 if that is shorter. `encode` decodes what it made before it returns it, and sends as bytes what did not come back.
 """
@@ -14,6 +14,7 @@ import binascii
 import lzma
 import math
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 from data.artifacts import InputError
@@ -22,7 +23,8 @@ from eval.ranks import Ranker
 
 WINDOW = 256  # tokens; twice as many would save 1 % of the bytes
 GROUP = 32  # windows whose kept tokens are read side by side; 70 MB of keys and values for the embedded base
-DENSE = 0.45  # tokens per byte: English has .2 to .3, Chinese and base64 .6 and more
+GRAIN = 16  # tokens at which text may turn into something else
+DENSE, VERY_DENSE = 0.45, 0.55  # tokens per byte of a window, of a grain: English has .2 to .3, Chinese and base64 .6 and more
 REPETITIVE = 0.08  # LZMA's bytes per byte of text, below which no model is asked
 SHORT = 12  # characters of text between bytes that are none: not worth a window
 BLOCK = 1 << 16  # characters that are tokenized at one time
@@ -72,21 +74,31 @@ def text_pieces(data, tokenizer, size, vocab_size):
 
 
 def block_pieces(text, tokenizer, size, vocab_size):
-    """As `text_pieces`, of a str."""
+    """As `text_pieces`, of a str. A window ends where text turns dense, or stops being so."""
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = found["input_ids"], found["offset_mapping"]
-    begin, at = 0, 0
-    while begin < len(ids):
-        end = min(begin + size, len(ids))
-        while begin + 1 < end < len(ids) and offsets[end][0] < offsets[end - 1][1]:
-            end -= 1  # not inside a character
-        upto = offsets[end - 1][1] if end < len(ids) else len(text)
-        window, some = text[at:upto], tuple(ids[begin:end])
-        sparse = len(some) <= max(1, DENSE * len(window.encode()))
-        exact = sparse and max(some) < vocab_size and as_text(tokenizer, some) == window
-        yield Piece(window.encode(), some if exact else ())
-        begin, at = end, upto
-    yield Piece(text[at:].encode())
+    ids, offsets = found["input_ids"], [*found["offset_mapping"], (len(text), len(text))]
+
+    def cut(place):
+        """The first place from here on that is not inside a character."""
+        while 0 < place < len(ids) and offsets[place][0] < offsets[place - 1][1]:
+            place += 1
+        return min(place, len(ids))
+
+    def between(first, last):
+        return text[offsets[first - 1][1] if first else 0 : offsets[last - 1][1] if last < len(ids) else len(text)]
+
+    cuts = sorted({cut(place) for place in range(0, len(ids) + GRAIN, GRAIN)})
+    grains = [(first, last, last - first > VERY_DENSE * len(between(first, last).encode())) for first, last in pairwise(cuts)]
+    begin = 0
+    for (first, last, dense), following in pairwise([*grains, (len(ids), len(ids) + size + 1, False)]):
+        if following[1] - begin <= size and following[2] == dense:
+            continue
+        window, some = between(begin, last), tuple(ids[begin:last])
+        suits = not dense and len(some) <= max(1, DENSE * len(window.encode())) and max(some) < vocab_size and len(some) <= size
+        yield Piece(window.encode(), some if suits and as_text(tokenizer, some) == window else ())
+        begin = last
+    if not ids:
+        yield Piece(text.encode())
 
 
 def as_text(tokenizer, ids):

@@ -75,7 +75,7 @@ def test_every_byte_string_comes_back(base, name):
 
 
 def test_payloads_of_one_thread_and_of_two_are_read_on_both(base):
-    data, decide = ENGLISH[:180].encode(), longer_words(base.tokenizer)
+    data, decide = ENGLISH[:75].encode(), longer_words(base.tokenizer)
     payloads = [of_threads(count, lambda: encode(data, base, decide)) for count in (1, 2)]
     assert payloads[0]["tokens"] and [of_threads(3 - i, lambda: decode(payloads[i - 1], base)) for i in (1, 2)] == [data, data]
 
@@ -85,8 +85,9 @@ def test_ranks_pay_on_text_that_the_model_knows_and_nowhere_else(base):
     english = encode(ENGLISH.encode(), base, longer_words(base.tokenizer))
     assert size(ENGLISH.encode()) < 0.6 * 8 * len(lossless.compressed(ENGLISH.encode())) / len(ENGLISH)
     assert 0 < english["kept"] < english["tokens"]
-    mixed = encode(BYTES["English, then Chinese"], base, longer_words(base.tokenizer))
-    assert mixed["pieces"] == 2 and english["tokens"] <= mixed["tokens"] < english["tokens"] + 9 and mixed["bytes"]
+    both = ENGLISH.encode() + "委员会星期四晚上在旧市政厅开会。".encode() * 60
+    mixed = encode(both, base, longer_words(base.tokenizer))
+    assert mixed["tokens"] and mixed["bytes"] and payload_size(mixed) < len(lossless.compressed(both))
     for name in ("Chinese", "every byte", "a word 5,000 times"):
         assert encode(BYTES[name], base, longer_words(base.tokenizer))["tokens"] == 0
 
@@ -154,8 +155,8 @@ def test_other_weights_do_not_read_it(base, tmp_path):
 @torch.inference_mode()
 def test_the_tolerance_is_ten_times_what_the_order_of_sums_does(base):
     """Logits of the same kept tokens, read whole and step by step, alone and side by side, on one thread and on two."""
-    ids = base.tokenizer(ENGLISH * 8, add_special_tokens=False)["input_ids"][:512]
-    windows = [torch.as_tensor(ids[i : i + 64]) for i in range(0, 512, 64)]
+    ids = base.tokenizer(ENGLISH, add_special_tokens=False)["input_ids"][:64]
+    windows = [torch.as_tensor(ids[i : i + 16]) for i in range(0, 64, 16)]
     ranker, weight = Ranker(base), base.output_weight()
 
     def whole(window):
@@ -170,7 +171,7 @@ def test_the_tolerance_is_ten_times_what_the_order_of_sums_does(base):
         return torch.stack(found, 1)
 
     def masked(rows):
-        keep_mask = torch.arange(64).expand(len(rows), 64) % 3 > 0
+        keep_mask = torch.arange(16).expand(len(rows), 16) % 3 > 0
         return base.hidden(torch.stack(rows), keep_mask, torch.ones_like(keep_mask)) @ weight.T
 
     def deviation(a, b):
@@ -187,8 +188,8 @@ def test_the_tolerance_is_ten_times_what_the_order_of_sums_does(base):
 
 @pytest.mark.parametrize("change, expect", [
     ({"pieces": 7}, "expected"), ({"window": 0}, "windows of 0 tokens"), ({"window": 9999}, "windows of 9999 tokens"),
-    ({"tokens": 1}, "tokens and"), ({"ranks": "AAAA"}, "expected"), ({"ranks": "%"}, "no base64"), ({"bytes": "AAAA"}, "LZMA"),
-    ({"pieces": 1 << 40}, "found too few"),
+    ({"tokens": 1}, "tokens and"), ({"ranks": "AAAA"}, "expected"), ({"ranks": "%"}, "no base64"), ({"bytes": "AAAA"}, "another number of bytes than 0"),
+    ({"pieces": 1 << 40}, "a piece of|found too few"),
 ])
 def test_what_is_damaged_is_refused_in_one_line(base, change, expect):
     payload = encode(ENGLISH.encode(), base, longer_words(base.tokenizer))
