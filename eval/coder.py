@@ -1,8 +1,8 @@
 """A binary adaptive range coder: what costs little to say when it comes as expected. All integers, so alike on every machine.
 
-The coder is that of LZMA (Martin 1979, "Range encoding"; Pavlov's LZMA specification), with probabilities that learn at the rate of
-1 / (times seen + 1.5), as the Krichevsky-Trofimov estimator does. Encoder and Decoder have the same methods: `value` goes into an
-Encoder and comes back; a Decoder takes None and returns what was written, so that one function writes and reads a format.
+The coder is that of LZMA (Martin 1979, "Range encoding"; Pavlov's LZMA specification), with probabilities that learn at the rate
+of 1 / (times seen + 1.5), near the Krichevsky-Trofimov estimator. Encoder and Decoder have the same methods: `value` goes into
+an Encoder and comes back; a Decoder takes None and returns what was written, so that one function writes and reads a format.
 """
 
 from data.artifacts import InputError

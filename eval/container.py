@@ -4,9 +4,9 @@
      "agent": {"name", "sha256"}, "reconstructor": {"name", "sha256", "gap_head"}, "payload": {...}, "checksum"}
 
 `payload`, plain: `tokens`, how many the original had; `windows`, how many tokens were kept of each; `kept`, their ids (packed).
-Lossless: what lossless.encode gives, in which the kept tokens are ranks. `checksum`: the SHA-256 of everything else, so that an edit is
-noticed; it is no signature. Whether a restored text is the original is known by `sha256` alone. Every reader's mistake is one
-InputError: what was expected, found, and how to mend it.
+Lossless: what lossless.encode gives, in which the kept tokens are ranks. `checksum`: the SHA-256 of everything else, so that an
+edit is noticed; it is no signature. Whether a restored text is the original is known by `sha256` alone. What is wrong with a file
+is one InputError: what was expected, found, and how to mend it.
 """
 
 import hashlib
@@ -30,7 +30,8 @@ DIGEST, COUNT, TEXT = "64 hexadecimal digits", f"a whole number from 0 to {MOST}
 DIGEST_OR_NULL = f"{DIGEST}, or null"
 COUNTS = "a list of whole numbers from 0 on"
 FIELDS = {"schema": TEXT, "mode": "plain or lossless", "sha256": DIGEST, "length": COUNT, "checksum": DIGEST}
-WEIGHTS = {"agent": {"name": TEXT, "sha256": DIGEST}, "reconstructor": {"name": TEXT, "sha256": DIGEST, "gap_head": DIGEST_OR_NULL}}
+AGENT = {"name": TEXT, "sha256": DIGEST}
+WEIGHTS = {"agent": AGENT, "reconstructor": {**AGENT, "gap_head": DIGEST_OR_NULL}}
 PAYLOADS = {
     "plain": {"tokens": COUNT, "windows": COUNTS, "kept": TEXT},
     "lossless": {"pieces": COUNT, "window": COUNT, "tokens": COUNT, "kept": COUNT, "ranks": TEXT, "bytes": TEXT},

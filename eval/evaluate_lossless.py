@@ -4,9 +4,9 @@
         data/processed/wiki/test_data.json --tokens 2000
 
 Of every corpus: the share of tokens that is sent, bits per byte of documents by themselves and of all as one text, and seconds
-per 1,000 tokens. `ranks`: the lossless payload, in bytes; `container`: its file, with base64, hashes and names; `arithmetic`: what
-an arithmetic coder on the causal LM's probabilities would take, -sum log2 p, in windows as long as the LM reads. "With model"
-counts the weights that a receiver needs (not the agent's: only the sender has one) as if they were sent with this one text.
+per 1,000 tokens. `ranks`: the lossless payload, in bytes; `container`: its file, with base64, hashes and names; `arithmetic`:
+what an arithmetic coder on the causal LM's probabilities would take, -sum log2 p, in windows as long as the LM reads. "With
+model" counts the weights that a receiver needs, as if they were sent with this one text; the agent is the sender's alone.
 
 It is a figure of merit, not a claim to be the smallest. What the arithmetic coder does better: it codes every token given all
 before it, where ours reads kept tokens in a row with holes, and masked ones all at one time, not given each other; it takes
@@ -55,9 +55,11 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", type=Path, default=Path(RELEASED), help="agent: a directory, or a file written by rl/train.py")
-    add("--data_path", type=Path, nargs="+", default=[Path("data/processed/test_data.json")], help="held-out sequences, of corpora")
+    add("--data_path", type=Path, nargs="+", default=[Path("data/processed/test_data.json")],
+        help="held-out sequences of data/prepare.py, one file for each corpus")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for lossless_results.json")
-    add("--keep_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.7, help="kept tokens per original token, of the agent")
+    add("--keep_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.7,
+        help="kept tokens per original token, of the agent")
     add("--tokens", type=bounded(int, 1, 10**9), default=2000, help="tokens of each corpus: whole documents, the last one cut")
     add("--seed", type=SEED, default=42, help="seeds the order of the documents")
     add("--quiet", action="store_true", help="no progress bar")
@@ -104,7 +106,8 @@ class Coders:
         self.weights = weights_of(args.model_path, self.reconstructor)
         size = lambda path: sum(part.stat().st_size for part in Path(locate(path)).glob("model*.safetensors"))
         head = (Path(self.reconstructor.directory) / GAP_HEAD).stat().st_size
-        self.models = dict.fromkeys((RANKS, CONTAINER), size(self.reconstructor.directory) + head) | {ARITHMETIC: size(self.base_name)}
+        ours = size(self.reconstructor.directory) + head
+        self.models = {RANKS: ours, CONTAINER: ours, ARITHMETIC: size(self.base_name)}
 
     def tokens(self, data):
         return self.reconstructor.tokenizer(data.decode(), add_special_tokens=False)["input_ids"]
@@ -121,7 +124,7 @@ class Coders:
         return len(done.stdout)
 
     def measure(self, data):
-        """What becomes of bytes: bytes by coder, tokens, of them in windows, of them kept, and seconds to encode and to decode."""
+        """Bytes by coder; and of tokens all, those in windows and those kept, and seconds to encode and to decode."""
         begin = time.monotonic()
         payload = encode(data, self.reconstructor, self.decide)
         encoded = time.monotonic()
@@ -143,7 +146,8 @@ def corpus_results(coders, texts):
     length, each = sum(map(len, texts)), [coders.measure(data) for data in texts]
     joined, of_joined = coders.measure(b"".join(texts)) if len(texts) > 1 else each[0]
     single = {coder: sum(sizes[coder] for sizes, _ in each) for coder in joined}
-    tokens, windows, kept, encoding, decoding = (sum(counts for _, counts in each) + (of_joined if len(texts) > 1 else 0)).tolist()
+    counted = sum(counts for _, counts in each) + (of_joined if len(texts) > 1 else 0)
+    tokens, windows, kept, encoding, decoding = counted.tolist()
     bits = lambda sizes, model: {coder: 8 * (size + model.get(coder, 0)) / length for coder, size in sizes.items()}
     ways = {"documents": single, "joined": joined}
     return {
@@ -169,8 +173,8 @@ def format_results(record):
     sizes = ", ".join(f"{coder} {size / 1e6:.1f} MB" for coder, size in record["models"].items())
     return (
         "bits per byte, documents by themselves / as one text; seconds per 1,000 tokens\n\n" + markdown(rows) +
-        f"\n\nWithout the model's weights, which a receiver needs once: {sizes}. The arithmetic coder is ideal, -sum log2 p, and codes "
-        "each token given all before it,\nwhich ranks of kept and masked tokens don't; with_model in the JSON counts the weights."
+        f"\n\nWithout the weights that a receiver needs: {sizes}; with_model in the JSON counts them. The arithmetic coder is "
+        "ideal,\n-sum log2 p: it codes each token given all before it, is as sure as the model is, and pays for no gaps."
     )
 
 

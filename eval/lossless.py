@@ -3,8 +3,8 @@
     payload = encode(data, reconstructor, decide)
     decode(payload, reconstructor) == data
 
-Text becomes windows of at most WINDOW tokens, of which `decide` keeps some; windows are written as ranks (ranks.py). Bytes as they
-are, in LZMA, stay: what is no UTF-8; what the tokenizer does not give back exactly; stretches of more tokens per byte than DENSE
+Text becomes windows of at most WINDOW tokens, of which `decide` keeps some; windows are written as ranks (ranks.py). What stays
+as bytes, in LZMA: what is no UTF-8; what the tokenizer does not give back exactly; stretches of more tokens per byte than DENSE
 (scripts that the model does not know, base64); windows whose ranks are no shorter than the same bytes in LZMA; and everything,
 if that is shorter. `encode` decodes what it made before it returns it, and sends as bytes what did not come back.
 """

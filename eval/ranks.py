@@ -2,11 +2,11 @@
 
 The receiver gets the kept tokens in order, each ranked by the model read causally; then at every boundary the rank of the right
 gap under the gap head; then, where tokens are missing, the rank of the right one under the reconstructor. A rank is how many
-answers are held for likelier (Error-bounded Predictive Coding, arXiv 2510.22207). Deviations: 1. gaps are ranked, not told; 2. all
-masked tokens of a window are read at one time, not in rounds; 3. ranks have a context, the receiver's certainty.
+answers are held for likelier (Error-bounded Predictive Coding, arXiv 2510.22207). Deviations: 1. gaps are ranked, not told;
+2. all masked tokens of a window are read at one time, not in rounds; 3. ranks have a context, the receiver's certainty.
 
-Writer and reader compute the same logits in another order (a window whole, or many windows side by side, a token at a time; on one
-thread or several), so that these differ in their last digits. Nothing is decided by less than TOLERANCE: where other answers'
+Writer and reader compute the same logits in another order (a window whole, or many windows side by side, a token at a time; on
+one thread or several), so that these differ in their last digits. Nothing is decided by less than TOLERANCE: where other answers'
 logits are that near to the right one's, as many of its id's last bits are written as tell it from them, and the rank is that
 among the ids with these last bits; where the certainty is that near to the border of two contexts, that is said.
 
@@ -23,7 +23,7 @@ from data.artifacts import InputError
 from models.reconstructor.gaps import CLASSES, send
 from models.reconstructor.reconstructor import LOGIT_ROWS, read_states
 
-TOLERANCE = 3e-4  # in logits: ten times the largest deviation of a difference that was measured, 2.9e-5 (test_ranks.py)
+TOLERANCE = 3e-4  # in logits: ten times the largest deviation of a difference that was measured, 2.9e-5 (test_lossless.py)
 CERTAINTY = (0.02, 0.07, 0.2, 0.4, 0.7, 1.1, 1.6, 2.3, 3.2)  # borders of contexts, in nats of the likeliest answer
 LAST_CONTEXT = 5.0  # nats, about where the context above the last border lies
 OPTIMISM = 0.9  # the share of its own certainty that a model is believed before anything was seen
@@ -113,7 +113,8 @@ class Ranker:
 
     def __init__(self, reconstructor):
         if reconstructor.gap_head is None:
-            raise InputError(f"{reconstructor.directory}: expected a reconstructor that finds gaps, found no gap head; load another")
+            expected = "expected a reconstructor that finds gaps, found no gap head beside its weights"
+            raise InputError(f"{reconstructor.directory}: {expected}; load another")
         self.model = reconstructor
 
     def logits(self, states):
@@ -188,7 +189,7 @@ class Ranker:
                 gaps[-1] += put_long(coder)
         if sum(gaps) != length - len(kept) or min(gaps) < 0:
             raise InputError(f"{DAMAGED} gaps of {sum(gaps)} tokens where {length - len(kept)} are missing; {REMEDY}")
-        place = torch.arange(len(kept), device=kept.device) + torch.as_tensor(gaps[:-1], device=kept.device, dtype=torch.int64).cumsum(0)
+        place = torch.arange(len(kept), device=kept.device) + kept.new_tensor(gaps[:-1]).cumsum(0)
         ids, keep_mask = kept.new_full((length,), self.model.bos_id), torch.zeros(length, dtype=torch.bool, device=kept.device)
         ids[place], keep_mask[place] = kept, True
         found = []

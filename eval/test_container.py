@@ -18,7 +18,8 @@ from data.artifacts import InputError
 from data.testing.toy import write_byte_base
 from eval import lossless
 from eval.container import (
-    checksum, check_weights, kept_windows, make_container, plain_payload, read_container, restore_container, weights_of, write_container,
+    check_weights, checksum, kept_windows, make_container, plain_payload, read_container, restore_container, weights_of,
+    write_container,
 )
 from models.reconstructor.reconstructor import Reconstructor
 
@@ -72,7 +73,7 @@ def test_a_container_is_written_read_and_restored(small, records, tmp_path):
         check_weights(record, small)
         data, identical = restore_container(read_container(path), small)
         assert identical == (mode == "lossless") == (data == TEXT)
-    assert list(tmp_path.iterdir()) == [tmp_path / "plain.rltc.json", tmp_path / "lossless.rltc.json"] or len(list(tmp_path.iterdir())) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"plain.rltc.json", "lossless.rltc.json"}, "nothing is left beside them"
 
 
 def test_plain_containers_hold_kept_tokens_and_say_when_they_are_all(small, tmp_path):
@@ -85,9 +86,10 @@ def test_plain_containers_hold_kept_tokens_and_say_when_they_are_all(small, tmp_
         expecting.gap_head.out.weight.zero_()
         expecting.gap_head.out.bias[0] = 99.0
     ids = small.tokenizer("do not restart the server")["input_ids"]
-    record = make_container(b"do not restart the server", "plain", weights_of(small.directory, small), plain_payload([ids], len(ids)))
+    rest = "plain", weights_of(small.directory, small), plain_payload([ids], len(ids))
+    record = make_container(b"do not restart the server", *rest)
     assert restore_container(record, expecting) == (b"do not restart the server", True)
-    record = make_container(b"do restart the server", "plain", weights_of(small.directory, small), plain_payload([ids], len(ids)))
+    record = make_container(b"do restart the server", *rest)
     assert not restore_container(record, expecting)[1], "the control"
 
 
@@ -133,7 +135,8 @@ def test_what_was_changed_is_named(records, tmp_path, change, expect):
 def test_files_that_are_no_containers_are_named(records, tmp_path):
     path = written(tmp_path, records["lossless"])
     whole = path.read_bytes()
-    for content in (b"", whole[:-1][:-20], whole[: len(whole) // 2], b"[" * 100_000, b'{"schema": ' + b"1" * 5000 + b"}", b"\xff\xfe", b"null"):
+    number = b'{"schema": ' + b"1" * 5000 + b"}"
+    for content in (b"", whole[:-1], whole[: len(whole) // 2], b"[" * 100_000, number, b"\xff\xfe", b"null"):
         path.write_bytes(content)
         refusal(lambda: read_container(path))
     with pytest.raises(FileNotFoundError, match="eval/compress.py"):

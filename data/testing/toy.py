@@ -53,7 +53,8 @@ def write_byte_base(directory, n_positions=64, dropout=0.0, seed=0):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(["do not restart the server, and never delete the logs there " * 2], trainer)
     special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
