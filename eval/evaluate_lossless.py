@@ -10,8 +10,8 @@ model" counts the weights that a receiver needs, as if they were sent with this 
 
 It is a figure of merit, not a claim to be the smallest. What the arithmetic coder does better: it codes every token given all
 before it, where ours reads kept tokens in a row with holes, and masked ones all at one time, not given each other; it takes
--log2 p bits where a rank forgets how sure the model was, but for ten degrees; and it pays for no gaps. It sends no part of the
-text that can be read without decoding. Writes `lossless_results.json`.
+-log2 p bits where a rank forgets how sure the model was, but for ten degrees; and it pays for no gaps. Writes
+`lossless_results.json`.
 """
 
 import json

@@ -196,16 +196,17 @@ def read_pieces(payload, reconstructor, length=None):
         tokens, count = shapes[-1]
         if count < 1 and not tokens or tokens > size or tokens and count > tokens:
             raise InputError(f"{DAMAGED} a piece of {tokens} tokens and {count}; {REMEDY}")
-    runs = sum(count for tokens, count in shapes if not tokens)
-    sums = [sum(column) for column in zip((0, 0), *(shape for shape in shapes if shape[0]))]
-    if sums != [payload["tokens"], payload["kept"]] or length is not None and runs + sums[0] > length:
-        found = f"{runs} bytes, {sums[0]} tokens and {sums[1]} kept ones"
+    windows = [shape for shape in shapes if shape[0]]
+    runs = sum(count for of_window, count in shapes if not of_window)
+    tokens, kept = sum(count for count, _ in windows), sum(count for _, count in windows)
+    if (tokens, kept) != (payload["tokens"], payload["kept"]) or length is not None and runs + tokens > length:
+        found = f"{runs} bytes, {tokens} tokens and {kept} kept ones"
         raise InputError(f"{DAMAGED} {found}, of {length} bytes, {payload['tokens']} and {payload['kept']}; {REMEDY}")
     data, at = decompressed(unpacked(payload, "bytes"), runs), 0
-    windows = (ids for group in groups([s for s in shapes if s[0]]) for ids in Ranker(reconstructor).read(coder, group))
+    texts = (ids for group in groups(windows) for ids in Ranker(reconstructor).read(coder, group))
     for tokens, count in shapes:
         if tokens:
-            yield as_text(reconstructor.tokenizer, next(windows)).encode("utf-8", "surrogatepass")
+            yield as_text(reconstructor.tokenizer, next(texts)).encode("utf-8", "surrogatepass")
         else:
             yield data[at : at + count]
             at += count
