@@ -161,7 +161,8 @@ def test_random_bytes_are_refused(small, tmp_path, content):
 
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 300), st.integers(), st.floats(), st.text(max_size=20), st.builds(list), st.builds(dict),
+    st.none(), st.booleans(), st.integers(-2, 300), st.integers(), st.floats(), st.text(max_size=20), st.builds(list),
+    st.builds(dict),
     st.lists(st.integers(0, 2**41), max_size=5), st.just("A" * 64), st.just("0" * 64),
 )
 

@@ -110,7 +110,7 @@ def test_a_megabyte_that_ranks_do_not_suit_takes_seconds(base):
     assert len(asked) < 3, "the agent need not look at them, but for stray characters"
 
 
-@settings(max_examples=500, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=1000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.one_of(st.binary(max_size=300), st.text(max_size=120).map(lambda text: text.encode("utf-8", "surrogatepass"))))
 def test_any_bytes_come_back(small, data):
     assert decode(encode(data, small, longer_words(small.tokenizer)), small, len(data)) == data
