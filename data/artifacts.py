@@ -130,7 +130,7 @@ def read_json(path, schema, made_by):
         raise FileNotFoundError(f"{path} is missing; expected the file that {made_by} writes. Run: python {made_by} --help")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits or a depth of 10,000 are neither
         raise InputError(f"{path} is not JSON ({error}); write it again with: python {made_by}") from None
     found = record.get("schema") if isinstance(record, dict) else type(record).__name__
     if found != schema:
