@@ -1,8 +1,8 @@
 """A binary adaptive range coder: what costs little to say when it comes as expected. All integers, so alike on every machine.
 
 The coder is that of LZMA (Martin 1979, "Range encoding"; Pavlov's LZMA specification), with probabilities that learn at the rate
-of 1 / (times seen + 1.5), near the Krichevsky-Trofimov estimator. Encoder and Decoder have the same methods: `value` goes into
-an Encoder and comes back; a Decoder takes None and returns what was written, so that one function writes and reads a format.
+of 1 / (times seen + 1.5), near the Krichevsky-Trofimov estimator. RangeEncoder and RangeDecoder have the same methods: `value`
+goes in and comes back; a RangeDecoder takes None and returns what was written, so that one function writes and reads a format.
 """
 
 from data.artifacts import InputError
@@ -13,7 +13,7 @@ SLOWEST = 120  # times seen after which a probability learns no slower
 WORD, BYTE = 48, 8  # bits of the coder's state, and of what leaves it at one time
 LEARNED = 2  # leading bits of a number, after its first 1, that have learned probabilities; the others have one half
 ESCAPE = -1  # what stands for a number that `number` can't write
-TAIL = WORD // BYTE  # bytes that a Decoder may read past the end
+TAIL = WORD // BYTE  # bytes that a RangeDecoder may read past the end
 
 
 class Coder:
@@ -64,7 +64,7 @@ class Coder:
         return found - 1
 
 
-class Encoder(Coder):
+class RangeEncoder(Coder):
     """Writes bits; `finish` gives the bytes."""
 
     def __init__(self):
@@ -109,8 +109,8 @@ class Encoder(Coder):
         return bytes(self.bytes)
 
 
-class Decoder(Coder):
-    """Reads what an Encoder wrote. Raises InputError where more is asked than was written."""
+class RangeDecoder(Coder):
+    """Reads what an RangeEncoder wrote. Raises InputError where more is asked than was written."""
 
     def __init__(self, data):
         super().__init__()

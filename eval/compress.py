@@ -6,11 +6,18 @@
     python eval/compress.py --input 'notes/*.md' --output short/ --keep_pattern 'https?://\\S+'
     python eval/compress.py --input posts.jsonl --text_column body --output short.jsonl
     cat notes.txt | python eval/compress.py --input - --price 3 > notes.short.txt
+    python eval/compress.py --input notes.txt --lossless --output notes.rltc.json           # and back, byte for byte:
+    python eval/compress.py --restore notes.rltc.json --output notes.txt
+    python eval/compress.py --input notes.txt --html notes.html                             # what is kept and what comes back
 
 Never more tokens than asked for, as the agent's tokenizer counts them in what comes out; what was asked for and what came of
 it go to stderr. Protected text stays whatever is asked for: <keep>what stands between these markers</keep>, and what the flags
 say. A text that is too short, of another script than the agent knows, or that would not get shorter passes through whole, and
 that is said; with --target_tokens the number is kept to by every text.
+
+A name that ends in .rltc.json makes a container: what is sent, and SHA-256 of the original and of the weights, so that a
+restoration knows whether it is the original. With --lossless it always is, of any bytes: the container also has what would come
+back wrong, and is proven before it is written.
 
 JSON Lines (.jsonl or .ndjson, or any input with --text_column) come out with their own fields and "compressed", "tokens" and
 "kept_tokens". From Python: `from eval.compress import Compressor`.
@@ -26,18 +33,21 @@ from tqdm import tqdm
 
 from data.artifacts import InputError, Parser, bounded, run
 from eval.compressor import Compressed, Compressor
-from eval.files import ROWS, STD, Output, groups, json_lines, read_text, sources, targets
+from eval.container import SUFFIX, make_container, plain_payload, restore_file, weights_of
+from eval.deciding import DEFAULT_RATIO
+from eval.files import ROWS, Output, called, decoded, groups, json_lines, read_bytes, sources, targets
+from eval.lossless import encode, payload_size
 from eval.protect import Protection, read_names
-from eval.selection import DEFAULT_RATIO
+from eval.view import page
 from models.agent.files import RELEASED
 from models.reconstructor.words import DECIDED
 
 __all__ = ["Compressed", "Compressor", "Protection"]
 ENDS = ("first", "last")
-COMPRESSING = (  # flags that say nothing to a restoration
-    "keep_ratio", "target_tokens", "price", "unit", "keep_pattern", "keep_numbers", "keep_names", "keep_lines", "text_column",
-    "explain",
+TEXT_ONLY = (  # flags that say nothing where all bytes come back
+    "target_tokens", "keep_pattern", "keep_numbers", "keep_names", "keep_lines", "text_column", "explain", "html",
 )
+COMPRESSING = ("keep_ratio", "price", "unit", "lossless", *TEXT_ONLY)  # flags that say nothing to a restoration
 
 
 def parse_args(argv=None):
@@ -61,6 +71,9 @@ def parse_args(argv=None):
         help="not, never, without, isn't and the like stay")
     add("--keep_lines", nargs=2, action="append", default=[], metavar=("first|last", "N"), help="the first or last N lines stay")
     add("--text_column", default=None, help='field of JSON Lines that has the text, "text" if it is not said')
+    add("--lossless", action="store_true", help="write a container from which every byte comes back, of any input")
+    add("--force", action="store_true", help="restore a container that other weights made, or that does not come back whole")
+    add("--html", type=Path, default=None, metavar="FILE", help="also write a page that shows one text at keep ratios .9 to .4")
     add("--explain", action="store_true", help="also print, to stderr, for every word what it would cost to leave it out")
     add("--model_path", type=Path, default=Path(RELEASED), help="agent: a directory, or a file written by rl/train.py")
     add("--reconstructor_path", type=Path, default=None,
@@ -72,9 +85,12 @@ def parse_args(argv=None):
     for end, number in args.keep_lines:
         if end not in ENDS or not number.isdecimal():
             parser.error(f"argument --keep_lines: expected first or last and a number of lines, found {end} {number}")
-    for name in COMPRESSING if args.restore else ():
+    way, silent = ("restore", COMPRESSING) if args.restore else ("lossless", TEXT_ONLY if args.lossless else ())
+    for name in silent:
         if getattr(args, name) not in (None, False, []):
-            parser.error(f"argument --{name}: not allowed with argument --restore")
+            parser.error(f"argument --{name}: not allowed with argument --{way}")
+    if args.force and not args.restore:
+        parser.error("argument --force: only allowed with argument --restore")
     return args
 
 
@@ -107,15 +123,47 @@ def explain(reasons):
 
 
 def compress_texts(args, compressor, outputs):
-    """Files or stdin, {input: output}: each to a file, or to stdout."""
-    for group in groups((path, read_text(path)) for path in outputs):
+    """Files or stdin, {input: output}: each to a file, or to stdout, as text or as a container."""
+    for group in groups((path, decoded(called(path), read_bytes(path))) for path in outputs):
         with tqdm(unit=" tokens", unit_scale=True, disable=args.quiet) as bar:
             found = compressor.compress_many([text for _, text in group], explain=args.explain, progress=bar.update)
-        for (path, _), each in zip(group, found, strict=True):
+        for (path, text), each in zip(group, found, strict=True):
+            content = each.text.encode("utf-8")
+            if str(outputs[path]).endswith(SUFFIX):
+                weights = weights_of(args.model_path, compressor.reconstructor)
+                content = make_container(text.encode("utf-8"), "plain", weights, plain_payload(each))
             with Output(outputs[path]) as output:
-                output.write(each.text)
-            say(args, "stdin" if path == STD else path, each.tokens, each.kept_tokens, each.asked, each.note)
+                output.write(content)
+            say(args, called(path), each.tokens, each.kept_tokens, each.asked, each.note)
             explain(each.reasons)
+            if args.html:
+                with Output(args.html) as output:
+                    output.write(page(compressor, called(path), text).encode("utf-8"))
+
+
+def compress_bytes(args, compressor, outputs):
+    """Files or stdin, {input: output}: each to a lossless container."""
+    weights = weights_of(args.model_path, compressor.reconstructor)
+    for path, output in tqdm(outputs.items(), unit=" files", disable=args.quiet or len(outputs) < 2):
+        data = read_bytes(path)
+        payload = encode(data, compressor.reconstructor, compressor.keep_mask)
+        content = make_container(data, "lossless", weights, payload)
+        with Output(output) as output:
+            output.write(content)
+        size, tokens = payload_size(payload), f"{payload['tokens']:,} tokens in ranks, {payload['kept']:,} of them kept"
+        bits = f"{8 * size / max(1, len(data)):.2f} bits per byte"
+        made = f"{size:,} bytes ({bits}), {len(content):,} in the file; restored and compared"
+        print(f"{called(path)}: {len(data):,} bytes, {tokens}; {made}", file=sys.stderr)
+
+
+def restore_files(args, compressor, outputs):
+    """Compressed text and containers, {input: output}."""
+    for path, output in outputs.items():
+        data, identical = restore_file(called(path), read_bytes(path), compressor.reconstructor, args.force, args.batch_size)
+        with Output(output) as output:
+            output.write(data)
+        if identical is not None:
+            print(f"{called(path)}: {'identical to' if identical else 'not'} the original, byte for byte", file=sys.stderr)
 
 
 def compress_rows(args, compressor, outputs):
@@ -132,7 +180,7 @@ def compress_rows(args, compressor, outputs):
                     rows, notes = rows + 1, notes + bool(each.note)
                     explain(each.reasons)
         note = f"{notes} of {rows} texts passed through whole or with all that is protected" if notes else ""
-        say(args, "stdin" if path == STD else path, tokens, kept, asked, note)
+        say(args, called(path), tokens, kept, asked, note)
 
 
 def main(argv=None):
@@ -140,17 +188,19 @@ def main(argv=None):
     settings = {"reconstructor_path": args.reconstructor_path, "unit": args.unit, "batch_size": args.batch_size}
     ask = {"keep_ratio": args.keep_ratio, "target_tokens": args.target_tokens, "price": args.price}
     given = args.restore or args.input
-    outputs = targets(sources(given), given, args.output)
+    rename = lambda name: name.removesuffix(SUFFIX) if args.restore else name + SUFFIX * args.lossless
+    outputs = targets(sources(given), given, args.output, rename)
+    rows = {path: output for path, output in outputs.items() if args.text_column or Path(path).suffix in ROWS}
+    if args.html and (len(outputs) > 1 or rows):
+        raise InputError(f"--html {args.html}: expected one text to show, found {given}; name a file of text")
     compressor = Compressor(args.model_path, args.device, protection=protection_of(args), **settings, **ask)
     if args.restore:
-        for path, output in outputs.items():
-            text = compressor.restore(read_text(path))
-            with Output(output) as output:
-                output.write(text)
-        return
-    rows = {path: output for path, output in outputs.items() if args.text_column or Path(path).suffix in ROWS}
-    compress_texts(args, compressor, {path: output for path, output in outputs.items() if path not in rows})
-    compress_rows(args, compressor, rows)
+        restore_files(args, compressor, outputs)
+    elif args.lossless:
+        compress_bytes(args, compressor, outputs)
+    else:
+        compress_texts(args, compressor, {path: output for path, output in outputs.items() if path not in rows})
+        compress_rows(args, compressor, rows)
 
 
 if __name__ == "__main__":

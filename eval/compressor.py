@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from data.artifacts import InputError
-from eval.deciding import Task, decide
+from eval.deciding import Task, budget_of, check_ask, decide, fit, unit_means, unit_sizes
 from eval.encoding import Encoded, Encoder
 from eval.protect import Protection, take_markers, with_markers
-from eval.selection import budget_of, check_ask, fit, unit_means, unit_sizes
+from eval.restoring import restore
 from models.agent.files import RELEASED, load_policy, read_agent
 from models.reconstructor.reconstructor import Reconstructor, find_device
 
@@ -205,14 +205,14 @@ class Compressor:
             columns = {name: np.array(values, dtype=kinds.get(name, np.int64)) for name, values in columns.items()}
         return {**batch, **columns}
 
-    def keep_mask(self, ids, keep_ratio=None, target_tokens=None, price=None):
-        """Which of a text's tokens stay, (T,) bool, by the same decisions: for what sends tokens, not text."""
+    def keep_mask(self, ids):
+        """Which of a text's tokens stay, (T,) bool, at what all texts were asked for: for lossless.encode."""
         self.load()
         if not len(ids):
             return np.zeros(0, dtype=bool)
         known = torch.as_tensor(np.asarray(ids, dtype=np.int64))[None]
         starts = self.encoder.words.starts(known, torch.ones_like(known, dtype=torch.bool))[0].numpy()
-        budget, price = budget_of(len(ids), check_ask(keep_ratio, target_tokens, price))
+        budget, price = budget_of(len(ids), self.ask)
         task = Task(np.asarray(ids, dtype=np.int32), price, None if budget is None else budget / len(ids))
         decided, size = decide(self._policy, [task], self.batch_size)[0], unit_sizes(starts)[1]
         of = lambda kept: int(size[kept].sum())
@@ -263,8 +263,6 @@ class Compressor:
 
         Raises InputError if the reconstructor can't find gaps.
         """
-        from eval.restoring import restore  # only here, because compressing has no use for it
-
         with self._lock:
             models = self.reconstructor, self.encoder
         return restore(*models, sent.text if isinstance(sent, Compressed) else sent, self.batch_size)

@@ -3,21 +3,21 @@
     {"schema": "rltc.container/1", "mode": "plain" or "lossless", "sha256", "length": of the original bytes,
      "agent": {"name", "sha256"}, "reconstructor": {"name", "sha256", "gap_head"}, "payload": {...}, "checksum"}
 
-`payload`, plain: `tokens`, how many the original had; `windows`, how many tokens were kept of each; `kept`, their ids (packed).
-Lossless: what lossless.encode gives, in which the kept tokens are ranks. `checksum`: the SHA-256 of everything else, so that an
-edit is noticed; it is no signature. Whether a restored text is the original is known by `sha256` alone. What is wrong with a file
-is one InputError: what was expected, found, and how to mend it.
+`payload`, plain: `text`, what is sent; `tokens` of the original; `kept_tokens`. Lossless: what lossless.encode gives, in which
+the kept tokens are ranks. `checksum`: the SHA-256 of everything else, so that an edit is noticed; it is no signature. Whether a
+restored text is the original is known by `sha256` alone. What is wrong with a file is one InputError: what was expected, found,
+and how to mend it. A restoration asks nothing of the agent: its name and hash say who decided.
 """
 
 import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from data.artifacts import InputError, read_json, sha256_of, write_text
-from eval.lossless import as_base64, as_text, compressed, decode, decompressed, unpacked
+from data.artifacts import InputError, parse_json, sha256_of
+from eval.encoding import Encoder
+from eval.files import decoded
+from eval.lossless import decode
+from eval.restoring import restore
 from models.agent.files import identity
 from models.reconstructor.tokenizer import locate
 
@@ -28,15 +28,13 @@ REMEDY = f"make it anew with: python {MADE_BY}"
 MOST = 1 << 40  # no number in a container is higher: bytes, tokens
 DIGEST, COUNT, TEXT = "64 hexadecimal digits", f"a whole number from 0 to {MOST}", "text"
 DIGEST_OR_NULL = f"{DIGEST}, or null"
-COUNTS = "a list of whole numbers from 0 on"
 FIELDS = {"schema": TEXT, "mode": "plain or lossless", "sha256": DIGEST, "length": COUNT, "checksum": DIGEST}
 AGENT = {"name": TEXT, "sha256": DIGEST}
 WEIGHTS = {"agent": AGENT, "reconstructor": {**AGENT, "gap_head": DIGEST_OR_NULL}}
 PAYLOADS = {
-    "plain": {"tokens": COUNT, "windows": COUNTS, "kept": TEXT},
+    "plain": {"text": TEXT, "tokens": COUNT, "kept_tokens": COUNT},
     "lossless": {"pieces": COUNT, "window": COUNT, "tokens": COUNT, "kept": COUNT, "ranks": TEXT, "bytes": TEXT},
 }
-ID_BYTES = 4  # of a kept token's id, before LZMA
 
 
 def is_count(value):
@@ -50,7 +48,6 @@ def is_digest(value):
 CHECKS = {
     DIGEST: is_digest, DIGEST_OR_NULL: lambda value: value is None or is_digest(value),
     COUNT: is_count, TEXT: lambda value: isinstance(value, str),
-    COUNTS: lambda value: isinstance(value, list) and all(map(is_count, value)),
     FIELDS["mode"]: lambda value: value in ("plain", "lossless"),
 }
 
@@ -69,36 +66,17 @@ def weights_of(agent_path, reconstructor):
     return {part: {"name": names[part], **digests[part]} for part in names}
 
 
-def plain_payload(windows, tokens):
-    """The payload of the plain mode: `windows`, lists of the ids that were kept of each; `tokens`: how many there were in all."""
-    ids = np.fromiter((i for window in windows for i in window), dtype=f"<u{ID_BYTES}")
-    packed = compressed(np.ascontiguousarray(ids.view(np.uint8).reshape(-1, ID_BYTES).T).tobytes())
-    return {"tokens": tokens, "windows": [len(window) for window in windows], "kept": as_base64(packed)}
-
-
-def kept_windows(payload):
-    """The inverse of `plain_payload`: lists of ids. Raises InputError."""
-    count = sum(payload["windows"])
-    if count > payload["tokens"]:
-        raise InputError(f"the container: expected at most {payload['tokens']} kept tokens, found {count}; {REMEDY}")
-    octets = np.frombuffer(decompressed(unpacked(payload, "kept"), ID_BYTES * count), dtype=np.uint8)
-    ids = np.ascontiguousarray(octets.reshape(ID_BYTES, -1).T).view(f"<u{ID_BYTES}").ravel().tolist()
-    ends = np.cumsum(payload["windows"]).tolist()
-    return [ids[end - size : end] for end, size in zip(ends, payload["windows"], strict=True)]
-
-
 def make_container(data, mode, weights, payload):
-    """A container's record of bytes `data`; `weights` as of `weights_of`."""
+    """The file of bytes `data`; `weights` as of `weights_of`; `payload`: a `plain_payload`, or what lossless.encode gives."""
     digest = hashlib.sha256(data).hexdigest()
     record = {"schema": SCHEMA, "mode": mode, "sha256": digest, "length": len(data), **weights, "payload": payload}
-    return {**record, "checksum": checksum(record)}
+    record["checksum"] = checksum(record)
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def write_container(path, data, mode, weights, payload):
-    """Write a container of bytes `data`, whole or not at all, and return its record. Raises OSError."""
-    record = make_container(data, mode, weights, payload)
-    write_text(path, json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
-    return record
+def plain_payload(found):
+    """The payload of the plain mode: what was sent, of a Compressed."""
+    return {"text": found.text, "tokens": found.tokens, "kept_tokens": found.kept_tokens}
 
 
 def check_fields(where, found, expected):
@@ -120,15 +98,20 @@ def shown(value):
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def read_container(path):
-    """A container's record, checked. Raises FileNotFoundError, or InputError where it is truncated, edited or something else."""
-    record = read_json(path, SCHEMA, MADE_BY)
-    check_fields(path, record, {**FIELDS, **dict.fromkeys((*WEIGHTS, "payload"), "an object")})
+def is_container(name, content):
+    """Whether a file is a container, by its name or by how its bytes begin."""
+    return str(name).endswith(SUFFIX) or content.lstrip()[:40].startswith(f'{{"schema":"{SCHEMA.split("/")[0]}/'.encode())
+
+
+def read_container(name, content):
+    """A container's record from bytes, checked. Raises InputError where it is truncated, edited or something else."""
+    record = parse_json(name, content, SCHEMA, MADE_BY)
+    check_fields(name, record, {**FIELDS, **dict.fromkeys((*WEIGHTS, "payload"), "an object")})
     for part, expected in (*WEIGHTS.items(), ("payload", PAYLOADS[record["mode"]])):
-        check_fields(f"{path}: {part}", record[part], expected)
+        check_fields(f"{name}: {part}", record[part], expected)
     if (found := checksum(record)) != record["checksum"]:
         expected = f"expected the checksum {record['checksum'][:16]}…, found {found[:16]}…"
-        raise InputError(f"{path}: {expected}: it was changed after it was written; bring the file back, or {REMEDY}")
+        raise InputError(f"{name}: {expected}: it was changed after it was written; bring the file back, or {REMEDY}")
     return record
 
 
@@ -143,16 +126,34 @@ def check_weights(record, reconstructor, force=False):
             )
 
 
-def restore_container(record, reconstructor):
+def restore_container(record, reconstructor, batch_size=8):
     """The bytes that a container restores to, and whether they are the original, byte for byte. Raises InputError."""
     payload = record["payload"]
     if record["mode"] == "lossless":
         data = decode(payload, reconstructor, record["length"])
     else:
-        windows = kept_windows(payload)
-        if (highest := max((max(ids, default=0) for ids in windows), default=0)) >= reconstructor.vocab_size:
-            raise InputError(f"the container: expected ids below {reconstructor.vocab_size}, found {highest}; {REMEDY}")
-        restored = torch.cat([torch.zeros(0, dtype=torch.int64), *(reconstructor.restore(ids) for ids in windows)])
-        data = as_text(reconstructor.tokenizer, restored.tolist()).encode("utf-8", "surrogatepass")
-    identical = len(data) == record["length"] and hashlib.sha256(data).hexdigest() == record["sha256"]
+        data = restored_text(payload["text"], reconstructor, batch_size, payload["kept_tokens"] == payload["tokens"])
+    return data, len(data) == record["length"] and hashlib.sha256(data).hexdigest() == record["sha256"]
+
+
+def restored_text(text, reconstructor, batch_size, whole=False):
+    """The bytes of the text that `text` was sent of; `whole`: nothing is missing."""
+    encoder = Encoder(reconstructor.tokenizer, "token")
+    return (text if whole else restore(reconstructor, encoder, text, batch_size)).encode("utf-8")
+
+
+def restore_file(name, content, reconstructor, force=False, batch_size=8):
+    """The bytes that a file restores to, compressed text or a container, and whether they are the original; None: who knows.
+
+    `force`: read what other weights wrote. Raises InputError where the file is none, or where what was promised to be lossless
+    is not the original.
+    """
+    if not is_container(name, content):
+        return restored_text(decoded(name, content), reconstructor, batch_size), None
+    record = read_container(name, content)
+    check_weights(record, reconstructor, force)
+    data, identical = restore_container(record, reconstructor, batch_size)
+    if record["mode"] == "lossless" and not identical and not force:
+        expected = f"expected bytes of SHA-256 {record['sha256'][:16]}…, found others: this machine computes otherwise"
+        raise InputError(f"{name}: {expected}; restore on one as it was made on, or have them all the same with --force")
     return data, identical

@@ -1,7 +1,7 @@
-"""What an agent makes of texts of any length: in windows that overlap, each by what stands in its middle, at one λ a text.
+"""What an agent makes of texts of any length, and which units of a text stay: never more tokens than were asked for.
 
-One λ and, later, one threshold serve a whole text, and no token is decided within MARGIN tokens of where a window was cut, so
-there is no seam. Shapes: `T` tokens of a text, `B` windows of a batch, `L` tokens of the longest.
+One λ and one threshold serve a whole text, and no token is decided within MARGIN tokens of where a window was cut, so there is no
+seam. Shapes: `T` tokens of a text, `U` units of it, `B` windows of a batch, `L` tokens of the longest.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from data.artifacts import InputError
+from eval.encoding import windows
+
+DEFAULT_RATIO = 0.7
 # Tokens that are read together, and, at both ends of a window, that another one decides. Distortion of a long text at .6, by the
 # agent that ships: .815, .813, .812, .813 with windows of 128, 256, 512, 1,023; 256 takes the least time.
 WINDOW, MARGIN = 256, 16
 SAMPLE = 8  # windows of a long text that its λ is looked for in
 SMALLEST_SHARE = 0.01  # keep ratio; nothing is gained by looking for the λ of a smaller one
+TRIES = 6  # of coming nearer to the budget, where a shortened text encodes to more or fewer tokens than were kept
+ROUNDING = 1e-9  # .7 of 10 tokens is 7
 
 
 class Task(NamedTuple):
@@ -33,19 +39,6 @@ class Decided(NamedTuple):
     price: float
 
 
-def windows(length):
-    """How a text of so many tokens is read: (start, end, first, last), decided from first to last, the ends excluded."""
-    if length <= WINDOW:
-        return [(0, length, 0, length)]
-    found, first = [], 0
-    while first < length:
-        start = min(max(0, first - MARGIN), length - WINDOW)
-        last = length if start + WINDOW == length else start + WINDOW - MARGIN
-        found.append((start, start + WINDOW, first, last))
-        first = last
-    return found
-
-
 def decide(policy, tasks, batch_size, progress=None):
     """The Decided of every Task, in order. Windows of similar length are read together, `batch_size` at a time.
 
@@ -53,7 +46,7 @@ def decide(policy, tasks, batch_size, progress=None):
     """
     prices = [long_price(policy, task) for task in tasks]
     found = [np.zeros((3, len(task.ids)), dtype=np.float32) for task in tasks]
-    every = [(number, *window) for number, task in enumerate(tasks) for window in windows(len(task.ids))]
+    every = [(number, *window) for number, task in enumerate(tasks) for window in windows(len(task.ids), WINDOW, MARGIN)]
     every.sort(key=lambda window: window[2] - window[1])
     for at in range(0, len(every), batch_size):
         batch = every[at : at + batch_size]
@@ -72,7 +65,7 @@ def long_price(policy, task):
     """λ of a Task, if it is to be known before its windows are read; None where the only window finds it for itself."""
     if task.price is not None or len(task.ids) <= WINDOW:
         return task.price
-    every = windows(len(task.ids))
+    every = windows(len(task.ids), WINDOW, MARGIN)
     chosen = [every[i] for i in np.linspace(0, len(every) - 1, min(SAMPLE, len(every))).round().astype(int)]
     ids = np.stack([task.ids[start:end] for start, end, *_ in chosen])
     return float(policy.price_at(ids, ids >= 0, clamped(task.share)).log().mean().exp())
@@ -101,3 +94,84 @@ def read_windows(policy, rows, prices, shares):
 def clamped(share):
     """A keep ratio that a λ can be looked for."""
     return min(1.0, max(SMALLEST_SHARE, share))
+
+
+def check_ask(keep_ratio=None, target_tokens=None, price=None):
+    """(keep_ratio, target_tokens, price), at most one of them not None. Raises InputError."""
+    given = keep_ratio, target_tokens, price
+    if sum(value is not None for value in given) > 1:
+        raise InputError("expected one of keep_ratio, target_tokens and price, found more; leave the others away")
+    if keep_ratio is not None and not 0 < keep_ratio <= 1:
+        raise InputError(f"keep_ratio: expected a share above 0 and at most 1, found {keep_ratio}")
+    if target_tokens is not None and not target_tokens >= 0:
+        raise InputError(f"target_tokens: expected a number of tokens, 0 or more, found {target_tokens}")
+    if price is not None and not 0 < price < float("inf"):
+        raise InputError(f"price: expected λ above 0, in nats per token, found {price}")
+    return given
+
+
+def budget_of(length, ask):
+    """The most tokens that may be kept of `length`, and λ: one of them is None."""
+    keep_ratio, target_tokens, price = ask
+    if price is not None:
+        return None, price
+    if target_tokens is not None:
+        return min(int(target_tokens), length), None
+    return int((DEFAULT_RATIO if keep_ratio is None else keep_ratio) * length + ROUNDING), None
+
+
+def unit_sizes(starts):
+    """First tokens and sizes of units, (U,) each, that begin at starts (T,) bool."""
+    first = np.flatnonzero(starts)
+    return first, np.diff(np.append(first, len(starts)))
+
+
+def unit_means(values, starts):
+    """The mean of values (T,) over each unit, (U,) float64."""
+    first, size = unit_sizes(starts)
+    return np.add.reduceat(np.asarray(values, dtype=np.float64), first) / size if len(first) else np.zeros(0)
+
+
+def select(scores, size, protected, budget):
+    """The units (U,) bool that stay: those that are protected and, as long as `budget` tokens last, those of the highest scores.
+
+    Of units that don't fit any more, smaller ones are tried.
+    """
+    kept = protected.copy()
+    order = np.argsort(np.where(protected, np.inf, -scores), kind="stable")[: int((~protected).sum())]
+    left = budget - int(size[protected].sum())
+    count = int(np.searchsorted(size[order].cumsum(), left, "right")) if left > 0 else 0
+    kept[order[:count]] = True
+    left, order = left - int(size[order[:count]].sum()), order[count:]
+    while left > 0 and (fits := size[order] <= left).any():
+        at = int(fits.argmax())
+        kept[order[at]], left, order = True, left - int(size[order[at]]), order[at + 1 :]
+    return kept
+
+
+def fit(scores, size, protected, budget, count):
+    """The units (U,) bool that stay, and what `count` says that they have as text, in tokens: at most `budget`, or, where it is
+    None, those with scores above 0. Where what is protected has more, only that stays.
+
+    A text that lost words may encode to another number of tokens than were kept, so the number kept is moved until it fits.
+    """
+    if budget is None:
+        kept = (scores > 0) | protected
+        return kept, count(kept)
+    best, most, tried, aim = None, -1, set(), budget
+    while aim > 0 and aim not in tried and len(tried) < TRIES:
+        tried.add(aim)
+        kept = select(scores, size, protected, aim)
+        found = count(kept)
+        if most < found <= budget:
+            best, most = kept, found
+        if found == budget:
+            break
+        aim += budget - found
+    shrinking = min(tried, default=0)
+    while best is None and shrinking > int(size[protected].sum()):  # only where every try was above it
+        shrinking = int(shrinking * 0.95) - 1
+        kept = select(scores, size, protected, shrinking)
+        if (found := count(kept)) <= budget:
+            best, most = kept, found
+    return (best, most) if best is not None else (protected.copy(), count(protected))

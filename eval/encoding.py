@@ -5,6 +5,7 @@ in parts, cut where every tokenizer cuts: before a space between two letters. `T
 """
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,21 @@ from models.reconstructor.words import Words
 
 PART = 65_536  # characters that are encoded at one time
 SAFE = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
+
+
+def windows(length, size, margin):
+    """How so many tokens are read, `size` at one time: (start, end, first, last), used from first to last, the ends excluded.
+
+    What is used stands `margin` tokens away from where a window was cut.
+    """
+    found, first = [], 0
+    while first < length:
+        start = max(0, min(first - margin, length - size))
+        end = min(length, start + size)
+        last = length if end == length else end - margin
+        found.append((start, end, first, last))
+        first = last
+    return found
 
 
 class Encoded(NamedTuple):
@@ -66,6 +82,11 @@ class Encoder:
     def count(self, text):
         """How many tokens a text has."""
         return sum(len(self.read(part)) for _, part in self.parts(text))
+
+    def tokens(self, text):
+        """The characters of each token; those of pieces of one character are one."""
+        bounds = self.encode(text).bounds.tolist()
+        return [text[start:end] for start, end in pairwise(bounds) if start < end]
 
     def encode(self, text):
         """The Encoded of a text."""

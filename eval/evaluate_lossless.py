@@ -14,7 +14,6 @@ before it, where ours reads kept tokens in a row with holes, and masked ones all
 `lossless_results.json`.
 """
 
-import json
 import lzma
 import shutil
 import subprocess
@@ -30,16 +29,16 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import load_sequences
+from eval.compressor import Compressor
 from eval.container import make_container, weights_of
 from eval.inputs import first_base_model
 from eval.lossless import as_text, decode, encode, payload_size
-from eval.methods import Agent, CausalSurprisal
+from eval.methods import CausalSurprisal
 from eval.report import markdown, number
-from models.agent.files import RELEASED, load_policy
+from models.agent.files import RELEASED
 from models.reconstructor.gaps import GAP_HEAD
 from models.reconstructor.reconstructor import load_causal_lm
 from models.reconstructor.tokenizer import locate
-from models.reconstructor.words import Words
 
 SCHEMA = "rltc.lossless_evaluation/1"
 RANKS, CONTAINER, ARITHMETIC, XZ, ZSTD = "ranks", "container", "arithmetic, ideal", "xz -9", "zstd -19"
@@ -66,19 +65,6 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-class Deciding:
-    """`decide` of lossless.encode: the agent's masks at a keep ratio."""
-
-    def __init__(self, policy, unit, keep_ratio):
-        self.agent, self.words, self.keep_ratio = Agent(policy), Words(policy.reader.reconstructor.tokenizer, unit), keep_ratio
-
-    def __call__(self, ids):
-        ids = np.asarray(ids, dtype=np.int64)[None]
-        valid = np.ones_like(ids, dtype=bool)
-        scores = self.agent.scores(ids, valid, self.keep_ratio)
-        return self.words.keep_highest(scores, ids, valid, self.keep_ratio, self.agent.mean)[0].tolist()
-
-
 def documents(path, reconstructor, tokens, seed):
     """Bytes of documents of a sequence file, in random order, of about `tokens` tokens in all."""
     sequences = load_sequences(path, reconstructor.fingerprint)
@@ -97,9 +83,8 @@ class Coders:
     """Every coder, as the bytes that it makes of some bytes."""
 
     def __init__(self, args):
-        policy = load_policy(args.model_path)
-        self.reconstructor = policy.reader.reconstructor
-        self.decide = Deciding(policy, policy.config["unit"], args.keep_ratio)
+        compressor = Compressor.from_pretrained(args.model_path, keep_ratio=args.keep_ratio)
+        self.reconstructor, self.decide = compressor.reconstructor, compressor.keep_mask
         self.base_name = first_base_model(self.reconstructor.directory)
         base = load_causal_lm(self.base_name)
         self.surprisal, self.most = CausalSurprisal(base, self.reconstructor.bos_id), base.config.max_position_embeddings
@@ -130,9 +115,8 @@ class Coders:
         encoded = time.monotonic()
         assert decode(payload, self.reconstructor, len(data)) == data
         decoded = time.monotonic()
-        record = make_container(data, "lossless", self.weights, payload)
         sizes = {
-            RANKS: payload_size(payload), CONTAINER: len(json.dumps(record, separators=(",", ":"))) + 1,
+            RANKS: payload_size(payload), CONTAINER: len(make_container(data, "lossless", self.weights, payload)),
             ARITHMETIC: self.arithmetic(data), XZ: len(lzma.compress(data, preset=9)),
         }
         if shutil.which("zstd"):

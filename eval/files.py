@@ -4,7 +4,7 @@ import glob
 import json
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from data.artifacts import InputError, make_output_dir, written_aside
@@ -29,18 +29,21 @@ def sources(given):
     return found
 
 
-def targets(inputs, given, output):
-    """{input: output}, paths or "-". Raises InputError if there is no folder to go to, or an input would be overwritten."""
+def targets(inputs, given, output, rename=str):
+    """{input: output}, paths or "-"; `rename`: the name in a folder, of the input's.
+
+    Raises InputError if there is no folder to go to, or an input would be overwritten.
+    """
     many = given != STD and not Path(given).is_file()
     if many and (output == STD or Path(output).is_file()):
         raise InputError(f"--output {output}: expected a folder for the {len(inputs)} files of {given}; name one, or one file")
     if many:
         root = given if Path(given).is_dir() else os.path.commonpath([Path(path).parent for path in inputs])
-        found = {path: Path(output) / Path(path).relative_to(root) for path in inputs}
+        found = {path: Path(output) / rename(str(Path(path).relative_to(root))) for path in inputs}
     elif output != STD and Path(output).is_dir():
         if given == STD:
             raise InputError(f"--output {output}: expected a file for what comes from stdin, found a folder; name a file in it")
-        found = {given: Path(output) / Path(given).name}
+        found = {given: Path(output) / rename(Path(given).name)}
     else:
         found = {given: output if output == STD else Path(output)}
     taken = {Path(path).resolve() for path in inputs if path != STD}
@@ -54,19 +57,27 @@ def targets(inputs, given, output):
     return found
 
 
-def read_text(path):
-    """A file or stdin as text, every character as it is. Raises InputError if it is not UTF-8."""
-    content = sys.stdin.buffer.read() if path == STD else Path(path).read_bytes()
+def read_bytes(path):
+    return sys.stdin.buffer.read() if path == STD else Path(path).read_bytes()
+
+
+def called(path):
+    """What messages call a file."""
+    return "stdin" if path == STD else path
+
+
+def decoded(name, content):
+    """Bytes as text, every character as it is. Raises InputError if they are no UTF-8."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        name = "stdin" if path == STD else path
-        raise InputError(f"{name}: expected text in UTF-8, found other bytes at byte {error.start:,}; convert it") from None
+        found = f"found other bytes at byte {error.start:,}"
+        raise InputError(f"{name}: expected text in UTF-8, {found}; convert it, or take --lossless, which takes any") from None
 
 
 def json_lines(path, column):
     """Rows of a file of JSON Lines, or of stdin: (object, text). Raises InputError, which names the line."""
-    name = "stdin" if path == STD else path
+    name = called(path)
     with ExitStack() as stack:
         file = sys.stdin.buffer if path == STD else stack.enter_context(Path(path).open("rb"))
         for number, line in enumerate(file, 1):
@@ -107,30 +118,49 @@ def groups(named):
 
 
 class Output:
-    """A file that is written whole or not at all, or stdout."""
+    """A file that is written whole or not at all, or stdout, or a device. Raises InputError where that can't be written."""
 
     def __init__(self, path):
         self.path, self.stack = path, ExitStack()
 
+    @contextmanager
+    def named(self):
+        """An OSError inside becomes an InputError that names the file."""
+        try:
+            yield
+        except OSError as error:
+            if self.path == STD:  # or Python flushes it once more when it ends, and fails again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            name = "stdout" if self.path == STD else f"--output {self.path}"
+            found = f"found: {error.strerror}; make room or name another"
+            raise InputError(f"{name}: expected a place that can be written, {found}") from None
+
     def __enter__(self):
-        if self.path == STD:
-            self.file = sys.stdout.buffer
-        else:
-            self.file = self.stack.enter_context(self.stack.enter_context(written_aside(self.path)).open("wb"))
+        with self.named():
+            if self.path == STD:
+                self.file = sys.stdout.buffer
+            elif self.path.exists() and not self.path.is_file():  # a device is no file to put another one in the place of
+                self.file = self.stack.enter_context(self.path.open("wb"))
+            else:
+                self.file = self.stack.enter_context(self.stack.enter_context(written_aside(self.path)).open("wb"))
         return self
 
-    def write(self, text):
-        self.file.write(text.encode("utf-8"))
+    def write(self, content):
+        """Write bytes."""
+        with self.named():
+            self.file.write(content)
 
     def write_row(self, row):
         try:
             line = json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:  # half a surrogate pair in another field
             line = json.dumps(row).encode("utf-8")
-        self.file.write(line + b"\n")
+        self.write(line + b"\n")
 
     def __exit__(self, *error):
-        self.file.flush()
-        if self.path == STD and sys.stdout.isatty():
-            print()
-        return self.stack.__exit__(*error)
+        with self.named():
+            if not error[0]:
+                self.file.flush()
+                if self.path == STD and sys.stdout.isatty():
+                    print()
+            self.stack.__exit__(*error)

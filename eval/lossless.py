@@ -18,7 +18,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from data.artifacts import InputError
-from eval.coder import Decoder, Encoder
+from eval.coder import RangeDecoder, RangeEncoder
+from eval.encoding import Encoder
 from eval.ranks import Ranker
 
 WINDOW = 256  # tokens; twice as many would save 1 % of the bytes
@@ -27,7 +28,6 @@ GRAIN = 16  # tokens at which text may turn into something else
 DENSE, VERY_DENSE = 0.45, 0.55  # tokens per byte of a window, of a grain: English has .2 to .3, Chinese and base64 .6 and more
 REPETITIVE = 0.08  # LZMA's bytes per byte of text, below which no model is asked
 SHORT = 12  # characters of text between bytes that are none: not worth a window
-BLOCK = 1 << 16  # characters that are tokenized at one time
 LONGEST_REST = 256  # windows that are sent as bytes, unseen, after others that did not pay
 ATTEMPTS = 3  # at taking out windows that do not come back
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 22}]
@@ -63,30 +63,26 @@ def decompressed(packed, length):
     return data
 
 
-def text_pieces(data, tokenizer, size, vocab_size):
+def text_pieces(data, encoder, size, vocab_size):
     """Cut bytes into Pieces: windows of up to `size` tokens, and what none can be made of."""
     for part in re.split("([\udc80-\udcff]+)", data.decode("utf-8", "surrogateescape")):
         if len(part) < SHORT and len(part) < len(data) or part and "\udc80" <= part[0] <= "\udcff":
             yield Piece(part.encode("utf-8", "surrogateescape"))
-            continue
-        for first in range(0, len(part), BLOCK):
-            yield from block_pieces(part[first : first + BLOCK], tokenizer, size, vocab_size)
+        else:
+            yield from part_pieces(part, encoder, size, vocab_size)
 
 
-def block_pieces(text, tokenizer, size, vocab_size):
+def part_pieces(text, encoder, size, vocab_size):
     """As `text_pieces`, of a str. A window ends where text turns dense, or stops being so."""
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = found["input_ids"], [*found["offset_mapping"], (len(text), len(text))]
+    ids, bounds, starts = (values.tolist() for values in encoder.encode(text))
 
     def cut(place):
         """The first place from here on that is not inside a character."""
-        while 0 < place < len(ids) and offsets[place][0] < offsets[place - 1][1]:
+        while place < len(ids) and not starts[place]:
             place += 1
         return min(place, len(ids))
 
-    def between(first, last):
-        return text[offsets[first - 1][1] if first else 0 : offsets[last - 1][1] if last < len(ids) else len(text)]
-
+    between = lambda first, last: text[bounds[first] : bounds[last]]
     cuts = sorted({cut(place) for place in range(0, len(ids) + GRAIN, GRAIN)})
     grains = [(first, last, last - first > VERY_DENSE * len(between(first, last).encode())) for first, last in pairwise(cuts)]
     begin = 0
@@ -95,7 +91,7 @@ def block_pieces(text, tokenizer, size, vocab_size):
             continue
         window, some = between(begin, last), tuple(ids[begin:last])
         suits = not dense and len(some) <= max(1, DENSE * len(window.encode())) and max(some) < vocab_size and len(some) <= size
-        yield Piece(window.encode(), some if suits and as_text(tokenizer, some) == window else ())
+        yield Piece(window.encode(), some if suits and as_text(encoder.words.tokenizer, some) == window else ())
         begin = last
     if not ids:
         yield Piece(text.encode())
@@ -155,7 +151,7 @@ def groups(some):
 
 def packed(pairs, ranker, size):
     """The payload of pairs of a Piece and its ranks.Window or None."""
-    windows, runs, after_run, coder = [window for _, window in pairs if window], [], False, Encoder()
+    windows, runs, after_run, coder = [window for _, window in pairs if window], [], False, RangeEncoder()
     for piece, window in pairs:
         header(coder, size, after_run, window, None if window else len(piece.data))
         runs += [] if window else [piece.data]
@@ -187,7 +183,7 @@ def payload_size(payload):
 
 def read_pieces(payload, reconstructor, length=None):
     """The pieces' bytes, one after the other. Raises InputError."""
-    size, coder = payload["window"], Decoder(unpacked(payload, "ranks"))
+    size, coder = payload["window"], RangeDecoder(unpacked(payload, "ranks"))
     if not 1 <= size <= reconstructor.max_length:
         raise InputError(f"{DAMAGED} windows of {size} tokens, of 1 to {reconstructor.max_length} that can be read; {REMEDY}")
     shapes = []
@@ -243,7 +239,7 @@ def encode(data, reconstructor, decide):
     """
     ranker, size = Ranker(reconstructor), min(WINDOW, reconstructor.max_length)
     as_bytes = packed([(Piece(data), None)] if data else [], ranker, size)
-    pieces = list(text_pieces(data, reconstructor.tokenizer, size, reconstructor.vocab_size))
+    pieces = list(text_pieces(data, Encoder(reconstructor.tokenizer, "token"), size, reconstructor.vocab_size))
     text = b"".join(piece.data for piece in pieces if piece.ids)
     rate = len(compressed(text)) / max(1, len(text))
     if rate < REPETITIVE:

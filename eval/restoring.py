@@ -2,25 +2,15 @@
 
 import numpy as np
 
-SENT, SHARED = 384, 64  # sent tokens of a window, which has room for 639 missing ones; tokens that two windows share
+from eval.encoding import windows
 
-
-def windows(length):
-    """How so many sent tokens are read: (start, end, first, last), taken from first to last, the ends excluded."""
-    found, first = [], 0
-    while first < length:
-        start = max(0, first - SHARED // 2)
-        end = min(length, start + SENT)
-        last = length if end == length else end - SHARED // 2
-        found.append((start, end, first, last))
-        first = last
-    return found
+SENT, MARGIN = 384, 32  # sent tokens of a window, which has room for 639 missing ones; those at an end that another one restores
 
 
 def missing(reconstructor, ids, batch_size):
     """What is missing behind each of the sent tokens ids (S,), and before the first: S + 1 lists of ids."""
     found = [[] for _ in range(len(ids) + 1)]
-    every = windows(len(ids))
+    every = windows(len(ids), SENT, MARGIN)
     for at in range(0, len(every), batch_size):
         batch = every[at : at + batch_size]
         filled = reconstructor.fill([ids[start:end] for start, end, *_ in batch])
@@ -34,17 +24,19 @@ def missing(reconstructor, ids, batch_size):
     return found
 
 
-def restore(reconstructor, encoder, text, batch_size=8):
-    """The text that `text` was sent of, by a Reconstructor and the Encoder of its tokenizer."""
-    encoded = encoder.encode(text)
-    pieces, tokenizer = [], reconstructor.tokenizer
-    if not len(encoded.ids):
-        return text
-    for i, gap in enumerate(missing(reconstructor, encoded.ids, batch_size)):
+def pieces(reconstructor, encoder, text, batch_size=8):
+    """What `text` was sent of, in pieces: (piece, whether it was sent). By a Reconstructor and the Encoder of its tokenizer."""
+    ids, bounds, _ = encoder.encode(text)
+    decode = reconstructor.tokenizer.decode
+    for i, gap in enumerate(missing(reconstructor, ids, batch_size) if len(ids) else ()):
         if i:
-            pieces.append(text[encoded.bounds[i - 1] : encoded.bounds[i]])
-        inside = 0 < i < len(encoded.ids) and encoded.bounds[i - 1] == encoded.bounds[i]  # between pieces of one character
+            yield text[bounds[i - 1] : bounds[i]], True
+        inside = 0 < i < len(ids) and bounds[i - 1] == bounds[i]  # between pieces of one character
         if gap and not inside:
-            before = [int(encoded.ids[i - 1])] if i else []  # some tokenizers drop a space at the beginning of a text
-            pieces.append(tokenizer.decode(before + gap)[len(tokenizer.decode(before)) if before else 0 :].replace("\ufffd", ""))
-    return "".join(pieces)
+            before = [int(ids[i - 1])] if i else []  # some tokenizers drop a space at the beginning of a text
+            yield decode(before + gap)[len(decode(before)) if before else 0 :].replace("\ufffd", ""), False
+
+
+def restore(reconstructor, encoder, text, batch_size=8):
+    """The text that `text` was sent of."""
+    return "".join(piece for piece, _ in pieces(reconstructor, encoder, text, batch_size))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.artifacts import InputError
-from eval.coder import ESCAPE, Decoder, Encoder
+from eval.coder import ESCAPE, RangeDecoder, RangeEncoder
 
 
 def said(coder, kind, context, value=None):
@@ -33,10 +33,10 @@ def test_what_was_written_is_read(seed):
     for _ in range(int(rng.integers(0, 400))):
         kind, context = str(rng.choice([*draws])), int(rng.integers(0, 40))
         messages.append((kind, context, draws[kind](context)))
-    encoder = Encoder()
+    encoder = RangeEncoder()
     for kind, context, value in messages:
         assert said(encoder, kind, context, value) == value
-    decoder = Decoder(encoder.finish())
+    decoder = RangeDecoder(encoder.finish())
     assert [said(decoder, kind, context) for kind, context, _ in messages] == [value for _, _, value in messages]
 
 
@@ -44,32 +44,32 @@ def test_carries_run_through_what_has_left():
     """By hand: bits that push the range's lower end to just below a power of two, over and over."""
     for value in (0, 1):
         for length in (1, 7, 48, 200, 4000):
-            encoder = Encoder()
+            encoder = RangeEncoder()
             bits = [value] * length + [1 - value] * 3
             for bit in bits:
                 encoder.bit("one", bit)
-            decoder = Decoder(encoder.finish())
+            decoder = RangeDecoder(encoder.finish())
             assert [decoder.bit("one") for _ in bits] == bits
 
 
 def test_a_message_costs_its_entropy():
     rng, size = np.random.default_rng(0), 20_000
     for one in (0.5, 0.9, 0.02):
-        encoder, bits = Encoder(), rng.random(size) < one
+        encoder, bits = RangeEncoder(), rng.random(size) < one
         for bit in bits:
             encoder.bit("", int(bit))
         entropy = -(one * math.log2(one) + (1 - one) * math.log2(1 - one)) * size / 8
         assert 0.97 * entropy < len(encoder.finish()) < 1.05 * entropy + 8
-    chance = Encoder()  # the control: contexts that say nothing learn nothing
+    chance = RangeEncoder()  # the control: contexts that say nothing learn nothing
     for i, bit in enumerate(rng.random(2000) < 0.02):
         chance.bit(i, int(bit))
     assert len(chance.finish()) > 240
 
 
 def test_more_than_was_written_is_refused():
-    encoder = Encoder()
+    encoder = RangeEncoder()
     encoder.uniform(16, 12345)
-    decoder = Decoder(encoder.finish())
+    decoder = RangeDecoder(encoder.finish())
     assert decoder.uniform(16) == 12345
     with pytest.raises(InputError, match="found too few"):
         decoder.uniform(200)

@@ -21,7 +21,7 @@ from data.sources import SotuDocuments
 from eval import deciding
 from eval.compress import Compressed, Compressor, Protection
 from eval.encoding import PART
-from eval.selection import fit, select
+from eval.deciding import fit, select
 
 KOREAN = "저는 서울에 사는 학생이고, 오늘은 날씨가 매우 좋아서 공원에서 책을 읽었습니다. 내일은 친구를 만나러 부산에 갑니다. "
 JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所でニャーニャー泣いていた。"

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from data.artifacts import InputError
 from data.testing.toy import write_byte_base
 from eval import lossless
+from eval.encoding import Encoder
 from eval.lossless import Piece, decode, encode, merged, packed, payload_size, text_pieces
 from eval.ranks import TOLERANCE, Ranker
 from models.reconstructor.reconstructor import Reconstructor
@@ -120,22 +121,23 @@ def test_any_bytes_come_back(small, data):
 @given(words=st.lists(st.sampled_from(WORDS), max_size=120), seed=st.integers(0, 9))
 def test_windows_come_back_whatever_is_kept(small, words, seed):
     """Not by way of `encode`, which may take bytes: the windows themselves, with gaps of any length."""
-    data, ranker = " ".join(words).encode(), Ranker(small)
+    data, ranker, encoder = " ".join(words).encode(), Ranker(small), Encoder(small.tokenizer, "token")
     rng = np.random.default_rng(seed)
-    pieces = merged(text_pieces(data, small.tokenizer, 63, small.vocab_size))
+    pieces = merged(text_pieces(data, encoder, 63, small.vocab_size))
     masks = [rng.random(len(piece.ids)) < rng.random() * bool(seed) for piece in pieces]  # nothing is kept where the seed is 0
     pairs = [(piece, ranker.window(piece.ids, mask) if piece.ids else None) for piece, mask in zip(pieces, masks, strict=True)]
     assert decode(packed(pairs, ranker, 63), small, len(data)) == data
 
 
 def test_windows_are_cut_between_characters_and_hold_all_bytes(small):
+    encoder = Encoder(small.tokenizer, "token")
     data = ("the 🙂 server " * 60).encode() + b"\xff" + b"never delete the logs there " * 9 + b"\xfe"
-    pieces = list(text_pieces(data, small.tokenizer, 63, small.vocab_size))
+    pieces = list(text_pieces(data, encoder, 63, small.vocab_size))
     assert b"".join(piece.data for piece in pieces) == data
     windows = [piece for piece in pieces if piece.ids]
     assert len(windows) > 4 and max(len(piece.ids) for piece in windows) <= 63
     assert merged(pieces) == merged(merged(pieces)) and Piece(b"\xff") in pieces
-    unknown = text_pieces(data, small.tokenizer, 63, vocab_size=1)
+    unknown = text_pieces(data, encoder, 63, vocab_size=1)
     assert not any(piece.ids for piece in unknown), "tokens that are none of the model's"
 
 
