@@ -17,10 +17,8 @@ from hypothesis import strategies as st
 from data.artifacts import InputError
 from data.testing.toy import write_byte_base
 from eval import lossless
-from eval.container import (
-    check_weights, checksum, kept_windows, make_container, plain_payload, read_container, restore_container, weights_of,
-    write_container,
-)
+from eval.compressor import Compressed
+from eval.container import checksum, make_container, plain_payload, read_container, restore_file, weights_of
 from models.reconstructor.reconstructor import Reconstructor
 
 TEXT = b"do not restart the server, and never delete the logs there; \xff or delete the server and never restart the logs"
@@ -43,11 +41,10 @@ def records(small):
     """A container of each mode, of the same bytes."""
     weights = weights_of(small.directory, small)
     decide = lambda ids: [i % 3 > 0 for i in ids]
-    ids = small.tokenizer(TEXT.decode(errors="replace"))["input_ids"]
-    windows = [[i for i in part if i % 3] for part in (ids[:50], ids[50:])]
-    payloads = {"plain": plain_payload(windows, len(ids)), "lossless": lossless.encode(TEXT, small, decide)}
+    sent = Compressed("do not restart server, never delete logs there", 60, 40, 40 / 60, ())
+    payloads = {"plain": plain_payload(sent), "lossless": lossless.encode(TEXT, small, decide)}
     assert payloads["lossless"]["tokens"] and payloads["lossless"]["bytes"], "both ways are in it"
-    return {mode: make_container(TEXT, mode, weights, payload) for mode, payload in payloads.items()}
+    return {mode: json.loads(make_container(TEXT, mode, weights, payload)) for mode, payload in payloads.items()}
 
 
 def refusal(call):
@@ -59,57 +56,56 @@ def refusal(call):
     return message
 
 
-def written(folder, record):
-    path = folder / "text.rltc.json"
-    path.write_text(json.dumps(record), encoding="utf-8")
-    return path
+def content_of(record):
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
 
 
-def test_a_container_is_written_read_and_restored(small, records, tmp_path):
+def restored(content, small, force=False):
+    """What `--restore` makes of a file of these bytes that is called a container."""
+    return restore_file("text.rltc.json", content, small, force)
+
+
+def test_a_container_is_read_and_restored(small, records):
     for mode, record in records.items():
-        path = tmp_path / f"{mode}.rltc.json"
-        weights = {part: record[part] for part in ("agent", "reconstructor")}
-        assert write_container(path, TEXT, mode, weights, record["payload"]) == record == read_container(path)
-        check_weights(record, small)
-        data, identical = restore_container(read_container(path), small)
+        content = make_container(TEXT, mode, {part: record[part] for part in ("agent", "reconstructor")}, record["payload"])
+        assert content == content_of(record) and read_container("it", content) == record
+        data, identical = restored(content, small)
         assert identical == (mode == "lossless") == (data == TEXT)
-    assert {path.name for path in tmp_path.iterdir()} == {"plain.rltc.json", "lossless.rltc.json"}, "nothing is left beside them"
+        assert restore_file("stdin", content, small) == (data, identical), "known by its beginning, too"
+    assert restore_file("notes.txt", b"do not restart", small)[1] is None, "plain text alone: nobody knows"
 
 
-def test_plain_containers_hold_kept_tokens_and_say_when_they_are_all(small, tmp_path):
-    rng = np.random.default_rng(0)
-    for windows in ([], [[]], [[1], [], [2, 3]], [rng.integers(0, 2**32, size).tolist() for size in (1, 500, 63)]):
-        payload = json.loads(json.dumps(plain_payload(windows, 999)))
-        assert kept_windows(payload) == windows
-    expecting = copy.deepcopy(small)
-    with torch.no_grad():
-        expecting.gap_head.out.weight.zero_()
-        expecting.gap_head.out.bias[0] = 99.0
-    ids = small.tokenizer("do not restart the server")["input_ids"]
-    rest = "plain", weights_of(small.directory, small), plain_payload([ids], len(ids))
-    record = make_container(b"do not restart the server", *rest)
-    assert restore_container(record, expecting) == (b"do not restart the server", True)
-    record = make_container(b"do restart the server", *rest)
-    assert not restore_container(record, expecting)[1], "the control"
+def test_what_was_sent_whole_is_the_original(small):
+    weights, text = weights_of(small.directory, small), "never delete the logs"
+    payload = plain_payload(Compressed(text, 9, 9, 1.0, ()))
+    assert restored(make_container(text.encode(), "plain", weights, payload), small) == (text.encode(), True)
+    assert restored(make_container(b"never", "plain", weights, payload), small) == (text.encode(), False), "the control"
 
 
 def test_other_weights_are_refused_unless_forced(small, records, tmp_path):
-    folder = tmp_path / "other"
+    folder, content = tmp_path / "other", content_of(records["lossless"])
     Reconstructor.from_base(write_byte_base(tmp_path / "base", seed=1), gaps="found").save(folder, args=Namespace())
     other = Reconstructor.load(folder, gaps="found")
-    message = refusal(lambda: check_weights(records["lossless"], other))
+    message = refusal(lambda: restored(content, other))
     assert "--force" in message and records["lossless"]["reconstructor"]["sha256"][:16] in message
-    check_weights(records["lossless"], other, force=True)
     try:
-        assert not restore_container(records["lossless"], other)[1]
+        assert not restored(content, other, force=True)[1]
     except InputError as error:
         assert "\n" not in str(error)
+
+
+def test_lossless_bytes_that_are_not_the_original_are_refused_unless_forced(small, records):
+    record = copy.deepcopy(records["lossless"])
+    record["sha256"] = "0" * 64
+    record["checksum"] = checksum(record)
+    assert "--force" in refusal(lambda: restored(content_of(record), small))
+    assert restored(content_of(record), small, force=True) == (TEXT, False)
 
 
 @pytest.mark.parametrize("change, expect", [
     (lambda r: r.update(schema="rltc.container/2"), "expected schema 'rltc.container/1', found 'rltc.container/2'"),
     (lambda r: r.update(mode="whole"), "mode: expected plain or lossless, found 'whole'"),
-    (lambda r: r.update(mode="plain"), "payload: expected windows, found none"),
+    (lambda r: r.update(mode="plain"), "payload: expected text, found none"),
     (lambda r: r.update(mode=[]), "mode: expected plain or lossless"),
     (lambda r: r.update(length=-1), "length: expected a whole number"),
     (lambda r: r.update(length=True), "length: expected a whole number"),
@@ -125,39 +121,37 @@ def test_other_weights_are_refused_unless_forced(small, records, tmp_path):
     (lambda r: r["payload"].update(pieces=1 << 41), "pieces: expected a whole number"),
     (lambda r: r["payload"].update(ranks=r["payload"]["ranks"][:-4]), "expected the checksum"),
 ])
-def test_what_was_changed_is_named(records, tmp_path, change, expect):
+def test_what_was_changed_is_named(records, change, expect):
     record = copy.deepcopy(records["lossless"])
     change(record)
-    message = refusal(lambda: read_container(written(tmp_path, record)))
+    message = refusal(lambda: read_container("it", content_of(record)))
     assert expect in message, message
 
 
-def test_files_that_are_no_containers_are_named(records, tmp_path):
-    path = written(tmp_path, records["lossless"])
-    whole = path.read_bytes()
-    number = b'{"schema": ' + b"1" * 5000 + b"}"
-    for content in (b"", whole[:-1], whole[: len(whole) // 2], b"[" * 100_000, number, b"\xff\xfe", b"null"):
-        path.write_bytes(content)
-        refusal(lambda: read_container(path))
-    with pytest.raises(FileNotFoundError, match="eval/compress.py"):
-        read_container(tmp_path / "none.rltc.json")
+def test_files_that_are_no_containers_are_named(records):
+    whole, number = content_of(records["lossless"]), b'{"schema": ' + b"1" * 5000 + b"}"
+    for content in (b"", whole[:-2], whole[: len(whole) // 2], b"[" * 100_000, number, b"\xff\xfe", b"null"):
+        refusal(lambda: read_container("it", content))
 
 
-def try_restoring(path, small):
+def try_restoring(content, small, name="text.rltc.json", force=False):
     """What came of a file: None if it was refused in words, or the bytes and whether they are said to be the original."""
     try:
-        return restore_container(read_container(path), small)
+        return restore_file(name, content, small, force)
     except InputError as error:
         assert "expected" in str(error) or "is not JSON" in str(error)
         return None
 
 
+ANYTHING = st.one_of(st.binary(max_size=400), st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
+
+
 @settings(max_examples=1000, deadline=None, database=None, suppress_health_check=SCALE)
-@given(content=st.one_of(st.binary(max_size=400), st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))))
-def test_random_bytes_are_refused(small, tmp_path, content):
-    path = tmp_path / "text.rltc.json"
-    path.write_bytes(content)
-    assert try_restoring(path, small) is None
+@given(content=ANYTHING)
+def test_random_bytes_are_refused_as_containers_and_restored_only_as_text(small, content):
+    assert try_restoring(content, small) is None
+    found = try_restoring(content, small, "notes.txt")
+    assert found is None or found[1] is None
 
 
 VALUES = st.one_of(
@@ -194,7 +188,7 @@ def mutate(draw, record):
 
 @settings(max_examples=1000, deadline=None, database=None, suppress_health_check=SCALE)
 @given(data=st.data())
-def test_mutated_containers_are_refused_or_come_back_as_what_they_say(small, records, tmp_path, data):
+def test_mutated_containers_are_refused_or_come_back_as_what_they_say(small, records, data):
     """Half of them with a checksum made anew, as by somebody who edits with care: then the payload itself must hold."""
     record = copy.deepcopy(records[data.draw(st.sampled_from(["plain", "lossless"]))])
     for _ in range(data.draw(st.integers(1, 3))):
@@ -202,14 +196,14 @@ def test_mutated_containers_are_refused_or_come_back_as_what_they_say(small, rec
     signed = data.draw(st.booleans())
     if signed:
         record["checksum"] = checksum(record)
-    found = try_restoring(written(tmp_path, record), small)
+    found = try_restoring(content_of(record), small, force=True)
     if found and found[1]:
         assert found[0] == TEXT, "said to be the original"
     if found and not signed:
         assert record in records.values(), "an edit went unnoticed"
 
 
-def test_the_fuzz_reaches_the_payload(small, records, tmp_path):
+def test_the_fuzz_reaches_the_payload(small, records):
     """The control of the test above: damaged payloads with a right checksum are read, and are not the original."""
     reached = 0
     for at in range(0, 40, 4):  # from the end, where ranks of masked tokens are
@@ -217,7 +211,7 @@ def test_the_fuzz_reaches_the_payload(small, records, tmp_path):
         ranks = record["payload"]["ranks"]
         record["payload"]["ranks"] = ranks[: -9 - at] + ("A" if ranks[-9 - at] != "A" else "B") + ranks[len(ranks) - 8 - at :]
         record["checksum"] = checksum(record)
-        found = try_restoring(written(tmp_path, record), small)
+        found = try_restoring(content_of(record), small, force=True)
         reached += found is not None
         assert not (found and found[1])
     assert reached
