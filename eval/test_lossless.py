@@ -4,6 +4,7 @@ import base64
 import json
 import sys
 import time
+import uuid
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from data.artifacts import InputError
+from data.sources import SotuDocuments
 from data.testing.toy import write_byte_base
 from eval import lossless
 from eval.encoding import Encoder
-from eval.lossless import Piece, decode, encode, merged, packed, payload_size, text_pieces
+from eval.lossless import Piece, as_text, decode, encode, merged, packed, payload_size, text_pieces
 from eval.ranks import TOLERANCE, Ranker
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL
@@ -41,7 +43,8 @@ BYTES = {
     "control characters": bytes(range(32)) * 2, "every byte": bytes(range(256)) * 3,
     "a lone surrogate": b"a sentence \xed\xa0\x80 and another sentence",
     "text with bytes in it": ENGLISH.encode()[:200] + b"\xff\xfe\x80" + ENGLISH.encode()[200:],
-    "names of tokens": b"<|endoftext|> and <|mask|> in a text",
+    "a path and a key": f"Open /srv/data/run-07/config.yaml, of {uuid.UUID(int=7)}, and read it.".encode(),
+    "a warning": b"Do not restart the server, and never delete the logs.",
     "English, then Chinese": ENGLISH.encode() + "委员会星期四晚上在旧市政厅开会。".encode() * 30, "a word 5,000 times": b"word " * 5000,
     "no end": "the same 🙂".encode()[:-1], "a byte order mark": "\ufeffThe committee met in the old town hall.".encode("utf-16"),
 }
@@ -80,6 +83,20 @@ def test_every_byte_string_comes_back(base, name):
     payload = encode(BYTES[name], base, longer_words(base.tokenizer))
     assert decode(json.loads(json.dumps(payload)), base, len(BYTES[name])) == BYTES[name]
     assert payload_size(payload) <= len(BYTES[name]) + 12
+
+
+@pytest.mark.parametrize("tokens", [50, 511, 513, 1053, 2515])
+def test_texts_of_any_length_come_back(base, tokens):
+    prose = next(text for _, text in SotuDocuments(0))
+    data = as_text(base.tokenizer, base.tokenizer(prose, add_special_tokens=False)["input_ids"][:tokens]).encode()
+    payload = encode(data, base, longer_words(base.tokenizer))  # which decodes it
+    assert payload["tokens"] == tokens and payload_size(payload) < len(lossless.compressed(data))
+
+
+def test_names_of_special_tokens_are_text_and_need_no_bytes(base):
+    data = ENGLISH[:120].encode() + b"<|endoftext|> and then <|mask|>" + ENGLISH[120:].encode()
+    payload = encode(data, base, longer_words(base.tokenizer))
+    assert decode(payload, base, len(data)) == data and payload["bytes"] == "" and payload["tokens"]
 
 
 def test_payloads_of_one_thread_and_of_two_are_read_on_both(base):
