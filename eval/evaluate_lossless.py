@@ -143,6 +143,14 @@ def corpus_results(coders, texts):
     }
 
 
+def together(corpora):
+    """Bits per byte of all corpora, bytes added up: without the weights, and with them for each corpus."""
+    length, ways = sum(found["bytes"] for found in corpora), ("documents", "joined")
+    mean = lambda of, way, coder: sum(found[of][way][coder] * found["bytes"] for found in corpora) / length
+    coders = corpora[0]["bits_per_byte"]["joined"]
+    return {of: {way: {c: mean(of, way, c) for c in coders} for way in ways} for of in ("bits_per_byte", "with_model")}
+
+
 def format_results(record):
     """The table: bits per byte of documents by themselves, and joined."""
     coders = list(record["corpora"][0]["bits_per_byte"]["joined"])
@@ -174,6 +182,7 @@ def main(argv=None):
         texts = documents(path, coders.reconstructor, args.tokens, args.seed)
         corpora.append({"corpus": path.parent.name, **corpus_results(coders, texts)})
     record = {"keep_ratio": args.keep_ratio, "base_model": coders.base_name, "models": coders.models, "corpora": corpora}
+    record["together"] = together(corpora)
     paths = dict.fromkeys(Path(locate(path)) for path in (args.model_path, coders.reconstructor.directory, coders.base_name))
     write_json(args.output_dir / "lossless_results.json", SCHEMA, args, UNITS, list(paths), **record)
     print(f"{format_results(record)}\n\nwritten to {args.output_dir}")

@@ -36,6 +36,7 @@ def test_the_whole_script_writes_what_it_prints(data_path, tmp_path, capsys):
     record = json.loads((tmp_path / "lossless_results.json").read_text())
     assert record["schema"] == evaluate_lossless.SCHEMA and record["units"] and len(record["weights"]) == 2
     one, other = record["corpora"]
+    assert record["together"]["bits_per_byte"]["joined"][RANKS] == pytest.approx(one["bits_per_byte"]["joined"][RANKS])
     assert one["bits_per_byte"] == other["bits_per_byte"], "the same every time"
     assert one["as_ranks"] == 1 and 0.5 < one["sent"] <= 0.6
     for way in ("documents", "joined"):
