@@ -138,7 +138,7 @@ def compress_texts(args, compressor, outputs):
             explain(each.reasons)
             if args.html:
                 with Output(args.html) as output:
-                    output.write(page(compressor, called(path), text).encode("utf-8"))
+                    output.write(page(compressor, Path(called(path)).name, text).encode("utf-8"))
 
 
 def compress_bytes(args, compressor, outputs):
