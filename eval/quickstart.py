@@ -83,14 +83,14 @@ def main(argv=None):
         if status:
             raise InputError(f"stage {number} ({title}) ended with exit status {status}; its own message stands above")
         print(f"\n{title}: {time.monotonic() - began:.0f} s", flush=True)
-    for name in ("paragraph.txt", "paragraph.short.txt", "paragraph.restored.txt"):
-        print(f"\n{results / name}\n{(results / name).read_text(encoding='utf-8')}")
     record = read_json(results / "evaluation_results.json", SCHEMA, "eval/evaluate.py")
     print(f"\n{format_table(record)}\n\nFigures:")
     for path in sorted((root / "plots/output").glob("*.png")):
         print(f"  {path}")
     print(f"\nTraining curves: tensorboard --logdir {root / 'models/agent/output/tb_logs'}")
-    print(f"The whole pipeline took {(time.monotonic() - start) / 60:.1f} minutes.")
+    for name in ("paragraph.txt", "paragraph.short.txt", "paragraph.restored.txt"):
+        print(f"\n{results / name}\n{(results / name).read_text(encoding='utf-8')}")
+    print(f"\nThe whole pipeline took {(time.monotonic() - start) / 60:.1f} minutes.")
 
 
 if __name__ == "__main__":
