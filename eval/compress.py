@@ -89,6 +89,8 @@ def parse_args(argv=None):
     for name in silent:
         if getattr(args, name) not in (None, False, []):
             parser.error(f"argument --{name}: not allowed with argument --{way}")
+    if args.text_column and args.output.endswith(SUFFIX):
+        parser.error(f"argument --text_column: not allowed with a container, {args.output}, which has one text")
     if args.force and not args.restore:
         parser.error("argument --force: only allowed with argument --restore")
     return args
@@ -190,7 +192,8 @@ def main(argv=None):
     given = args.restore or args.input
     rename = lambda name: name.removesuffix(SUFFIX) if args.restore else name + SUFFIX * args.lossless
     outputs = targets(sources(given), given, args.output, rename)
-    rows = {path: output for path, output in outputs.items() if args.text_column or Path(path).suffix in ROWS}
+    of_rows = lambda path: (args.text_column or Path(path).suffix in ROWS) and not args.output.endswith(SUFFIX)
+    rows = {path: output for path, output in outputs.items() if of_rows(path)}
     if args.html and (len(outputs) > 1 or rows):
         raise InputError(f"--html {args.html}: expected one text to show, found {given}; name a file of text")
     compressor = Compressor(args.model_path, args.device, protection=protection_of(args), **settings, **ask)

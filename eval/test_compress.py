@@ -159,7 +159,8 @@ def test_a_container_of_ones_own_agent_says_whether_the_original_is_back(run, lo
     out, err = run("--restore", path)
     assert err == [f"{path}: not the original, byte for byte"]
     assert out.decode() == Compressor.from_pretrained().restore(record["payload"]["text"])
-    run("--input", note, "--keep_ratio", 1, "--output", path)
+    rows = note.rename(tmp_path / "rows.jsonl")
+    run("--input", rows, "--keep_ratio", 1, "--output", path)
     out, err = run("--restore", path)
     assert out == NOTE.encode() and err == [f"{path}: identical to the original, byte for byte"]
 
@@ -294,7 +295,8 @@ def test_what_is_refused_in_one_line(run, tmp_path, note):
     "words", ["--input x --keep_ratio 0", "--input x --keep_ratio 1.1", "--input x --keep_ratio .5 --price 2", "",
               "--input x --restore x", "--input x --keep_lines middle 2", "--input x --keep_lines first some",
               "--input x --price nan", "--restore x --keep_ratio .5", "--restore x --explain", "--input x --force",
-              "--input x --lossless --keep_numbers", "--input x --lossless --html y", "--restore x --lossless"],
+              "--input x --lossless --keep_numbers", "--input x --lossless --html y", "--restore x --lossless",
+              "--input x --text_column y --output z.rltc.json"],
 )
 def test_a_command_line_that_is_none(words, capsys):
     with pytest.raises(SystemExit) as ended:
