@@ -229,20 +229,21 @@ def test_who_is_killed_leaves_no_half_file(tmp_path):
     assert out.read_text() == "of an earlier run"
 
 
-def test_a_place_that_cannot_be_written_is_named_in_one_line(note, tmp_path):
-    """A full device, a full disk, a folder that nobody may write to."""
-    full = open("/dev/full", "wb")
+def test_a_place_that_cannot_be_written_is_named_in_one_line(run, note, tmp_path):
+    """A full device, a folder that nobody may write to, stdout and a disk that are full."""
+    for path, expected in (("/dev/full", "/dev/full: .*No space left"), ("/proc/out.txt", "/proc/out.txt: expected a place")):
+        with pytest.raises(InputError, match=expected) as refused:
+            run("--input", note, "--output", path)
+        assert "\n" not in str(refused.value)
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-    cases = [
-        (("--output", "/dev/full"), {}, "--output /dev/full: .*No space left"),
-        ((), {"stdout": full, "stderr": subprocess.PIPE, "capture_output": False}, "stdout: .*No space left"),
-        (("--output", tmp_path / "out.txt"), {"preexec_fn": small}, "out.txt: .*File too large"),
-        (("--output", "/proc/out.txt"), {}, "/proc/out.txt: expected a place that can be written"),
-    ]
-    for words, of_run, expected in cases:
-        done = script("--input", note, "--quiet", "--device", "cpu", *words, **of_run)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and re.search(expected, done.stderr), done.stderr
-    full.close()
+    with open("/dev/full", "wb") as full:
+        cases = [
+            ((), {"stdout": full, "stderr": subprocess.PIPE, "capture_output": False}, "stdout: .*No space left"),
+            (("--output", tmp_path / "out.txt"), {"preexec_fn": small}, "out.txt: .*File too large"),
+        ]
+        for words, of_run, expected in cases:
+            done = script("--input", note, "--quiet", "--device", "cpu", *words, **of_run)
+            assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and re.search(expected, done.stderr), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"] and not Path("/dev/full").is_file()
 
 
