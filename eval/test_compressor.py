@@ -18,9 +18,9 @@ from datasets.fingerprint import Hasher
 
 from data.artifacts import InputError
 from data.sources import SotuDocuments
-from eval import deciding
+from eval import deciding, restoring
 from eval.compress import Compressed, Compressor, Protection
-from eval.encoding import PART
+from eval.encoding import PART, windows
 from eval.deciding import fit, select
 
 KOREAN = "저는 서울에 사는 학생이고, 오늘은 날씨가 매우 좋아서 공원에서 책을 읽었습니다. 내일은 친구를 만나러 부산에 갑니다. "
@@ -118,13 +118,14 @@ def test_single_tokens(prose):
     assert not set(re.findall(r"\w+", found.text)) <= set(re.findall(r"\w+", text)), "words are cut"
 
 
-def test_windows_tile_a_text_and_nothing_is_decided_at_an_edge():
-    for length in (1, 511, 512, 513, 575, 576, 577, 1053, 2515, 100_000):
+@pytest.mark.parametrize("size, margin", [(deciding.WINDOW, deciding.MARGIN), (restoring.SENT, restoring.MARGIN)])
+def test_windows_tile_a_text_and_nothing_is_decided_at_an_edge(size, margin):
+    for length in (1, 255, 256, 257, 384, 385, 511, 513, 1053, 2515, 100_000):
         at = 0
-        for start, end, first, last in deciding.windows(length):
-            assert first == at and end - start <= deciding.WINDOW and 0 <= start <= first < last <= end <= length
-            assert start == 0 or first - start >= deciding.MARGIN
-            assert end == length or end - last >= deciding.MARGIN
+        for start, end, first, last in windows(length, size, margin):
+            assert first == at and end - start == min(size, length) and 0 <= start <= first < last <= end <= length
+            assert start == 0 or first - start >= margin
+            assert end == length or end - last >= margin
             at = last
         assert at == length
 
