@@ -142,7 +142,8 @@ class Output:
             elif self.path.exists() and not self.path.is_file():  # a device is no file to put another one in the place of
                 self.file = self.stack.enter_context(self.path.open("wb"))
             else:
-                self.file = self.stack.enter_context(self.stack.enter_context(written_aside(self.path)).open("wb"))
+                aside = self.stack.enter_context(written_aside(self.path.resolve()))  # a link, such as /dev/stdout, stays one
+                self.file = self.stack.enter_context(aside.open("wb"))
         return self
 
     def write(self, content):
