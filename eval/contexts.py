@@ -9,9 +9,11 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from eval.inputs import Corpus, Scores
 from eval.methods import Agent, CausalSurprisal, TokenFrequency, training_counts
+from models.agent.worth import within_budget
 from models.reconstructor.words import Words
 
 METHODS = ("head", "tail", "random", "frequency", "causal", "sentences", "thinned", "agent", "restored")
@@ -126,6 +128,13 @@ class Passage:
             kept[i] = self.cost(kept) <= budget
         return kept
 
+    def chain(self, words, pairs, budget):
+        """Keep the words of the chain that is worth most, of worths of words and of neighbouring pairs."""
+        most = budget
+        while (kept := within_budget(words, pairs, self.costs, most)).any() and (spent := self.cost(kept)) > budget:
+            most -= spent - budget
+        return kept
+
     def head(self, budget):
         return self.first(np.arange(len(self.words)), budget)
 
@@ -182,6 +191,8 @@ class Way(NamedTuple):
 
     def keep(self, passage, scores, budget):
         """Which words of a Passage are kept, (W,) bool, at most `budget` tokens of them."""
+        if self.scores == "worth":
+            return passage.chain(*scores, budget)
         if not self.part:
             return passage.best(placed(scores, self.runs, self.front) if self.runs else scores, budget)
         parts = {"head": passage.head, "tail": passage.tail, "sentences": partial(passage.whole_sentences, scores)}
@@ -189,8 +200,11 @@ class Way(NamedTuple):
         return passage.thinned(part, scores, budget, self.thinning) if self.thinning else part(budget)
 
 
-def ways(method, budget, choosing):
-    """The ways of one of `--methods` at a budget: the chosen one, or all that there are to choose among."""
+def ways(method, budget, choosing, taught=False):
+    """The ways of one of `--methods` at a budget: the chosen one, or all that there are to choose among.
+
+    `taught`: whether the agents know what words are worth to a reader.
+    """
     if method in ("head", "tail"):
         return [Way(method, part=method)]
     if method == "random":
@@ -202,15 +216,21 @@ def ways(method, budget, choosing):
         some = THINNINGS if choosing else [chosen]
         variants = [f"{part} to {share:g}" if choosing else "" for part, share in some]
         return [Way(method, "frequency", WORD_SCORE[method], *pair, name) for pair, name in zip(some, variants, strict=True)]
-    scores = "agent" if method == "restored" else method
-    scattered = Way(method, scores, WORD_SCORE[scores], variant="scattered")
-    if method == "restored":
-        return [scattered._replace(variant="")]
+    if method in ("agent", "restored"):
+        scattered = Way(method, "agent", WORD_SCORE["agent"], variant="scattered" * (method == "agent" and taught))
+        if method == "restored" or not taught:
+            return [scattered]
+        return [Way(method, "worth"), scattered]
     if choosing:
         grid = [(f"runs of {runs:g}, front {front:g}", runs, front) for runs, front in PLACED]
-        by_place = [Way(method, scores, "mean", variant=name, runs=runs, front=front) for name, runs, front in grid]
-        return [*by_place, *(Way(method, scores, how, variant=how) for how in ("sum", "mean"))]
-    return [Way(method, scores, "mean", runs=RUNS, front=FRONT), scattered]
+        by_place = [Way(method, method, "mean", variant=name, runs=runs, front=front) for name, runs, front in grid]
+        return [*by_place, *(Way(method, method, how, variant=how) for how in ("sum", "mean"))]
+    return [Way(method, method, "mean", runs=RUNS, front=FRONT), Way(method, method, WORD_SCORE[method], variant="scattered")]
+
+
+def taught(models):
+    """Whether all agents know what words are worth to a reader."""
+    return all(policy.reader.worth is not None for policy in models.policies)
 
 
 class Contexts:
@@ -231,9 +251,10 @@ class Contexts:
             "causal": lambda: [CausalSurprisal(models.base, models.reconstructor.bos_id)],
             "agent": lambda: [LogOdds(policy) for policy in models.policies],
         }
+        self.policies, self.taught = models.policies, taught(models)
         needed = {way.scores for method in args.methods for way in ways(method, 0.5, False)}
         self.scores = {name: [Scores(method, corpus) for method in make()] for name, make in makers.items() if name in needed}
-        self.found = {}
+        self.ids, self.found = [row["input_ids"] for row in read], {}
 
     def token_scores(self, name, run, budget):
         """Scores of the tokens of all texts, in their order."""
@@ -243,11 +264,23 @@ class Contexts:
             by_text[i] = row[: len(self.spans[i])]
         return by_text
 
+    def worths(self, run, i):
+        """What the words of text i and their neighbouring pairs are worth to a reader, by an agent."""
+        if (run, i) not in self.found:
+            reader, ids = self.policies[run].reader, torch.tensor([self.ids[i]], device=self.reconstructor.device)
+            states = reader.read(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+            ends = np.array(self.spans[i])[:, 1]
+            first = np.searchsorted(ends, [start for start, _ in self.passages[i].words], "right")
+            self.found[run, i] = reader.worth.of(states, first, np.diff([*first, len(ends)]))
+        return self.found[run, i]
+
     def word_scores(self, way, budget, run, i):
         if way.scores == "random":
             return np.random.default_rng([self.seed, i]).random(len(self.passages[i].words))
         if not way.scores:
             return None
+        if way.scores == "worth":
+            return self.worths(run, i)
         key = way.scores, run, budget
         if key not in self.found:
             self.found[key] = self.token_scores(way.scores, run, budget)

@@ -19,22 +19,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from data.artifacts import REPOSITORY, InputError, Parser, bounded, make_output_dir, run, write_json
-from eval.contexts import FRONT, METHODS, RUNS, Contexts, Passage, ways
+from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
+from eval.contexts import METHODS, Contexts, Passage, taught, ways
 from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, difference
-from eval.reader import Reader
+from eval.reader import QUESTIONS, Reader
 from eval.report import format_reader
 
 SCHEMA = "rltc.reader/1"
-QUESTIONS = REPOSITORY / "eval/questions.jsonl"
+
 CHOOSE_SHARE = 3  # one passage in so many is there to choose with
+SHORT = 3  # words of a short answer: in sums of nats, a few long ones, word for word, weigh as much as all the others
 TAIL, CONTINUATIONS = 64, 64  # reader's tokens of a continuation; passages, of 2 TAIL tokens or more, that are continued
 FULL, NONE = "full", "none"
 UNITS = {
     "budget": "reader's tokens per token of the passage, at most", "tokens": "reader's tokens per token of the passage, as sent",
     "nats": "nats per answer; of single questions: in their order, one list a run, as text",
     "recovered": "share of the way from no passage to the whole, in nats of the answer",
+    "recovered_short": f"recovered, of answers of up to {SHORT} words alone",
     "survival": "share of answers that are found in the context, spaces and case apart", "interval": INTERVAL,
     "continuation": f"nats per token of the last {TAIL}", "continuation_recovered": "share of the way, as of answers",
 }
@@ -98,9 +100,12 @@ def normal(text):
 
 
 def answer_figures(totals):
-    """Figures of totals (..., 5): nats without a passage, with the whole, with this context; answers that survive; questions."""
-    none, full, nats, survived, questions = np.moveaxis(totals, -1, 0)
-    return {"nats": nats / questions, "recovered": (none - nats) / (none - full), "survival": survived / questions}
+    """Figures of totals (..., 8): nats without a passage, with the whole, with this context; the same of short answers alone;
+    answers that survive; questions."""
+    none, full, nats, *short, survived, questions = np.moveaxis(totals, -1, 0)
+    of_short = np.divide(short[0] - short[2], short[0] - short[1], out=np.zeros_like(none), where=short[0] != short[1])
+    recovered = {"recovered": (none - nats) / (none - full), "recovered_short": of_short}  # 0 where there are no short ones
+    return {"nats": nats / questions, **recovered, "survival": survived / questions}
 
 
 def continuation_figures(totals):
@@ -116,11 +121,12 @@ class Evaluation:
         self.args, self.questions = args, load_questions(args)
         texts = list(dict.fromkeys(q["context"] for q in self.questions))
         self.document = [texts.index(q["context"]) for q in self.questions]
+        self.short = np.array([len(q["answer"].split()) <= SHORT for q in self.questions])
         self.contexts = Contexts(texts, args, models, reader)
         long = [p.text for p in self.contexts.passages if p.length >= 2 * TAIL][: CONTINUATIONS if args.split == "report" else 0]
         self.cuts = [cut_tail(text, reader) for text in long]
         self.older = Contexts([older for older, _ in self.cuts], args, models, reader)
-        self.runs = {"agent": len(models.policies), "restored": len(models.policies)}
+        self.taught, self.runs = taught(models), {"agent": len(models.policies), "restored": len(models.policies)}
         self.cells = self._read(reader)
 
     def _all(self, contexts):
@@ -129,7 +135,7 @@ class Evaluation:
         found = {(FULL, None): [whole], (NONE, None): [[("", 0)] * len(whole)]}
         for budget in self.args.budgets:
             for method in self.args.methods:
-                for way in ways(method, budget, self.args.split == "choose"):
+                for way in ways(method, budget, self.args.split == "choose", self.taught):
                     runs, some = range(self.runs.get(method, 1)), range(len(whole))
                     found[way.name, budget] = [[contexts.text(way, budget, run, i) for i in some] for run in runs]
         return found
@@ -138,10 +144,9 @@ class Evaluation:
         """{(name, budget): Cell}."""
         contexts, older = self._all(self.contexts), self._all(self.older)
         asked = list(zip(self.questions, self.document, strict=True))
-        pairs = [
-            reader.question(texts[i][0], q["question"], q["answer"])
-            for runs in contexts.values() for texts in runs for q, i in asked
-        ]
+        pairs = reader.questions([
+            (texts[i][0], q["question"], q["answer"]) for runs in contexts.values() for texts in runs for q, i in asked
+        ])
         pairs += [
             reader.continuation(left, tail, TAIL)
             for runs in older.values() for texts in runs for (left, _), (_, tail) in zip(texts, self.cuts, strict=True)
@@ -153,8 +158,9 @@ class Evaluation:
             tails = nats[continued : (continued := continued + len(runs) * len(self.cuts))].reshape(len(runs), -1)
             cells[key] = self._cell(answers, tails, runs)
         for cell in cells.values():  # `none` and `full` are what every other is measured by
-            for sums, rows in ((cell["sums"], "answers"), (cell["continued"], "tails")):
-                sums[..., 0], sums[..., 1] = (self._by_passage(cells[key, None][rows], rows) for key in (NONE, FULL))
+            for i, key in enumerate((NONE, FULL)):
+                cell["sums"][..., [i, 3 + i]] = cells[key, None]["sums"][..., [2, 5]]
+                cell["continued"][..., i] = cells[key, None]["continued"][..., 2]
         return cells
 
     def _by_passage(self, values, rows):
@@ -168,20 +174,20 @@ class Evaluation:
     def _cell(self, answers, tails, runs):
         asked = list(zip(self.questions, self.document, strict=True))
         survived = np.array([[normal(q["answer"]) in normal(texts[i][0]) for q, i in asked] for texts in runs])
-        rows = [self._by_passage(each, "answers") for each in (answers, survived, np.ones_like(answers))]
+        rows = (answers, answers * self.short, survived, np.ones_like(answers))
+        nats, brief, *rows = (self._by_passage(each, "answers") for each in rows)
         tail = self._by_passage(tails, "tails")
-        zeros = np.zeros_like(rows[0])
+        zeros = np.zeros_like(nats)
+        sums = np.stack([zeros, zeros, nats, zeros, zeros, brief, *rows], -1)
         sent = np.mean([sum(tokens for _, tokens in texts) for texts in runs]) / sum(p.length for p in self.contexts.passages)
         return {
-            "answers": answers, "tails": tails, "tokens": float(sent), "sums": np.stack([zeros, zeros, *rows], -1),
+            "answers": answers, "tails": tails, "tokens": float(sent), "sums": sums,
             "continued": np.stack([0 * tail, 0 * tail, tail, np.full_like(tail, TAIL)], -1),
         }
 
     def results(self):
         """Results of all contexts, and the agent's paired leads over all others at each budget."""
-        seed, agent = self.args.seed, ways("agent", 0.5, False)[0].name
-        if self.args.split == "choose":
-            agent += f", runs of {RUNS:g}, front {FRONT:g}"
+        seed, agent = self.args.seed, ways("agent", 0.5, False, self.taught)[0].name
         kinds = [("sums", answer_figures, Bootstrap(max(self.document) + 1, SAMPLES, seed))]
         if self.cuts:
             kinds.append(("continued", continuation_figures, Bootstrap(len(self.cuts), SAMPLES, seed)))
@@ -212,7 +218,8 @@ def main(argv=None):
     results, leads = evaluation.results()
     record = {
         "reader": args.reader, "dtype": str(reader.model.dtype), "agents": [str(path) for path in args.model_path],
-        "questions": len(evaluation.questions), "passages": max(evaluation.document) + 1, "continuations": len(evaluation.cuts),
+        "questions": len(evaluation.questions), "short": int(evaluation.short.sum()),
+        "passages": max(evaluation.document) + 1, "continuations": len(evaluation.cuts),
         "passage_of_each": evaluation.document, "results": results, "leads": leads,
     }
     weights = [*models.weights, *[path for path in [reader.path] if path.exists()]]

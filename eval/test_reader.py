@@ -22,6 +22,8 @@ from eval.contexts import Passage, by_word, sentences, words
 from eval.evaluate_reader import QUESTIONS, load_questions, parse_args, split_of
 from eval.methods import TokenFrequency
 from eval.reader import Reader
+from models.agent.files import TrainedAgent, load_policy
+from models.agent.worth import Worth
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL, load_tokenizer
 
@@ -112,7 +114,7 @@ def test_prompts(reader):
     def shown(context, tokenizer):
         other = copy.copy(reader)
         other.tokenizer = tokenizer
-        before, answer = other.question(context, "Who?", "Ann")
+        (before, answer), = other.questions([(context, "Who?", "Ann")])
         return tokenizer.decode(before), tokenizer.decode(answer)
 
     plain = load_tokenizer(BASE_MODEL)
@@ -142,7 +144,7 @@ def toy(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("toy"), np.random.default_rng(0)
     write_base(folder / "reader", n_positions=64)
     texts = [" ".join(f"{w} {ECHO[w]}" for w in rng.choice(WORDS, PAIRS)) for _ in range(30)]
-    rows = [{"context": text, "question": "a ?", "answer": text.split()[i]} for text in texts for i in (2, 6)]
+    rows = [{"context": t, "question": "a ?", "answer": " ".join(t.split()[i:j])} for t in texts for i, j in ((2, 3), (4, 9))]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -152,11 +154,24 @@ def toy_words(stages, toy, *more):
     return evaluate_words(stages[0], *paths, *more)
 
 
+@pytest.fixture(scope="module")
+def taught(agents, tmp_path_factory):
+    """The agents in directories, with some idea of what words are worth."""
+    folders = []
+    for seed, path in enumerate(agents):
+        folders.append(tmp_path_factory.mktemp("taught"))
+        policy = load_policy(path)
+        torch.manual_seed(seed)
+        policy.reader.worth = Worth(policy.reader.states).eval()
+        TrainedAgent(policy).save_pretrained(folders[-1])
+    return folders
+
+
 @pytest.mark.parametrize("split", ["report", "choose"])
-def test_the_evaluation_by_a_reader(stages, agents, toy, tmp_path, monkeypatch, capsys, split):
+def test_the_evaluation_by_a_reader(stages, taught, toy, tmp_path, monkeypatch, capsys, split):
     monkeypatch.setattr(evaluate_reader, "TAIL", 4)
     monkeypatch.setattr(evaluate_reader, "SAMPLES", 100)
-    words = ["--output_dir", tmp_path, "--split", split, "--budgets", 0.7, 0.5, "--model_path", *agents]
+    words = ["--output_dir", tmp_path, "--split", split, "--budgets", 0.7, 0.5, "--model_path", *taught]
     evaluate_reader.main(toy_words(stages, toy, *words))
     record = json.loads((tmp_path / "reader_results.json").read_text())
     cells = {(r["method"], r["budget"]): r for r in record["results"]}
@@ -164,22 +179,27 @@ def test_the_evaluation_by_a_reader(stages, agents, toy, tmp_path, monkeypatch, 
     assert full["recovered"]["value"] == pytest.approx(1) and full["survival"]["value"] == 1 == full["tokens"]
     assert none["recovered"]["value"] == pytest.approx(0) and none["survival"]["value"] == 0 == none["tokens"]
     named = {name for name, _ in cells}
-    chosen = f", runs of {contexts.RUNS:g}, front {contexts.FRONT:g}" if split == "choose" else ""
-    assert len(named) == (14 if split == "report" else 29) and f"agent{chosen}" in named
+    asked = evaluate_reader.load_questions(evaluate_reader.parse_args([str(word) for word in toy_words(stages, toy, *words)]))
+    assert len(named) == (14 if split == "report" else 25) and "agent" in named
     for (name, budget), cell in cells.items():
         assert cell["tokens"] <= (budget or 1) and (not budget or cell["tokens"] > budget - 0.15), (name, budget)
         figure = cell["recovered"]
         nats = np.array([run.split() for run in cell["nats_of_each"]["answers"]], dtype=float)
         assert nats.shape == (2 if name.startswith("agent") else 1, record["questions"])
         assert cell["nats"]["value"] == pytest.approx(nats.mean(), abs=1e-3)
-        ends = [np.array(end["nats_of_each"]["answers"][0].split(), dtype=float).sum() for end in (none, full)]
+        each = [np.array(end["nats_of_each"]["answers"][0].split(), dtype=float) for end in (none, full)]
+        ends = [end.sum() for end in each]
         assert figure["value"] == pytest.approx((ends[0] - nats.sum(1).mean()) / (ends[0] - ends[1]), abs=0.02)
+        short = np.array([len(q["answer"].split()) <= evaluate_reader.SHORT for q in asked])
+        of_short = [end[short].sum() for end in (*each, nats.mean(0))]
+        expected = (of_short[0] - of_short[2]) / (of_short[0] - of_short[1])
+        assert 0 < short.sum() == record["short"] and cell["recovered_short"]["value"] == pytest.approx(expected, rel=0.02, abs=0.02)
         assert figure["interval"][0] <= figure["value"] <= figure["interval"][1]
         assert ("continuation" in cell) == (split == "report")
     assert full.get("continuation_recovered", {"value": 1})["value"] == pytest.approx(1)
     assert record["passages"] < record["questions"] and len(record["passage_of_each"]) == record["questions"]
     lead = next(d for d in record["leads"] if d["method"] == "head" and d["budget"] == 0.5)["recovered"]
-    difference = cells[f"agent{chosen}", 0.5]["recovered"]["value"] - cells["head", 0.5]["recovered"]["value"]
+    difference = cells["agent", 0.5]["recovered"]["value"] - cells["head", 0.5]["recovered"]["value"]
     assert lead["value"] == pytest.approx(difference) and {"significant", "interval_over_documents"} < set(lead)
     assert "the agent leads over" in capsys.readouterr().out
 
@@ -187,15 +207,16 @@ def test_the_evaluation_by_a_reader(stages, agents, toy, tmp_path, monkeypatch, 
 def test_restored_contexts_come_from_what_was_sent(stages, toy, tmp_path, monkeypatch):
     """With a reconstructor that restores: here one that says everything twice."""
     monkeypatch.setattr(Reconstructor, "restore", lambda self, ids: [*ids, *ids], raising=False)
-    seen, question = [], Reader.question
-    monkeypatch.setattr(Reader, "question", lambda self, context, *rest: seen.append(context) or question(self, context, *rest))
+    seen, questions = [], Reader.questions
+    see = lambda self, asked: seen.extend(context for context, *_ in asked) or questions(self, asked)
+    monkeypatch.setattr(Reader, "questions", see)
     words = ["--output_dir", tmp_path, "--budgets", 0.5, "--num_questions", 3, "--methods", "agent", "restored"]
     evaluate_reader.main(toy_words(stages, toy, *words))
     record = json.loads((tmp_path / "reader_results.json").read_text())
-    sent, restored = seen[9:12], seen[12:15]  # of the scattered words, and from them
+    sent, restored = seen[6:9], seen[9:12]  # after those of the ends
     assert restored == [f"{text} {text}" for text in sent]
     tokens = {r["method"]: r["tokens"] for r in record["results"]}
-    assert tokens["agent, restored"] == tokens["agent, scattered"] <= 0.5, "what was sent counts"
+    assert tokens["agent, restored"] == tokens["agent"] <= 0.5, "what was sent counts"
 
 
 def test_words_in_runs_the_front_first():

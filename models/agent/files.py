@@ -1,7 +1,8 @@
 """An agent on the disk: trained parameters as safetensors, the rest as JSON. Nothing that is opened is run.
 
 `config.json` and `model.safetensors` lie in a directory, as the Hugging Face hub has them, or in one file that ends in .zip.
-What is the reconstructor's is not among them: the config names it by path and SHA-256, and another one is refused.
+What is the reconstructor's is not among them: the config names it by path and SHA-256, and another one is refused. An agent
+that was taught what words are worth to a reader has `worth.safetensors` beside them, in a directory.
 
     policy = load_policy("models/agent/released")
     TrainedAgent.from_pretrained("models/agent/released").push_to_hub("somebody/an-agent")
@@ -23,6 +24,7 @@ from data.artifacts import InputError, reason_of, sha256_of, written_aside
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.policy import observation_space
 from models.agent.reader import Reader
+from models.agent.worth import WORTH, load_worth
 from models.reconstructor.gaps import GAP_HEAD, GAPS
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import locate
@@ -143,6 +145,7 @@ def load_policy(path, device="cpu", reconstructor=None):
     ).to(reconstructor.device)
     policy.config, policy.tokenizer_fingerprint = config, config["tokenizer_fingerprint"]
     load_weights(policy, tensors, path)
+    reader.worth = load_worth(locate(path), reader.states)
     policy.set_training_mode(False)
     return policy
 
@@ -154,12 +157,13 @@ class TrainedAgent(ModelHubMixin, library_name="rl-token-compression", tags=["te
         self.policy = policy
 
     def _save_pretrained(self, save_directory):
-        for name, content in pack(self.policy, self.policy.config).items():
+        files, worth = pack(self.policy, self.policy.config), self.policy.reader.worth
+        for name, content in (files | ({} if worth is None else {WORTH: worth.pack()})).items():
             with written_aside(Path(save_directory) / name) as temporary:
                 temporary.write_bytes(content)
 
     @classmethod
     def _from_pretrained(cls, *, model_id, device="cpu", reconstructor=None, **of_the_hub):
         if not Path(locate(model_id)).is_dir():
-            model_id = snapshot_download(model_id, allow_patterns=[CONFIG, WEIGHTS], **of_the_hub)
+            model_id = snapshot_download(model_id, allow_patterns=[CONFIG, WEIGHTS, WORTH], **of_the_hub)
         return cls(load_policy(model_id, device, reconstructor))

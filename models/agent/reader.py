@@ -51,6 +51,7 @@ class Reader:
         self.found, self.words = found, Words(reconstructor.tokenizer, unit)
         self.evidence = EVIDENCE + GAP_EVIDENCE * found
         self.depth, self.sent = depth, 1.0  # the share of the texts that the last draft sent
+        self.worth = None  # models.agent.worth.Worth of an agent that was taught what words are worth to a language model
 
     @property
     def passes(self):

@@ -66,6 +66,11 @@ class Words:
         since = place - torch.where(starts, place, 0).cummax(1).values
         return starts | (since % LONGEST == 0)
 
+    def first_of(self, tokens):
+        """Where the words of one text begin, (W,) int64, in its list of ids."""
+        ids = torch.as_tensor(tokens, dtype=torch.int64)[None]
+        return self.starts(ids, torch.ones_like(ids, dtype=torch.bool))[0].nonzero()[:, 0].numpy()
+
     def keep_highest(self, scores, ids, valid, keep_ratio, mean=True):
         """The keep mask (B, T) bool that keeps the highest-scored words of each text, `keep_ratio` of its tokens and no more.
 
