@@ -2,6 +2,7 @@
 
     python eval/compress.py --input notes.txt --keep_ratio 0.7 --output notes.short.txt     # plain text, fewer tokens
     python eval/compress.py --restore notes.short.txt --output notes.restored.txt           # from that text alone
+    python eval/compress.py --input notes.txt --goal read                                   # for a prompt
     python eval/compress.py --input notes.txt --target_tokens 500 --keep_numbers            # to the screen
     python eval/compress.py --input 'notes/*.md' --output short/ --keep_pattern 'https?://\\S+'
     python eval/compress.py --input posts.jsonl --text_column body --output short.jsonl
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from data.artifacts import InputError, Parser, bounded, run
-from eval.compressor import Compressed, Compressor
+from eval.compressor import GOALS, Compressed, Compressor
 from eval.container import SUFFIX, make_container, plain_payload, restore_file, weights_of
 from eval.deciding import DEFAULT_RATIO
 from eval.files import ROWS, Output, called, decoded, groups, json_lines, read_bytes, sources, targets
@@ -45,7 +46,7 @@ from models.reconstructor.words import DECIDED
 __all__ = ["Compressed", "Compressor", "Protection"]
 ENDS = ("first", "last")
 TEXT_ONLY = (  # flags that say nothing where all bytes come back
-    "target_tokens", "keep_pattern", "keep_numbers", "keep_names", "keep_lines", "text_column", "explain", "html",
+    "goal", "target_tokens", "keep_pattern", "keep_numbers", "keep_names", "keep_lines", "text_column", "explain", "html",
 )
 COMPRESSING = ("keep_ratio", "price", "unit", "lossless", *TEXT_ONLY)  # flags that say nothing to a restoration
 
@@ -63,6 +64,8 @@ def parse_args(argv=None):
     ask.add_argument("--target_tokens", type=bounded(int, 0, 10**12), default=None, help="tokens kept of every text, at most")
     ask.add_argument("--price", type=bounded(float, 0, 10**6, open_ends=True), default=None,
                      help="what a token costs to send, λ in nats: what is dearer to restore stays, however much that is")
+    add("--goal", choices=GOALS, default=None,
+        help="what the text is sent for: to be restored, the default, or for a language model that reads it, a prompt")
     add("--unit", choices=DECIDED, default=None, help="what one decision is about; default: as of the agent")
     add("--keep_pattern", action="append", default=[], metavar="REGEX", help="what it matches stays; may be repeated")
     add("--keep_numbers", action="store_true", help="words with a digit stay")
@@ -118,7 +121,8 @@ def say(args, name, tokens, kept, asked, note=""):
 def explain(reasons):
     """A line to stderr for every word: nats that it would cost to leave it out, and to keep it, and what came of it."""
     if reasons:
-        print(f"nats per token if it is left out, if it is kept; price {reasons[0].price:.2f}", file=sys.stderr)
+        of_receiver = f"nats per token if it is left out, if it is kept; price {reasons[0].price:.2f}"
+        print(of_receiver if reasons[0].price else "percent of a reader's answers that go with it", file=sys.stderr)
     for reason in reasons:
         verdict = "protected" if reason.protected else "kept" if reason.kept else "left out"
         print(f"  {reason.cost:6.2f} {reason.keeping:5.2f}  {verdict:9s}  {reason.text!r}", file=sys.stderr)
@@ -188,6 +192,7 @@ def compress_rows(args, compressor, outputs):
 def main(argv=None):
     args = parse_args(argv)
     settings = {"reconstructor_path": args.reconstructor_path, "unit": args.unit, "batch_size": args.batch_size}
+    settings["goal"] = args.goal or GOALS[0]
     ask = {"keep_ratio": args.keep_ratio, "target_tokens": args.target_tokens, "price": args.price}
     given = args.restore or args.input
     rename = lambda name: name.removesuffix(SUFFIX) if args.restore else name + SUFFIX * args.lossless

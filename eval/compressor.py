@@ -18,13 +18,15 @@ import numpy as np
 import torch
 
 from data.artifacts import InputError
-from eval.deciding import Task, budget_of, check_ask, decide, fit, unit_means, unit_sizes
+from eval.deciding import Task, budget_of, check_ask, decide, fit, unit_means, unit_sizes, worths
+from eval.deciding import select, select_chain
 from eval.encoding import Encoded, Encoder
 from eval.protect import Protection, take_markers, with_markers
 from eval.restoring import restore
 from models.agent.files import RELEASED, load_policy, read_agent
 from models.reconstructor.reconstructor import Reconstructor, find_device
 
+GOALS = ("restore", "read")  # what is sent for: to be restored, or for a language model that reads it
 SHORTEST = 8  # tokens; a shorter text has nothing to spare
 # Share of tokens that are among the agent's COMMON_TOKENS: Korean has .17, Greek .00, French .50, base64 .78, English .94.
 FAMILIAR = 0.25
@@ -33,7 +35,8 @@ FAMILIAR = 0.25
 @dataclass(frozen=True)
 class Reason:
     """Why a unit stayed or went. cost: nats that the critic expects of its tokens if they are left out; keeping: nats that it
-    costs to find out that nothing is missing there; price: λ. It is worth keeping if cost > price + keeping, per token."""
+    costs to find out that nothing is missing there; price: λ. It is worth keeping if cost > price + keeping, per token. Where a
+    reader is the goal, cost: percent of a reader's answers that are lost without the word alone; keeping and price: 0."""
 
     text: str
     kept: bool
@@ -76,7 +79,7 @@ class Job(NamedTuple):
     @property
     def task(self):
         length = len(self.encoded.ids)
-        return Task(self.encoded.ids, self.price, None if self.budget is None else self.budget / length)
+        return Task(self.encoded.ids, self.encoded.starts, self.price, None if self.budget is None else self.budget / length)
 
     def spans(self, kept):
         """The characters of kept units (U,), neighbours in one span."""
@@ -95,13 +98,23 @@ class Job(NamedTuple):
                 found[np.searchsorted(first, start, "right") - 1 : np.searchsorted(first, end, "left")] = True
         return found
 
+    @property
+    def size(self):
+        """Tokens of units, (U,)."""
+        return unit_sizes(self.encoded.starts)[1]
+
     def reasons(self, kept, decided):
-        """The Reason of every unit."""
+        """The Reason of every unit, of what was decided: a Decided, or worths of units and of pairs."""
         firsts = self.encoded.bounds[:-1][self.encoded.starts].tolist()
         texts = [self.text[start:end] for start, end in zip(firsts, [*firsts[1:], len(self.text)], strict=True)]
-        means = (unit_means(values, self.encoded.starts).tolist() for values in (decided.cost, decided.keeping))
-        rows = zip(texts, kept.tolist(), self.protected.tolist(), *means, strict=True)
-        return tuple(Reason(*row, decided.price) for row in rows)
+        price = getattr(decided, "price", 0.0)
+        if price:
+            costs = [unit_means(values, self.encoded.starts) for values in (decided.cost, decided.keeping)]
+        else:
+            words, pairs = decided
+            costs = [-100 * np.expm1(-(words + np.append(pairs, 0) + np.append(0, pairs))), np.zeros(len(words))]
+        rows = zip(texts, kept.tolist(), self.protected.tolist(), *(each.tolist() for each in costs), strict=True)
+        return tuple(Reason(*row, price) for row in rows)
 
 
 class Compressor:
@@ -109,22 +122,25 @@ class Compressor:
     and Ray Data's `map_batches`.
 
     `model_path`: the agent, a directory or a .zip. `reconstructor_path`: where its reconstructor lies, or another one that
-    restores; default: the one that it names. `unit`: "word" or "token", default: the agent's. `batch_size`: windows per forward
-    pass. What `compress` takes may be given here, for all texts. Models are loaded when the first text comes. Threads may share
-    one. A pickle of it has the paths and settings, and loads anew.
+    restores; default: the one that it names. `goal`: "restore", what is sent is best restored, or "read", a language model that
+    reads what is sent answers best. `unit`: "word" or "token", default: the agent's. `batch_size`: windows per forward pass.
+    What `compress` takes may be given here, for all texts. Models are loaded when the first text comes. Threads may share one. A
+    pickle of it has the paths and settings, and loads anew.
 
     Raises FileNotFoundError or InputError if there is no such agent.
     """
 
     def __init__(
-        self, model_path=RELEASED, device="cpu", reconstructor_path=None, unit=None, batch_size=8, text_column="text",
-        keep_ratio=None, target_tokens=None, price=None, protection=Protection(),
+        self, model_path=RELEASED, device="cpu", reconstructor_path=None, goal="restore", unit=None, batch_size=8,
+        text_column="text", keep_ratio=None, target_tokens=None, price=None, protection=Protection(),
     ):
         self.settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.model_path, self.reconstructor_path, self.batch_size = model_path, reconstructor_path, batch_size
         self.device, self.unit, self.text_column = find_device(device), unit, text_column
         self.ask, self.protection = check_ask(keep_ratio, target_tokens, price), protection
-        self.config, _ = read_agent(model_path)
+        if goal not in GOALS:
+            raise InputError(f"goal: expected one of {', '.join(GOALS)}, found {goal}")
+        self.config, self.goal = read_agent(model_path)[0], goal
         self._lock = threading.Lock()
 
     @classmethod
@@ -156,6 +172,11 @@ class Compressor:
     def _policy(self):
         policy = load_policy(self.model_path, self.device, self.reconstructor)
         policy.reader.words = self.encoder.words
+        if self.goal == "read" and policy.reader.worth is None:
+            raise InputError(
+                f"{self.model_path}: expected an agent that knows what words are worth to a reader, found no worths beside its "
+                "weights; teach it: python rl/train_worth.py"
+            )
         self._common = np.zeros(self.reconstructor.vocab_size, dtype=bool)
         self._common[policy.reader.common.cpu()] = True
         return policy
@@ -184,7 +205,10 @@ class Compressor:
         given = check_ask(keep_ratio, target_tokens, price)
         ask, protection = given if any(x is not None for x in given) else self.ask, protection or self.protection
         jobs = [self._open(text, ask, protection) for text in texts]
-        found = iter(decide(self._policy, [job.task for job in jobs if not job.note], self.batch_size, progress))
+        if self.goal == "read" and ask[2] is not None:
+            raise InputError("price: is of what is restored; where the goal is to be read, ask for keep_ratio or target_tokens")
+        make = worths if self.goal == "read" else decide
+        found = iter(make(self._policy, [job.task for job in jobs if not job.note], self.batch_size, progress))
         return [self._close(job, None if job.note else next(found), explain) for job in jobs]
 
     def __call__(self, batch):
@@ -213,10 +237,10 @@ class Compressor:
         known = torch.as_tensor(np.asarray(ids, dtype=np.int64))[None]
         starts = self.encoder.words.starts(known, torch.ones_like(known, dtype=torch.bool))[0].numpy()
         budget, price = budget_of(len(ids), self.ask)
-        task = Task(np.asarray(ids, dtype=np.int32), price, None if budget is None else budget / len(ids))
+        task = Task(np.asarray(ids, dtype=np.int32), starts, price, None if budget is None else budget / len(ids))
         decided, size = decide(self._policy, [task], self.batch_size)[0], unit_sizes(starts)[1]
-        of = lambda kept: int(size[kept].sum())
-        kept, _ = fit(unit_means(decided.logits, starts), size, np.zeros(len(size), dtype=bool), budget, of)
+        scores, none = unit_means(decided.logits, starts), np.zeros(len(size), dtype=bool)
+        kept = scores > 0 if budget is None else select(scores, size, none, budget)
         return np.repeat(kept, size)
 
     def _why_whole(self, ids):
@@ -240,14 +264,25 @@ class Compressor:
             note = note or f"{length} tokens, no fewer were asked for: passed through whole"
         return job._replace(note=note, protected=job.protected if note else job.covered([*marked, *protection.spans(plain)]))
 
+    def _fit(self, job, decided, count):
+        """The units (U,) that stay of a Job, and what `count` says of their tokens."""
+        if self.goal == "read":
+            choose = functools.partial(select_chain, *decided, job.size, job.protected)
+        else:
+            scores = unit_means(decided.logits, job.encoded.starts)
+            choose = functools.partial(select, scores, job.size, job.protected)
+        if job.budget is None:
+            kept = (scores > 0) | job.protected
+            return kept, count(kept)
+        return fit(choose, job.size, job.protected, job.budget, count)
+
     def _close(self, job, decided, explain):
         """The Compressed of a Job from its Decided, None if it passes through whole."""
         length, note = len(job.encoded.ids), job.note
         kept, count = np.ones(len(job.protected), dtype=bool), length
         if decided is not None:
-            scores, size = unit_means(decided.logits, job.encoded.starts), unit_sizes(job.encoded.starts)[1]
             count_of = lambda kept: self.encoder.count(job.sent(kept))
-            kept, count = fit(scores, size, job.protected, job.budget, count_of)
+            kept, count = self._fit(job, decided, count_of)
             if job.budget is not None and count > job.budget:
                 note = f"what is protected has {count} tokens, more than the {job.budget} asked for: it alone was kept"
             if count >= length:

@@ -11,6 +11,7 @@ import torch
 
 from data.artifacts import InputError
 from eval.encoding import windows
+from models.agent.worth import within_budget
 
 DEFAULT_RATIO = 0.7
 # Tokens that are read together, and, at both ends of a window, that another one decides. Distortion of a long text at .6, by the
@@ -23,9 +24,10 @@ ROUNDING = 1e-9  # .7 of 10 tokens is 7
 
 
 class Task(NamedTuple):
-    """A text's ids (T,) int32, and λ, or else the keep ratio that a λ is looked for."""
+    """A text's ids (T,) int32, where its units begin, (T,) bool, and λ, or else the keep ratio that a λ is looked for."""
 
     ids: np.ndarray
+    starts: np.ndarray
     price: float | None
     share: float | None
 
@@ -39,6 +41,45 @@ class Decided(NamedTuple):
     price: float
 
 
+def batches_of(tasks, batch_size):
+    """Lists of windows (number of the task, start, end, first, last) of Tasks, of similar length, `batch_size` at a time."""
+    every = [(number, *window) for number, task in enumerate(tasks) for window in windows(len(task.ids), WINDOW, MARGIN)]
+    every.sort(key=lambda window: window[2] - window[1])
+    return [every[at : at + batch_size] for at in range(0, len(every), batch_size)]
+
+
+def padded(rows, device):
+    """ids (B, L) int64 and valid (B, L) bool of windows of ids."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+    for row, found in zip(ids, rows, strict=True):
+        row[: len(found)] = torch.from_numpy(found)
+    return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+
+
+@torch.inference_mode()
+def worths(policy, tasks, batch_size, progress=None):
+    """Of every Task what its units, and every two neighbours, are worth to a reader, (U,) and (U - 1,) float64, in order.
+
+    Arguments as of `decide`.
+    """
+    units = [unit_sizes(task.starts) for task in tasks]
+    found = [(np.zeros(len(first)), np.zeros(len(first))) for first, _ in units]
+    for batch in batches_of(tasks, batch_size):
+        ids, valid = padded([tasks[number].ids[start:end] for number, start, end, *_ in batch], policy.device)
+        for (number, start, end, first, last), states in zip(batch, policy.reader.read(ids, valid), strict=True):
+            begins, size = units[number]
+            a, b = np.searchsorted(begins, [first, last])  # units of this window; the next one, too, for the pair
+            some = slice(a, b + (b < len(begins) and begins[min(b, len(begins) - 1)] < end))
+            place = np.arange(some.start, some.stop) / max(1, len(begins) - 1)
+            if b > a:
+                words, pairs = policy.reader.worth.of(states[: end - start], begins[some] - start, size[some], place)
+                found[number][0][a:b], found[number][1][a : a + len(pairs)] = words[: b - a], pairs
+        if progress:
+            progress(sum(last - first for *_, first, last in batch))
+    return [(words, pairs[:-1]) for words, pairs in found]
+
+
 def decide(policy, tasks, batch_size, progress=None):
     """The Decided of every Task, in order. Windows of similar length are read together, `batch_size` at a time.
 
@@ -46,10 +87,7 @@ def decide(policy, tasks, batch_size, progress=None):
     """
     prices = [long_price(policy, task) for task in tasks]
     found = [np.zeros((3, len(task.ids)), dtype=np.float32) for task in tasks]
-    every = [(number, *window) for number, task in enumerate(tasks) for window in windows(len(task.ids), WINDOW, MARGIN)]
-    every.sort(key=lambda window: window[2] - window[1])
-    for at in range(0, len(every), batch_size):
-        batch = every[at : at + batch_size]
+    for batch in batches_of(tasks, batch_size):
         rows = [tasks[number].ids[start:end] for number, start, end, *_ in batch]
         numbers = [number for number, *_ in batch]
         read = read_windows(policy, rows, [prices[i] for i in numbers], [tasks[i].share for i in numbers])
@@ -74,12 +112,7 @@ def long_price(policy, task):
 @torch.inference_mode()
 def read_windows(policy, rows, prices, shares):
     """Logits, cost and keeping, (3, T) float32, of each of B windows of ids, and their λ: looked for where it is None."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for row, found in zip(ids, rows, strict=True):
-        row[: len(found)] = torch.from_numpy(found)
-    valid = (torch.arange(ids.shape[1]) < lengths[:, None]).to(policy.device)
-    ids = ids.to(policy.device)
+    ids, valid = padded(rows, policy.device)
     text = policy.reader.read(ids, valid)
     unknown = [i for i, price in enumerate(prices) if price is None]
     prices = torch.tensor([price or 1.0 for price in prices], device=ids.device)
@@ -132,6 +165,15 @@ def unit_means(values, starts):
     return np.add.reduceat(np.asarray(values, dtype=np.float64), first) / size if len(first) else np.zeros(0)
 
 
+def select_chain(words, pairs, size, protected, budget):
+    """The units (U,) bool that stay: the chain that is worth most, of worths of units (U,) and of pairs (U - 1,), and what is
+    protected."""
+    if size[protected].sum() >= budget:
+        return protected.copy()
+    dear = 2 * (words + np.append(pairs, 0) + np.append(0, pairs)).max() * size.max()  # more than any other
+    return within_budget(words + dear * protected, pairs, size, budget) | protected
+
+
 def select(scores, size, protected, budget):
     """The units (U,) bool that stay: those that are protected and, as long as `budget` tokens last, those of the highest scores.
 
@@ -149,19 +191,16 @@ def select(scores, size, protected, budget):
     return kept
 
 
-def fit(scores, size, protected, budget, count):
-    """The units (U,) bool that stay, and what `count` says that they have as text, in tokens: at most `budget`, or, where it is
-    None, those with scores above 0. Where what is protected has more, only that stays.
+def fit(choose, size, protected, budget, count):
+    """The units (U,) bool that stay, and what `count` says that they have as text, in tokens: at most `budget`. Where what is
+    protected has more, only that stays. choose: the units that stay for a number of tokens.
 
     A text that lost words may encode to another number of tokens than were kept, so the number kept is moved until it fits.
     """
-    if budget is None:
-        kept = (scores > 0) | protected
-        return kept, count(kept)
     best, most, tried, aim = None, -1, set(), budget
     while aim > 0 and aim not in tried and len(tried) < TRIES:
         tried.add(aim)
-        kept = select(scores, size, protected, aim)
+        kept = choose(aim)
         found = count(kept)
         if most < found <= budget:
             best, most = kept, found
@@ -171,7 +210,7 @@ def fit(scores, size, protected, budget, count):
     shrinking = min(tried, default=0)
     while best is None and shrinking > int(size[protected].sum()):  # only where every try was above it
         shrinking = int(shrinking * 0.95) - 1
-        kept = select(scores, size, protected, shrinking)
+        kept = choose(shrinking)
         if (found := count(kept)) <= budget:
             best, most = kept, found
     return (best, most) if best is not None else (protected.copy(), count(protected))
