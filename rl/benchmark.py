@@ -30,7 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import SEED, Parser, bounded, run
 from data.sequences import load_sequences, pad_batch
-from eval.compressor import Compressor
+from eval.compressor import GOALS, Compressor
 from eval.methods import CausalSurprisal
 from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import Reconstructor, find_device, load_causal_lm
@@ -123,7 +123,8 @@ def deciding(policy, args, texts, reconstructor, device):
 
 def compressing(args, device):
     """Print how fast texts of `--compress` tokens are compressed, and how fast beside causal passes."""
-    compressor = Compressor.from_pretrained(device=device)
+    compressors = {goal: Compressor.from_pretrained(device=device, goal=goal) for goal in GOALS}
+    compressor = compressors[GOALS[0]]
     tokenizer, bos_id = compressor.reconstructor.tokenizer, compressor.reconstructor.bos_id
     texts = load_sequences(args.data_path, compressor.reconstructor.fingerprint)
     some = np.concatenate([texts[i] for i in range(min(len(texts), 20_000))])
@@ -145,10 +146,10 @@ def compressing(args, device):
             method.scores(window[None], window[None] >= 0, None)
         return windows.size
 
-    ways = {"compressing": lambda: compressor.compress(text, keep_ratio=0.7).tokens}
+    ways = {f"compressing, to {goal}": lambda c=c: c.compress(text, keep_ratio=0.7).tokens for goal, c in compressors.items()}
     ways |= {name: lambda method=method: passes(method) for name, method in methods.items()}
     title = f"compressing, a text of {COMPARED:,} tokens"
-    report(title, "tokens/s", in_turns(ways, args.turns, device, args.quiet), "compressing")
+    report(title, "tokens/s", in_turns(ways, args.turns, device, args.quiet), next(iter(ways)))
 
 
 def episodes(agent, args, texts, reconstructor, length):
