@@ -1,7 +1,7 @@
 """What an agent makes of texts of any length, and which units of a text stay: never more tokens than were asked for.
 
-One λ and one threshold serve a whole text, and no token is decided within MARGIN tokens of where a window was cut, so there is no
-seam. Shapes: `T` tokens of a text, `U` units of it, `B` windows of a batch, `L` tokens of the longest.
+One λ and one threshold serve a whole text, or one chain of words, and no token is decided within MARGIN tokens of where a window
+was cut, so there is no seam. Shapes: `T` tokens of a text, `U` units of it, `B` windows of a batch, `L` tokens of the longest.
 """
 
 from typing import NamedTuple

@@ -65,7 +65,8 @@ class Worth(nn.Module):
 
     def pack(self):
         """The bytes of its file."""
-        return safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, {"schema": SCHEMA})
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        return safetensors.torch.save(tensors, {"schema": SCHEMA})
 
 
 def load_worth(directory, states):
