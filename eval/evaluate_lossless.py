@@ -170,9 +170,9 @@ def format_results(record):
     )
 
 
+@torch.no_grad()
 def main(argv=None):
     args = parse_args(argv)
-    torch.set_grad_enabled(False)
     coders = Coders(args)
     make_output_dir(args.output_dir)
     if not shutil.which("zstd"):
