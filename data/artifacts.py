@@ -8,7 +8,6 @@ import argparse
 import copy
 import functools
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -129,13 +128,18 @@ def read_json(path, schema, made_by):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected the file that {made_by} writes. Run: python {made_by} --help")
+    return parse_json(path, path.read_bytes(), schema, made_by)
+
+
+def parse_json(name, content, schema, made_by):
+    """As `read_json`, of the bytes of a file that messages call `name`."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); write it again with: python {made_by}") from None
+        record = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits or a depth of 10,000 are neither
+        raise InputError(f"{name} is not JSON ({error}); write it again with: python {made_by}") from None
     found = record.get("schema") if isinstance(record, dict) else type(record).__name__
     if found != schema:
-        raise InputError(f"{path}: expected schema '{schema}', found '{found}'; write it again with: python {made_by}")
+        raise InputError(f"{name}: expected schema '{schema}', found '{found}'; write it again with: python {made_by}")
     return record
 
 
@@ -207,12 +211,10 @@ def bounded(kind, low, high, open_ends=False):
 
 
 def quieten_libraries():
-    """Leave the screen to the scripts' own progress bars. Pre-training can do without `datasets`."""
+    """Leave the screen to the scripts' own progress bars. `datasets` takes a second to import: not all scripts need it."""
     import transformers
 
-    if importlib.util.find_spec("datasets"):
-        import datasets
-
+    if datasets := sys.modules.get("datasets"):
         datasets.disable_progress_bars()
         datasets.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What the tests of evaluation and figures share: the files of the five stages for the toy corpus, made once."""
+"""What the tests of evaluation, figures and compressing share: the files of the five stages for the toy corpus, made once."""
 
 import functools
 import json
@@ -14,10 +14,16 @@ import safetensors.torch
 import torch
 
 from data.testing.toy import run_pipeline
-from eval import evaluate
+from eval import compress, evaluate
 from eval.inputs import draw_texts, open_models
-from models.agent.files import WEIGHTS
+from models.agent.files import WEIGHTS, load_policy
+from models.reconstructor.reconstructor import Reconstructor
 from rl import train
+
+NOTE = (
+    "The committee met in the spring, and it was of the opinion that all of the papers should be read again by the members, of "
+    "whom there were not many.\r\n\r\nThe meeting of 14 May was the last one that was held in the old house by the river.\r\n"
+)
 
 
 @functools.cache
@@ -97,3 +103,31 @@ def copy_with_another_tokenizer(source, target):
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (target / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """The agent that ships, and its reconstructor."""
+    return load_policy("models/agent/released"), Reconstructor.load("models/reconstructor/base", gaps="found")
+
+
+@pytest.fixture
+def run(loaded, monkeypatch, capfdbinary):
+    """The command line, in this process, with the models loaded once: what it printed, stdout in bytes and stderr in lines."""
+    monkeypatch.setattr("eval.compressor.load_policy", lambda *_: loaded[0])
+    monkeypatch.setattr("eval.compressor.Reconstructor.load", lambda *_: loaded[1])
+
+    def command(*words):
+        compress.main([*map(str, words), "--quiet", "--device", "cpu"])
+        out, err = capfdbinary.readouterr()
+        return out, err.decode().splitlines()
+
+    return command
+
+
+@pytest.fixture
+def note(tmp_path):
+    """A file with NOTE."""
+    path = tmp_path / "notes.txt"
+    path.write_bytes(NOTE.encode())
+    return path

@@ -2,9 +2,9 @@
 
     python eval/quickstart.py
 
-Runs the five stage scripts as one would type them, printing each command before it runs, with settings small enough
-for a first look, and ends with the result table and the paths of the figures. It writes where the stages write by
-default, under --root; use another root to keep results that are already there.
+Runs the five stage scripts as one would type them, printing each command before it runs, with settings small enough for a first
+look, prints the result table and the paths of the figures, and has the new agent compress a held-out paragraph and restore it. It
+writes where the stages write by default, under --root; use another root to keep results that are already there.
 """
 
 import os
@@ -16,13 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.artifacts import REPOSITORY, SEED, InputError, Parser, bounded, make_output_dir, read_json, run
+from data.artifacts import REPOSITORY, SEED, InputError, Parser, bounded, make_output_dir, read_json, run, write_text
+from data.sequences import load_sequences
 from eval.evaluate import SCHEMA
 from eval.report import format_table
+from models.reconstructor.tokenizer import fingerprint, load_tokenizer
 
+TRAINED = 5  # commands, after which there is a system to use
 
 def stages(root, args):
-    """The five commands: a title and the command line after `python`."""
+    """The commands: a title and the command line after `python`."""
     folders = ("data/processed", "models/reconstructor/fine-tuned", "models/agent/output", "eval/test_output")
     data, tuned, agent, results = (shlex.quote(str(root / folder)) for folder in folders)
     seed = f"--seed {args.seed}"
@@ -37,8 +40,19 @@ def stages(root, args):
         f"--output_dir {results} --num_sequences {args.num_sequences} {seed}",
         "draw the figures": f"plots/visualize.py --log_dir {agent}/tb_logs --results_path {results}/evaluation_results.json "
         f"--output_dir {shlex.quote(str(root / 'plots/output'))}",
+        "compress a held-out paragraph": f"eval/compress.py --model_path {agent}/best_model.zip --input {results}/paragraph.txt "
+        f"--keep_ratio 0.7 --output {results}/paragraph.short.txt",
+        "restore it": f"eval/compress.py --model_path {agent}/best_model.zip --restore {results}/paragraph.short.txt "
+        f"--output {results}/paragraph.restored.txt",
     }
     return [(title, shlex.split(command)) for title, command in commands.items()]
+
+
+def write_paragraph(root):
+    """A held-out text of the first stage, as a file."""
+    tokenizer = load_tokenizer(root / "models/reconstructor/fine-tuned")
+    ids = load_sequences(root / "data/processed/test_data.json", fingerprint(tokenizer))[0]
+    write_text(root / "eval/test_output/paragraph.txt", tokenizer.decode(ids))
 
 
 def parse_args(argv=None):
@@ -57,21 +71,26 @@ def main(argv=None):
     root = make_output_dir(args.root.absolute())
     os.chdir(REPOSITORY)
     root = root.relative_to(REPOSITORY) if root.is_relative_to(REPOSITORY) else root
+    results = root / "eval/test_output"
     start = time.monotonic()
     commands = stages(root, args)
     for number, (title, words) in enumerate(commands, 1):
+        if number == TRAINED + 1:
+            write_paragraph(root)
         began = time.monotonic()
         print(f"\n[{number}/{len(commands)}] {title}\n$ python {shlex.join(words)}\n", flush=True)
         status = subprocess.run([sys.executable, *words]).returncode
         if status:
             raise InputError(f"stage {number} ({title}) ended with exit status {status}; its own message stands above")
         print(f"\n{title}: {time.monotonic() - began:.0f} s", flush=True)
-    record = read_json(root / "eval/test_output/evaluation_results.json", SCHEMA, "eval/evaluate.py")
+    record = read_json(results / "evaluation_results.json", SCHEMA, "eval/evaluate.py")
     print(f"\n{format_table(record)}\n\nFigures:")
     for path in sorted((root / "plots/output").glob("*.png")):
         print(f"  {path}")
     print(f"\nTraining curves: tensorboard --logdir {root / 'models/agent/output/tb_logs'}")
-    print(f"The whole pipeline took {(time.monotonic() - start) / 60:.1f} minutes.")
+    for name in ("paragraph.txt", "paragraph.short.txt", "paragraph.restored.txt"):
+        print(f"\n{results / name}\n{(results / name).read_text(encoding='utf-8')}")
+    print(f"\nThe whole pipeline took {(time.monotonic() - start) / 60:.1f} minutes.")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from sacrebleu.metrics import CHRF
 
+from eval.protect import NEGATION
 from models.reconstructor.words import Words
 
-NEGATION = re.compile(r"\b(?:not|no|never|none|nor|neither|nothing|nobody|nowhere|without|cannot)\b|n['’]t\b", re.IGNORECASE)
 I = re.compile(r"^\W*I(?:['’]\w+)?\W*$")  # also "I'm": no name
 SENTENCE_END = re.compile(r"[.!?:][\"'”’)]*$")
 KINDS = ("numbers", "names", "negations")

@@ -16,7 +16,7 @@ import pytest
 from data import prepare
 from data.artifacts import InputError
 from data.testing.toy import check_refusal
-from eval import evaluate, quickstart, report
+from eval import compress, evaluate, quickstart, report
 from eval.conftest import change_flags, copy_with_another_tokenizer, evaluate_words, stranger
 from eval.methods import Agent
 from models.reconstructor import train_cpu, training
@@ -174,7 +174,8 @@ def test_the_table_admits_a_loss(record):
 
 def test_quickstart_prints_real_commands():
     args = quickstart.parse_args([])
-    commands, scripts = quickstart.stages(Path("my folder"), args), (prepare, train_cpu, train, evaluate, visualize)
+    scripts = prepare, train_cpu, train, evaluate, visualize, compress, compress
+    commands = quickstart.stages(Path("my folder"), args)
     for (_, words), script in zip(commands, scripts, strict=True):
         assert words[0] == script.__name__.replace(".", "/") + ".py"
         assert all(word.startswith("my folder/") for word in words if "folder" in word)

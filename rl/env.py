@@ -25,18 +25,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from data.artifacts import InputError
 from data.sequences import pad_batch
+from models.agent.policy import observation_space
 from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import score
 from models.reconstructor.words import Words, spread
 
 # λ in nats per token saved: agents trained on these keep from 0.9 of a text to 0.4. Where gaps are found, a token costs more.
 PRICES = {"told": (0.15, 12.0), "found": (0.5, 16.0)}
-
-
-def observation_space(vocab_size, max_length, max_price):
-    """Small arrays only: token ids, which positions are text, and the price λ. Never embeddings."""
-    tokens, valid = spaces.Box(0, vocab_size - 1, (max_length,), np.int32), spaces.Box(0, 1, (max_length,), np.int8)
-    return spaces.Dict({"tokens": tokens, "valid": valid, "price": spaces.Box(0.0, max_price, (1,), np.float32)})
 
 
 def token_rewards(keep_mask, valid, nats, price, gaps=0.0):

@@ -118,7 +118,8 @@ def test_a_reader_writes_a_line(monkeypatch):
 def test_an_agent_learns_what_a_reader_misses(reads, tmp_path, capsys):
     """Planted: the reader loses what it knew where words with a capital letter are missing, and nothing else."""
     policy = load_policy(RELEASED)
-    tokenizer, words, rng, planted = policy.reader.reconstructor.tokenizer, Words(policy.reader.reconstructor.tokenizer), np.random.default_rng(0), []
+    tokenizer, rng, planted = policy.reader.reconstructor.tokenizer, np.random.default_rng(0), []
+    words = Words(tokenizer)
     for row in [json.loads(line) for line in reads.read_text().splitlines()]:
         tokens = tokenizer(row["text"])["input_ids"]
         first = words.first_of(tokens)
@@ -148,7 +149,9 @@ def test_an_agent_learns_what_a_reader_misses(reads, tmp_path, capsys):
     assert np.mean(shares) > 0.3, shares
 
 
-@pytest.mark.parametrize("line", ["no", "{}", '{"text": "a b", "masks": ["2"], "questions": []}', '{"text": "a", "masks": ["1"], "questions": [{"nats": [1]}]}'])
+@pytest.mark.parametrize("line", [
+    "no", "{}", '{"text": "a b", "masks": ["2"], "questions": []}', '{"text": "a", "masks": ["1"], "questions": [{"nats": [1]}]}',
+])
 def test_files_that_are_no_reads(tmp_path, line):
     (tmp_path / "r.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match="line 1: expected text, masks and questions"):

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
 from data import prepare
@@ -43,6 +43,26 @@ def write_base(directory, n_positions=32, seed=0):
     config = GPT2Config(
         vocab_size=len(names), n_positions=n_positions, n_embd=64, n_layer=2, n_head=2,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    return Path(directory)
+
+
+def write_byte_base(directory, n_positions=64, dropout=0.0, seed=0):
+    """A GPT-2 with random weights and a byte-level BPE, in standard form: every byte string has tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["do not restart the server, and never delete the logs there " * 2], trainer)
+    special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
+    set_seed(seed)
+    config = GPT2Config(
+        vocab_size=tokenizer.get_vocab_size(), n_positions=n_positions, n_embd=32, n_layer=2, n_head=2,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=0, eos_token_id=0,
     )
     GPT2LMHeadModel(config).save_pretrained(directory)
     return Path(directory)

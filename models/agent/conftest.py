@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from models.agent.actor_critic import TokenCompressionPolicy
+from models.agent.policy import observation_space
 from models.agent.reader import Reader
 from models.reconstructor.gaps import GapHead
 from models.reconstructor.reconstructor import Reconstructor
-from rl.env import observation_space
 
 V, T = 50, 12  # tokens of the vocabulary, the mask token apart, and of the longest text
 

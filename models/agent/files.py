@@ -22,12 +22,12 @@ from safetensors import SafetensorError
 
 from data.artifacts import InputError, reason_of, sha256_of, written_aside
 from models.agent.actor_critic import TokenCompressionPolicy
+from models.agent.policy import observation_space
 from models.agent.reader import Reader
 from models.agent.worth import WORTH, load_worth
 from models.reconstructor.gaps import GAP_HEAD, GAPS
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import locate
-from rl.env import observation_space
 
 SCHEMA = "rltc.agent/2"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -7,14 +7,22 @@ vocabulary. `valid` (B, T) bool is True at text, False at padding: the only mask
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from models.agent.reader import EVIDENCE
 
 SINUSOID_BASE = 10_000.0  # Vaswani et al. 2017, section 3.5
+
+
+def observation_space(vocab_size, max_length, max_price):
+    """Small arrays only: token ids, which positions are text, and the price λ. Never embeddings."""
+    tokens, valid = spaces.Box(0, vocab_size - 1, (max_length,), np.int32), spaces.Box(0, 1, (max_length,), np.int8)
+    return spaces.Dict({"tokens": tokens, "valid": valid, "price": spaces.Box(0.0, max_price, (1,), np.float32)})
 
 
 class PositionalEncoding(nn.Module):

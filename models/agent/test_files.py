@@ -22,12 +22,12 @@ from data.testing.toy import Planted
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.conftest import V, make_policy, make_reconstructor
 from models.agent.files import OLDER, RELEASED, SCHEMA, TrainedAgent, identity, load_policy, save_agent
+from models.agent.policy import observation_space
 from models.agent.reader import Reader
 from models.reconstructor.gaps import GAP_HEAD
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL, locate
 from rl import train
-from rl.env import observation_space
 
 SIZES = {"embedding_dim": 8, "width": 16, "layers": 1, "heads": 2}
 

@@ -17,9 +17,9 @@ from models.agent.policy import (
     PositionalEncoding,
     TokenCompressionFeaturesExtractor,
     TokenImportanceAttention,
+    observation_space,
 )
 from models.agent.reader import EVIDENCE, Reader
-from rl.env import observation_space
 
 B, S = 3, 32  # texts, and states of a reading
 

@@ -36,9 +36,12 @@ class Worth(nn.Module):
         nn.init.constant_(self.word.bias, FIRST)
         nn.init.constant_(self.pair.bias, FIRST_PAIR)
 
-    def forward(self, states, sizes):
-        """states (W, S), means over the words' tokens; sizes (W,), their tokens; to worths (W,) of words, (W - 1,) of pairs."""
-        place = torch.linspace(0, 1, len(sizes), device=sizes.device)
+    def forward(self, states, sizes, place=None):
+        """states (W, S), means over the words' tokens; sizes (W,), their tokens; to worths (W,) of words, (W - 1,) of pairs.
+
+        place (W,): where the words stand in their text, from 0 to 1; default: these are all.
+        """
+        place = torch.linspace(0, 1, len(sizes), device=sizes.device) if place is None else place
         x = self.dropout(self.state(self.norm(states))) + self.known(torch.stack([sizes, place], -1))
         x = F.gelu(x)
         pairs = self.pair(F.gelu(self.before(x[:-1]) + self.after(x[1:])))
@@ -50,18 +53,20 @@ class Worth(nn.Module):
         return -torch.expm1(-((1 - masks) @ words + (1 - masks[:, 1:] * masks[:, :-1]) @ pairs))
 
     @torch.inference_mode()
-    def of(self, states, first, sizes):
+    def of(self, states, first, sizes, place=None):
         """Worths (W,) and (W - 1,) as float64 arrays: of words that begin at tokens first (W,) of a text's states (T, S).
 
-        sizes (W,): what they cost. A word has the mean state of its tokens, up to the next word's.
+        sizes (W,): their tokens; place (W,): as of `forward`. A word has the mean state of its tokens, up to the next word's.
         """
         ends = np.append(first[1:], len(states))
         pooled = torch.stack([states[a : max(b, a + 1)].mean(0) for a, b in zip(first, ends, strict=True)]).cpu()
-        return tuple(found.double().numpy() for found in self(pooled, torch.as_tensor(sizes, dtype=torch.float32)))
+        known = (None if x is None else torch.as_tensor(x, dtype=torch.float32) for x in (sizes, place))
+        return tuple(found.double().numpy() for found in self(pooled, *known))
 
     def pack(self):
         """The bytes of its file."""
-        return safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, {"schema": SCHEMA})
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        return safetensors.torch.save(tensors, {"schema": SCHEMA})
 
 
 def load_worth(directory, states):

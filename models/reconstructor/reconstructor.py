@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.artifacts import InputError, read_json, reason_of, write_json
@@ -252,24 +253,37 @@ class Reconstructor(torch.nn.Module):
             nats[rows[row], column], top1[rows[row], column] = map(torch.cat, zip(*read))
         return Prediction(nats, top1, gaps)
 
-    @torch.inference_mode()
     def restore(self, tokens):
         """A text from the tokens that were sent, and nothing else: where tokens are missing first, then which.
 
         tokens (S,) integers; returns int64 (T,), on the CPU. Raises InputError if the reconstructor can't find gaps, or if more
         was sent than it reads.
         """
+        return self.fill([tokens])[0][0]
+
+    @torch.inference_mode()
+    def fill(self, texts):
+        """As `restore`, of many texts together: for each its tokens, int64 (T,), and which of them were sent, bool (T,)."""
         if self.gap_head is None:
             named = self.directory or "the reconstructor"
             raise InputError(f"{named}: expected one that finds gaps, found no gap head beside its weights; load another")
-        tokens = torch.as_tensor(tokens, dtype=torch.int64, device=self.device)[None]
-        if tokens.shape[1] > self.max_length:
-            raise InputError(f"{tokens.shape[1]} tokens were sent: expected at most {self.max_length}; restore them in parts")
-        everything = torch.ones_like(tokens, dtype=torch.bool)
-        gaps = self.gap_head.likeliest(self.gap_states(send(tokens, everything, everything)))[0]
-        gaps = torch.where(gaps.cumsum(0) <= self.max_length - tokens.shape[1], gaps, 0)  # no longer than it reads
-        length = tokens.shape[1] + int(gaps.sum())
-        place = torch.arange(tokens.shape[1], device=self.device) + gaps[:-1].cumsum(0)
-        ids, keep_mask = tokens.new_full((1, length), self.bos_id), everything.new_zeros(1, length)
-        ids[0, place], keep_mask[0, place] = tokens[0], True
-        return self.predict(ids, keep_mask, find=False).top1[0].cpu()
+        texts = [torch.as_tensor(tokens, dtype=torch.int64) for tokens in texts]
+        if (most := max(map(len, texts))) > self.max_length:
+            raise InputError(f"{most} tokens were sent: expected at most {self.max_length}; restore them in parts")
+        sent, found = pad_sequence(texts, batch_first=True).to(self.device), []
+        valid = torch.arange(most, device=self.device) < torch.tensor([len(text) for text in texts], device=self.device)[:, None]
+        gaps = torch.zeros(len(texts), most + 1, dtype=torch.int64, device=self.device)
+        for rows, length in passes(valid, self.device):
+            part = sent[rows, :length], valid[rows, :length], valid[rows, :length]
+            gaps[rows, : length + 1] = self.gap_head.likeliest(self.gap_states(send(*part)))
+        for tokens, after in zip(texts, gaps.cpu(), strict=True):
+            after = after[: len(tokens) + 1]
+            after = torch.where(after.cumsum(0) <= self.max_length - len(tokens), after, 0)  # no longer than it reads
+            place = torch.arange(len(tokens)) + after[:-1].cumsum(0)
+            ids = torch.full((len(tokens) + int(after.sum()),), self.bos_id)
+            ids[place] = tokens
+            found.append((ids, torch.zeros(len(ids), dtype=torch.bool).index_fill(0, place, True)))
+        ids, keep_mask = (pad_sequence(some, batch_first=True) for some in zip(*found, strict=True))
+        valid = torch.arange(ids.shape[1]) < torch.tensor([len(text) for text, _ in found])[:, None]
+        top1 = self.predict(ids, keep_mask, valid, find=False).top1.cpu()
+        return [(row[: len(text)], kept) for row, (text, kept) in zip(top1, found, strict=True)]

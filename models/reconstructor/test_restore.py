@@ -73,6 +73,14 @@ def test_what_was_sent_comes_back_in_order_with_so_many_tokens_between(finder):
         assert finder.restore(sent).tolist() == finder.restore(tokens).tolist()
 
 
+def test_many_texts_come_back_as_each_does_alone(finder, texts):
+    sent = [text[: 1 + i] for i, text in enumerate(texts[:9])] + [[]]
+    together = finder.fill(sent)
+    for tokens, (ids, kept) in zip(sent, together, strict=True):
+        assert ids.tolist() == finder.restore(tokens).tolist() and ids[kept].tolist() == list(tokens)
+    assert len({len(ids) for ids, _ in together}) > 2, "padding is tested"
+
+
 def test_it_gets_no_longer_than_can_be_read():
     model = expecting(3)  # 11 tokens at most
     assert len(model.restore([1])) == 7 and len(model.restore([1, 2])) == 11
