@@ -15,7 +15,7 @@ from eval.compress import Compressor, Protection
 from eval.deciding import select_chain
 from models.agent.files import RELEASED
 
-PATHS = "The settings are in /srv/data/run-07/config.yaml, and the run that made them is not the one that was asked for by the others."
+PATHS = "The settings are in /srv/data/run-07/config.yaml, and the run that made them is not the one that the others asked for."
 
 
 @pytest.fixture(scope="module")
