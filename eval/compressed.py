@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.deciding import Task, unit_means, unit_sizes
+from eval.deciding import Decided, Task, unit_means, unit_sizes
 from eval.encoding import Encoded
+from models.agent.worth import with_pairs
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,9 @@ class Job(NamedTuple):
         """The Reason of every unit, of what was decided: a Decided, or worths of units and of pairs."""
         firsts = self.encoded.bounds[:-1][self.encoded.starts].tolist()
         texts = [self.text[start:end] for start, end in zip(firsts, [*firsts[1:], len(self.text)], strict=True)]
-        price = getattr(decided, "price", 0.0)
-        if price:
-            costs = [unit_means(values, self.encoded.starts) for values in (decided.cost, decided.keeping)]
+        if isinstance(decided, Decided):
+            price, costs = decided.price, [unit_means(values, self.encoded.starts) for values in (decided.cost, decided.keeping)]
         else:
-            words, pairs = decided
-            costs = [-100 * np.expm1(-(words + np.append(pairs, 0) + np.append(0, pairs))), np.zeros(len(words))]
+            price, costs = 0.0, [-100 * np.expm1(-with_pairs(*decided)), np.zeros(len(kept))]
         rows = zip(texts, kept.tolist(), self.protected.tolist(), *(each.tolist() for each in costs), strict=True)
         return tuple(Reason(*row, price) for row in rows)

@@ -114,12 +114,12 @@ class Compressor:
 
         `progress`: called with the number of tokens that were read, after every batch.
         """
-        self.load()
         given = check_ask(keep_ratio, target_tokens, price)
         ask, protection = given if any(x is not None for x in given) else self.ask, protection or self.protection
-        jobs = [self._open(text, ask, protection) for text in texts]
         if self.goal == "read" and ask[2] is not None:
             raise InputError("price: is of what is restored; where the goal is to be read, ask for keep_ratio or target_tokens")
+        self.load()
+        jobs = [self._open(text, ask, protection) for text in texts]
         make = worths if self.goal == "read" else decide
         found = iter(make(self._policy, [job.task for job in jobs if not job.note], self.batch_size, progress))
         return [self._close(job, None if job.note else next(found), explain) for job in jobs]

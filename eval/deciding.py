@@ -11,7 +11,7 @@ import torch
 
 from data.artifacts import InputError
 from eval.encoding import windows
-from models.agent.worth import within_budget
+from models.agent.worth import with_pairs, within_budget
 
 DEFAULT_RATIO = 0.7
 # Tokens that are read together, and, at both ends of a window, that another one decides. Distortion of a long text at .6, by the
@@ -170,7 +170,7 @@ def select_chain(words, pairs, size, protected, budget):
     protected."""
     if size[protected].sum() >= budget:
         return protected.copy()
-    dear = 2 * (words + np.append(pairs, 0) + np.append(0, pairs)).max() * size.max()  # more than any other
+    dear = 2 * with_pairs(words, pairs).max() * size.max()  # more than any other
     return within_budget(words + dear * protected, pairs, size, budget) | protected
 
 

@@ -26,8 +26,9 @@ def for_readers():
 def test_a_text_for_a_reader(for_readers):
     """Never more than asked for, other words than to be restored, and what is protected stays."""
     text = next(text for _, text in SotuDocuments(0))[:6000]
+    compressors = for_readers, Compressor()
     for ratio in (0.8, 0.5, 0.2):
-        found, restored = (each.compress(text, keep_ratio=ratio) for each in (for_readers, Compressor()))
+        found, restored = (each.compress(text, keep_ratio=ratio) for each in compressors)
         assert 0.97 * found.asked <= found.kept_tokens <= found.asked and found.text != restored.text
         assert "".join(text[start:end] for start, end in found.spans) == found.text
     protected = for_readers.compress(PATHS, keep_ratio=0.5, protection=Protection(patterns=(r"/\S+",)))

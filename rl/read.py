@@ -30,7 +30,7 @@ from models.reconstructor.words import Words
 LENGTHS = {1: 0.35, 2: 0.3, 3: 0.2, 4: 0.1, 6: 0.05}  # words of an answer, and how often
 CANDIDATES, TRIES = 4, 40  # spans among which the rarest becomes the answer; spans that are tried
 COMMON = 128  # most frequent tokens, in which no answer begins or ends
-ROWS = 8  # of a n-gram: texts that share one with an evaluation's questions are left out
+ROWS = 8  # words in a row: texts that share so many with a passage of an evaluation are left out
 CHUNK = 32  # texts that are read and written at one time
 LOWEST, HIGHEST = 0.25, 0.9  # shares of a text that masks send
 # How masks come about: weight of rarity, words that scores are averaged over, what the last word loses against the first.

@@ -88,6 +88,11 @@ def load_worth(directory, states):
     return worth.eval()
 
 
+def with_pairs(words, pairs):
+    """What goes with each word, (W,): its worth, and that of the pairs that it is in, of worths (W,) and (W - 1,)."""
+    return words + np.append(pairs, 0) + np.append(0, pairs)
+
+
 def best_chains(words, pairs, sizes, prices):
     """Which words to send at each of prices (P,) of a token: (P, W) bool.
 
@@ -117,7 +122,7 @@ def within_budget(words, pairs, sizes, budget):
     sizes = np.asarray(sizes, dtype=float)
     if sizes.sum() <= budget:
         return np.ones(len(words), dtype=bool)
-    low, high = 0.0, float((words + np.append(pairs, 0) + np.append(0, pairs)).max() / sizes.min()) + 1.0
+    low, high = 0.0, float(with_pairs(words, pairs).max() / sizes.min()) + 1.0
     kept = np.zeros(len(words), dtype=bool)
     for _ in range(ROUNDS):
         prices = np.linspace(low, high, PRICES)
