@@ -76,7 +76,7 @@ def opened(stages):
     """The Models of the toy agent, and a Corpus of 30 texts."""
     args = evaluate.parse_args(evaluate_words(stages[0], "--num_sequences", 30))
     models = open_models(args)
-    return models, draw_texts(args, models)
+    return models, draw_texts(args, models, args.data_path[0])
 
 
 def stranger(agent, folder, noise=0.3):

@@ -7,10 +7,11 @@ Every method keeps exactly the same number of tokens of each text, and one and t
 was masked: nothing is scored where the answer was sent. Intervals are 95 %, BCa, over documents. Several agents after
 `--model_path`, trained alike with other seeds, are scored as one method: its figures are means over them, its intervals allow
 for the differences between them, and the results have the figures of each. Agents of another training go after `--against` and
-are one more method. Writes `evaluation_results.json` and
-`examples.txt`, texts as the first agent decides them.
+are one more method. What other methods leave open is chosen on validation texts, for every keep ratio. Writes
+`evaluation_results.json` and `examples.txt`, texts as the first agent decides them.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json, write_text
-from eval.inputs import Scores, add_flags, draw_texts, open_models
+from eval.choosing import best_variant
+from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import AGAINST, CHEAP, OPPONENTS, Agent, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, binary_entropy, difference, figures
 from eval.report import examples, examples_as_text, format_table
@@ -48,52 +50,54 @@ def parse_args(argv=None):
     add_flags(add, "evaluation_results.json and examples.txt")
     add("--methods", nargs="+", choices=OPPONENTS, default=list(CHEAP),
         help="what the agent is compared with; verified-once asks the reconstructor once per text, as the agent does, "
-        "mean-nats dozens of times")
+        "verified-twice twice, mean-nats dozens of times")
     add("--keep_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
         help="kept tokens per original token, between 0 and 1")
     add("--num_examples", type=bounded(int, 0, 10**6), default=10, help="texts written out as sent and as restored")
     return parser.parse_args(argv)
 
 
-def check_ratios(args, corpus):
+def check_ratios(args, path, corpus):
     """Raises InputError unless every keep ratio masks a token of every document and keeps one."""
     lengths = np.array([len(t) for t in corpus.texts])
     for keep_ratio in args.keep_ratios:
         kept = np.concatenate([keep_counts(valid, keep_ratio) for _, valid in corpus.batches])
         if corpus.by_document((lengths - kept)[:, None]).min() == 0 or not kept.sum():
             raise InputError(
-                f"--keep_ratios {keep_ratio:g}: expected a masked token in every document and a kept one, found documents of "
+                f"{path} at --keep_ratios {keep_ratio:g}: expected a masked token in every document and a kept one, found documents of "
                 f"{lengths.min()} tokens or more; use a ratio further from 0 and 1, or longer texts"
             )
 
 
 def evaluate_method(runs, keep_ratios, corpus, reconstructor):
     """For each keep ratio: sums by document (runs, documents, 7), where gaps are found those of what is restored from the sent
-    tokens alone (runs, documents, COLUMNS), the seconds that scoring took, and its passes.
+    tokens alone (runs, documents, COLUMNS), the seconds that scoring took, its passes, and the form of the method, if it has any.
 
-    `runs`: the method, as many times as it was trained; `reconstructor`: its receiver.
+    `runs` of a keep ratio: the method, as many times as it was trained; `reconstructor`: its receiver.
     """
-    found, scored = {}, [Scores(method, corpus) for method in runs]
+    found, scored = {}, {}
     for keep_ratio in keep_ratios:
-        masks = [scores.masks(keep_ratio) for scores in scored]
-        sums = [corpus.by_document(corpus.sums(reconstructor, some)) for some in masks]
-        restored = [corpus.by_document(corpus.restored(reconstructor, some)) for some in masks] if reconstructor.found else []
-        _, seconds, passes = zip(*(scores.at(keep_ratio) for scores in scored))
-        found[keep_ratio] = np.stack(sums), np.array(restored), float(np.mean(seconds)), passes[0]
+        some = [scored.setdefault(method, Scores(method, corpus)) for method in runs(keep_ratio)]
+        masks = [scores.masks(keep_ratio) for scores in some]
+        sums = [corpus.by_document(corpus.sums(reconstructor, each)) for each in masks]
+        restored = [corpus.by_document(corpus.restored(reconstructor, each)) for each in masks] if reconstructor.found else []
+        _, seconds, passes = zip(*(scores.at(keep_ratio) for scores in some))
+        form = str(some[0].method) if hasattr(some[0].method, "variants") else None
+        found[keep_ratio] = np.stack(sums), np.array(restored), float(np.mean(seconds)), passes[0], form
     return found
 
 
 def compare(cells, bootstrap):
     """The results of all cells, and the agent's paired differences to every other method at every keep ratio."""
     results, differences = [], []
-    for (name, keep_ratio), (sums, restored, seconds, lm_passes) in cells.items():
+    for (name, keep_ratio), (sums, restored, seconds, lm_passes, form) in cells.items():
         totals = dict(zip(SUMS, sums.mean(0).sum(0).tolist(), strict=True))
         realised = 1 - totals["masked"] / totals["tokens"]
         result = {
             "method": name, "keep_ratio_asked": keep_ratio, "keep_ratio": realised, "compression_ratio": 1 / realised,
             "side_information": binary_entropy(realised), "lm_passes": lm_passes,
             "seconds_per_1000_tokens": 1000 * seconds / totals["tokens"], "masked_tokens": int(totals["masked"]),
-            **bootstrap.estimate(figures, sums),
+            **bootstrap.estimate(figures, sums), **({"form": form} if form else {}),
         }
         if len(restored):
             result |= bootstrap.estimate(restored_figures, restored)
@@ -109,35 +113,58 @@ def compare(cells, bootstrap):
     return results, differences
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    models = open_models(args)
-    reconstructor = models.reconstructor
-    corpus = draw_texts(args, models)
-    check_ratios(args, corpus)
-    agents, cells = [Agent(policy) for policy in models.policies], {}
-    others = {AGAINST: [Agent(policy, AGAINST) for policy in models.against]} if models.against else {}
-    opponents = {name: [method] for name, method in build_opponents(args, models).items()}
-    methods = {"agent": agents, **others, **opponents}
-    make_output_dir(args.output_dir)
-    for name, runs in (progress := tqdm(methods.items(), desc="evaluate", unit="method", disable=args.quiet)):
-        progress.set_postfix_str(runs[0].name)
+class Methods:
+    """What is compared, {name of a receiver: (title, keep ratio -> runs)}: agents, and other methods in their best forms."""
+
+    def __init__(self, args, models):
+        self.agents = [Agent(policy) for policy in models.policies]
+        self.named = {"agent": (Agent.name, lambda _: self.agents)}
+        if models.against:
+            others = [Agent(policy, AGAINST) for policy in models.against]
+            self.named["against"] = (AGAINST, lambda _: others)
+        opponents = build_opponents(args, models)
+        several = any(hasattr(method, "variants") for method in opponents.values())
+        validation = draw_validation(args, models) if several else None
+
+        def runs(name):
+            choose = lambda keep_ratio: best_variant(opponents[name], keep_ratio, validation, models.receiver(name))
+            best = functools.cache(choose)
+            return lambda keep_ratio: [best(keep_ratio)]
+
+        self.named |= {name: (method.name, runs(name)) for name, method in opponents.items()}
+
+
+def evaluate_texts(args, models, methods, path):
+    """The record of an evaluation on the texts of one sequence file, without its head."""
+    corpus, cells = draw_texts(args, models, path), {}
+    check_ratios(args, path, corpus)
+    for name, (title, runs) in (progress := tqdm(methods.named.items(), desc="evaluate", unit="method", disable=args.quiet)):
+        progress.set_postfix_str(title)
         found = evaluate_method(runs, args.keep_ratios, corpus, models.receiver(name))
-        cells |= {(runs[0].name, keep_ratio): cell for keep_ratio, cell in found.items()}
+        cells |= {(title, keep_ratio): cell for keep_ratio, cell in found.items()}
     results, differences = compare(cells, Bootstrap(len(corpus.names), SAMPLES, args.seed))
     some = corpus.some(args.num_examples)
-    shown = examples(some, Scores(agents[0], some).masks(EXAMPLE_RATIO), models.receiver("agent"))
-    record = {
+    shown = examples(some, Scores(methods.agents[0], some).masks(EXAMPLE_RATIO), models.receiver("agent"))
+    return {
         "texts": len(corpus.texts), "documents": len(corpus.names), "tokens": corpus.tokens, "base_model": models.base_name,
         "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
-        "gaps": "found" if reconstructor.found else "told", "unit": models.words.unit,
-        "receivers": {name: str(models.receiver(name).directory) for name in methods},
+        "gaps": "found" if models.reconstructor.found else "told", "unit": models.words.unit,
+        "receivers": {name: str(models.receiver(name).directory) for name in methods.named},
         "results": results, "differences": differences, "examples": shown,
     }
-    write_json(args.output_dir / "evaluation_results.json", SCHEMA, args, UNITS, models.weights, **record)
-    write_text(args.output_dir / "examples.txt", examples_as_text(shown))
-    texts = f"{record['texts']} texts of {record['documents']} documents, {record['tokens']:,} tokens"
-    print(f"{texts}; surprisal by {models.base_name}\n\n{format_table(record)}\n\nwritten to {args.output_dir}")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    folders, models = output_dirs(args), open_models(args)
+    methods = Methods(args, models)
+    for path, folder in folders.items():
+        record = evaluate_texts(args, models, methods, path)
+        make_output_dir(folder)
+        write_json(folder / "evaluation_results.json", SCHEMA, args, UNITS, models.weights, **record)
+        write_text(folder / "examples.txt", examples_as_text(record["examples"]))
+        texts = f"{path}: {record['texts']} texts of {record['documents']} documents, {record['tokens']:,} tokens"
+        print(f"{texts}; surprisal by {models.base_name}\n\n{format_table(record)}\n\nwritten to {folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python eval/evaluate_price.py --model_path models/agent/released --data_path data/processed/test_data.json
 
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
-validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. `verified` adds
+validation texts (`eval/choosing.py`): one threshold for all texts, or one share of every text. `verified` adds
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
 method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %, BCa,
 over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one method,
@@ -13,7 +13,6 @@ whose intervals allow for the differences between them; agents of another traini
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,8 +21,8 @@ import torch
 from tqdm import tqdm
 
 from data.artifacts import Parser, bounded, make_output_dir, run, write_json
-from data.sequences import SPLITS
-from eval.inputs import Scores, add_flags, draw_texts, open_models
+from eval.choosing import Rules
+from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import AGAINST, CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
 from eval.report import estimate, interval, markdown, number
@@ -36,9 +35,6 @@ UNITS = {
     "J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token",
     "interval": INTERVAL,
 }
-REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
-RATIOS = np.linspace(0, 1, 41)  # keep ratios among which a rule is looked for
-COARSE = 4  # every so many of them first
 SEARCH = "verified"  # of --methods, which gives the last two of these
 AGENT, VERIFIED, AGENT_VERIFIED = "agent", "masks verified at λ", "the agent's masks, verified at λ"
 
@@ -50,74 +46,32 @@ def parse_args(argv=None):
     add("--methods", nargs="+", choices=(*OPPONENTS, SEARCH), default=[*CHEAP, "verified-once", SEARCH],
         help="what the agent is compared with; verified: masks searched for with the reconstructor; it and mean-nats take long")
     add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[3.0, 6.0], help="λ, nats per token saved")
-    add("--tune_sequences", type=bounded(int, 1, 10**9), default=64,
-        help="texts of val_data.json, beside --data_path, on which the rules of the other methods are chosen")
     return parser.parse_args(argv)
 
 
-class Rule(NamedTuple):
-    """How a method's scores become masks at a price: keep what scores above `threshold`, or keep `keep_ratio` of every text."""
-
-    threshold: float | None = None
-    keep_ratio: float | None = None
-
-    def __str__(self):
-        if self.keep_ratio is None:
-            return {-np.inf: "everything kept", np.inf: "nothing kept"}.get(self.threshold, f"scores above {self.threshold:.3g}")
-        return f"{self.keep_ratio:.3f} of every text"
-
-    def masks(self, scores):
-        """Keep masks, one (B, T) per batch, from a method's Scores of a corpus."""
-        if self.keep_ratio is not None:
-            return scores.masks(self.keep_ratio)
-        batches = zip(scores.at(REFERENCE_RATIO)[0], scores.corpus.batches, strict=True)
-        return scores.corpus.sent([(s > self.threshold) | ~valid for s, (_, valid) in batches])
-
-
-class Rules:
-    """The rules that a method's scores allow, thresholds and shares of a text, each asked about once for all prices.
-
-    J hardly changes from one rule to the next, so the best of each kind is looked for among every fourth, then beside the best
-    two. To keep everything, or nothing, is among the thresholds.
-    """
-
-    def __init__(self, scores, reconstructor):
-        self.scores, self.reconstructor, self.totals = scores, reconstructor, {}
-        batches = zip(scores.at(REFERENCE_RATIO)[0], scores.corpus.batches, strict=True)
-        scored = np.concatenate([s[valid] for s, (_, valid) in batches])
-        thresholds = [-np.inf, *np.unique(np.quantile(scored, 1 - RATIOS)), np.inf]
-        self.kinds = [[Rule(threshold=t) for t in thresholds], [Rule(keep_ratio=r) for r in RATIOS[1:-1:2]]]
-
-    def J(self, rule, price):
-        """J of a rule's masks on the scores' texts."""
-        if rule not in self.totals:
-            self.totals[rule] = self.scores.corpus.sums(self.reconstructor, rule.masks(self.scores)).sum(0)
-        return reward(self.totals[rule], price)
-
-    def best(self, price):
-        """The rule of the highest J at a price."""
-        found = {}
-        for rules in self.kinds:
-            tried = {i: self.J(rules[i], price) for i in sorted({*range(0, len(rules), COARSE), len(rules) - 1})}
-            for step in (COARSE // 2, COARSE // 4):
-                for best in sorted(tried, key=tried.get)[-2:]:
-                    tried |= {i: self.J(rules[i], price) for i in (best - step, best + step) if 0 <= i < len(rules)}
-            best = max(tried, key=tried.get)
-            found[rules[best]] = tried[best]
-        return max(found, key=found.get)
+def choose_rules(args, models, methods):
+    """{price: {name of a method: its best Rule on validation texts}}."""
+    val = draw_validation(args, models) if methods else None
+    progress = tqdm(methods.items(), desc="rules", unit="method", disable=args.quiet)
+    rules = {name: Rules(method, val, models.receiver(name)) for name, method in progress}
+    some = tqdm([(price, name) for price in args.prices for name in rules], desc="rules", unit="rule", disable=args.quiet)
+    found = {price: {} for price in args.prices}
+    for price, name in some:
+        found[price][name] = rules[name].best(price)
+    return found
 
 
 class Evaluation:
-    """Everything at any price: the models, the texts for testing and tuning, the methods' scores of them and their rules."""
+    """Everything on the texts of one file at any price: the models, the methods and their scores, rules chosen before."""
 
-    def __init__(self, args, models):
-        self.args, self.models, self.reconstructor = args, models, models.reconstructor
-        self.corpus = draw_texts(args, models)
-        val = draw_texts(args, models, args.data_path.parent / SPLITS["val"], args.tune_sequences)
-        self.methods = build_opponents(args, models)
-        self.scores = {name: Scores(method, self.corpus) for name, method in self.methods.items()}
-        self.rules = {name: Rules(Scores(method, val), models.receiver(name)) for name, method in self.methods.items()}
+    def __init__(self, args, models, methods, rules, path):
+        self.args, self.models, self.methods, self.rules = args, models, methods, rules
+        self.corpus, self.scores = draw_texts(args, models, path), {}
         self.bootstrap = Bootstrap(len(self.corpus.names), SAMPLES, args.seed)
+
+    def masks(self, rule):
+        """Keep masks by a rule; the scores are kept for others of the same method."""
+        return rule.masks(self.scores.setdefault(rule.method, Scores(rule.method, self.corpus)))
 
     def agent_masks(self, policy, price):
         """An agent's own decisions at a price: keep where the probability of keeping exceeds one half."""
@@ -154,11 +108,10 @@ class Evaluation:
         receiver = self.models.receiver
         agents, others = (
             np.array([self.corpus.sums(receiver(name), self.agent_masks(policy, price)) for policy in policies])
-            for name, policies in (("agent", self.models.policies), (AGAINST, self.models.against))
+            for name, policies in (("agent", self.models.policies), ("against", self.models.against))
         )
-        progress = tqdm(self.methods, desc=f"rules at λ={price:g}", unit="method", disable=self.args.quiet)
-        rules = {name: self.rules[name].best(price) for name in progress}
-        masks = {name: rule.masks(self.scores[name]) for name, rule in rules.items()}
+        rules = self.rules[price]
+        masks = {name: self.masks(rule) for name, rule in rules.items()}
         rows = {name: self.corpus.sums(receiver(name), found) for name, found in masks.items()}
         results = [self.summary(AGENT, "its own decisions", agents, price)]
         if len(others):
@@ -216,19 +169,24 @@ def format_price(at, agents):
 
 def main(argv=None):
     args = parse_args(argv)
-    evaluation = Evaluation(args, open_models(args))
-    make_output_dir(args.output_dir)
-    corpus = evaluation.corpus
-    record = {
-        "texts": len(corpus.texts), "documents": len(corpus.names),
-        "gaps": "found" if evaluation.reconstructor.found else "told", "unit": evaluation.models.words.unit,
-        "receivers": {name: str(evaluation.models.receiver(name).directory) for name in ("agent", *evaluation.methods)},
-        "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
-        "prices": [evaluation.at(price) for price in args.prices],
-    }
-    write_json(args.output_dir / "price_results.json", SCHEMA, args, UNITS, evaluation.models.weights, **record)
-    blocks = [format_price(at, len(args.model_path)) for at in record["prices"]]
-    print("\n\n".join([f"{record['texts']} texts of {record['documents']} documents", *blocks, f"written to {args.output_dir}"]))
+    folders, models = output_dirs(args), open_models(args)
+    methods = build_opponents(args, models)
+    rules = choose_rules(args, models, methods)
+    for path, folder in folders.items():
+        evaluation = Evaluation(args, models, methods, rules, path)
+        corpus = evaluation.corpus
+        record = {
+            "texts": len(corpus.texts), "documents": len(corpus.names),
+            "gaps": "found" if models.reconstructor.found else "told", "unit": models.words.unit,
+            "receivers": {name: str(models.receiver(name).directory) for name in ("agent", *methods)},
+            "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
+            "prices": [evaluation.at(price) for price in args.prices],
+        }
+        make_output_dir(folder)
+        write_json(folder / "price_results.json", SCHEMA, args, UNITS, models.weights, **record)
+        blocks = [format_price(at, len(args.model_path)) for at in record["prices"]]
+        title = f"{path}: {record['texts']} texts of {record['documents']} documents"
+        print("\n\n".join([title, *blocks, f"written to {folder}"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data.artifacts import SEED, InputError, bounded, different_setting, read_json
-from data.sequences import load_sequences, pad_batch
+from data.sequences import SPLITS, load_sequences, pad_batch
 from eval.methods import OPPONENTS
 from eval.restored import restored_row
 from models.agent.files import RELEASED, load_policy, read_agent
@@ -30,7 +30,11 @@ def add_model_flags(add, writes):
         help="reconstructors fine-tuned on a method's own masks, of 'agent' or one of --methods; others have the agent's")
     add("--base_model", default=None,
         help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
-    add("--data_path", type=Path, default=Path("data/processed/test_data.json"), help="held-out sequences of data/prepare.py")
+    add("--data_path", type=Path, nargs="+", default=[Path("data/processed/test_data.json")],
+        help="held-out sequences of data/prepare.py; several: one evaluation each, in folders named by theirs")
+    add("--chosen_on", type=Path, default=None, metavar="FOLDER",
+        help="folder of data/prepare.py on whose training texts tokens are counted, and on whose validation texts is chosen what "
+        "other methods leave open; default: that of the first --data_path")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help=f"directory for {writes}")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--seed", type=SEED, default=42, help="seeds the choice of texts, everything random in it, and the bootstrap")
@@ -49,6 +53,7 @@ def add_flags(add, writes):
     add("--num_sequences", type=positive, default=100, help="texts, drawn at random; all if there are fewer")
     add("--max_length", type=bounded(int, 2, 10**6), default=None,
         help="tokens per text, longer ones are cut into several; default: the agent's training length")
+    add("--tune_sequences", type=positive, default=24, help="validation texts on which what other methods leave open is chosen")
     add("--batch_size", type=positive, default=20, help="texts per forward pass")
 
 
@@ -137,8 +142,24 @@ class Scores:
         return self.corpus.keep_highest(self.at(keep_ratio)[0], keep_ratio)
 
 
-def draw_texts(args, models, path=None, count=None):
-    """A Corpus of `count` texts of `path`, by default `--num_sequences` of `--data_path`, drawn with `--seed`.
+def output_dirs(args):
+    """{sequence file: where its results go}: `--output_dir`, or a folder in it named by the file's. Raises InputError."""
+    if len(args.data_path) == 1:
+        return {args.data_path[0]: args.output_dir}
+    found = {path: args.output_dir / path.resolve().parent.name for path in args.data_path}
+    if len(set(found.values())) < len(args.data_path):
+        raise InputError("--data_path: expected files in folders of different names, found two alike; evaluate them one by one")
+    return found
+
+
+def draw_validation(args, models):
+    """The Corpus of `--tune_sequences` validation texts on which what other methods leave open is chosen."""
+    folder = args.chosen_on or args.data_path[0].parent
+    return draw_texts(args, models, folder / SPLITS["val"], args.tune_sequences)
+
+
+def draw_texts(args, models, path, count=None):
+    """A Corpus of `count` texts of `path`, by default `--num_sequences`, drawn with `--seed`.
 
     Longer ones than `--max_length`, by default the agent's training length, are cut. Raises InputError if that is more than the
     reconstructor reads, or if it has another tokenizer.
@@ -146,7 +167,7 @@ def draw_texts(args, models, path=None, count=None):
     reconstructor, longest, most = models.reconstructor, models.length, models.reconstructor.max_length
     if args.max_length and args.max_length > most:
         raise InputError(f"--max_length {args.max_length}: expected at most {most}, the reconstructor's positions less one")
-    sequences = load_sequences(path or args.data_path, reconstructor.fingerprint, min(most, args.max_length or longest))
+    sequences = load_sequences(path, reconstructor.fingerprint, min(most, args.max_length or longest))
     order = np.random.default_rng(args.seed).permutation(len(sequences))
     chosen = np.sort(order[: count or args.num_sequences])
     texts = [sequences[int(i)] for i in chosen]

@@ -22,16 +22,17 @@ from transformers import DynamicCache
 from data.artifacts import InputError
 from data.sequences import SPLITS, load_sequences
 from models.reconstructor.loss import read_logits
-from models.reconstructor.masking import budget, keep_counts
+from eval.verified import MeanMaskedNats, Verified
+from models.agent.reader import Reader
+from models.reconstructor.masking import budget
 from models.reconstructor.reconstructor import LOGIT_ROWS
-from models.reconstructor.scoring import score
 from models.reconstructor.texts import token_counts
-from models.reconstructor.words import spread
+from models.reconstructor.words import SPACE, kinds_of_tokens, spread
 
 CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
-OPPONENTS = (*CHEAP, "verified-once", "mean-nats")
+BY_PLACE = ("head", "tail", "sentences")  # those that keep whole parts of a text
+OPPONENTS = (*CHEAP, *BY_PLACE, "verified-once", "verified-twice", "mean-nats")
 AGAINST = "agent, other training"  # the name of `--against`
-SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent in any case
 
 
 class Agent:
@@ -77,6 +78,43 @@ class TokenFrequency:
 
     def scores(self, ids, valid, keep_ratio):
         return self.importance[ids]
+
+
+class Place:
+    """The head of a text, or its tail."""
+
+    lm_passes, depends_on_rate, mean = 0, False, True
+
+    def __init__(self, name):
+        self.name = name
+
+    def scores(self, ids, valid, keep_ratio):
+        place = np.broadcast_to(np.arange(ids.shape[1], dtype=float), ids.shape)
+        return place if self.name == "tail" else -place
+
+
+@functools.lru_cache(maxsize=8)
+def ends_of_sentences(tokenizer):
+    """(V,) bool: tokens that may end a sentence, if white space follows."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return np.array([text.rstrip().rstrip("\"')]”’").endswith((".", "!", "?")) for text in texts])
+
+
+class Sentences:
+    """Whole sentences, those of the rarest tokens in the mean first; the one that does not fit any more is cut off behind."""
+
+    name, lm_passes, depends_on_rate, mean = "whole sentences", 0, False, True
+
+    def __init__(self, frequency, tokenizer):
+        self.frequency, self.tokenizer = frequency, tokenizer
+
+    def scores(self, ids, valid, keep_ratio):
+        spaces = (kinds_of_tokens(self.tokenizer).numpy()[ids] & SPACE) > 0
+        starts = np.zeros(ids.shape, dtype=bool)
+        starts[:, 1:] = ends_of_sentences(self.tokenizer)[ids[:, :-1]] & spaces[:, 1:]
+        starts = torch.as_tensor(starts | ~valid)
+        starts[:, 0] = True
+        return spread(torch.as_tensor(self.frequency.scores(ids, valid, keep_ratio)), starts).numpy()
 
 
 def check_length(model, length):
@@ -191,84 +229,47 @@ class IterativeSurprisal:
         return scores
 
 
-def passes_of(reconstructor, keep_mask, valid):
-    """What scoring masks costs, in passes: one over the text and, where gaps are to be found, one over what is sent."""
-    return 1 + float((keep_mask & valid).sum() / valid.sum()) * reconstructor.found
+def build_opponent(name, model, receiver, words, counts, seed, common=None):
+    """The method of this name: `model` a causal LM for surprisal, `counts()` of the training texts' tokens (V,).
 
-
-class MeanMaskedNats:
-    """What the reconstructor itself says: a token's mean nats under random masks of the rate asked for, `passes` of them.
-
-    Every mask hides the tokens that were hidden least often so far, in random order, so that all are hidden equally often; more
-    masks where that many would not reach every token. Where gaps are to be found, what was sent is read once more each time.
+    `common`: what verification looks at beside the truth, as the agent does; default: the most frequent tokens by `counts`.
     """
-
-    name, depends_on_rate, mean = "mean nats under random masks", True, True
-
-    def __init__(self, reconstructor, words, seed, passes=24):
-        self.reconstructor, self.words, self.seed, self.passes, self.lm_passes = reconstructor, words, seed, passes, None
-
-    def scores(self, ids, valid, keep_ratio):
-        rng, times, total = np.random.default_rng(self.seed), np.zeros(ids.shape), np.zeros(ids.shape)
-        lengths = valid.sum(1)
-        masked = np.maximum(lengths - keep_counts(valid, keep_ratio), 1)
-        passes, read = max(self.passes, int(np.ceil(lengths / masked).max())), 0
-        for _ in range(passes):
-            keep_mask = self.words.keep_highest(times + rng.random(ids.shape), ids, valid, keep_ratio)
-            times += ~keep_mask
-            found = score(self.reconstructor, ids, keep_mask, valid)
-            total += (found.nats + found.gaps) * ~keep_mask
-            read += passes_of(self.reconstructor, keep_mask, valid)
-        self.lm_passes = read
-        return total / np.maximum(times, 1)
-
-
-class VerifiedOnce:
-    """What one reading by the reconstructor is worth without training: mask too much, see what tokens cost, send the dearest.
-
-    A token's cost has its share of a gap's, where gaps are to be found. `proposer` is a method whose highest-scored
-    `keep_ratio ** power` of a text is sent in any case. This is the agent's own budget of one reading, which no per-token score
-    uses. The larger the power, the more is masked in it; 1.5 was best on validation texts.
-    """
-
-    name, depends_on_rate, mean = "surprisal verified once", True, True
-
-    def __init__(self, reconstructor, proposer, words, power=1.5):
-        self.reconstructor, self.proposer, self.words, self.power = reconstructor, proposer, words, power
-        self.lm_passes = None
-
-    def scores(self, ids, valid, keep_ratio):
-        proposed = self.proposer.scores(ids, valid, keep_ratio)
-        sent = self.words.keep_highest(proposed, ids, valid, keep_ratio**self.power, self.proposer.mean)
-        found = score(self.reconstructor, ids, sent, valid)
-        self.lm_passes = self.proposer.lm_passes + passes_of(self.reconstructor, sent, valid)
-        return np.where(sent, SENT, found.nats + found.gaps)
-
-
-def build_opponent(name, model, receiver, words, counts, seed):
-    """The method of this name: `model` a causal LM for surprisal, `counts()` of the training texts' tokens (V,)."""
     base = model, receiver.bos_id
+
+    def verified(readings):
+        looked_at = Reader.common_tokens(counts()) if common is None else common
+        reader = Reader(receiver, looked_at, found=receiver.found, unit=words.unit)
+        return Verified(reader, (CausalSurprisal(*base), TokenFrequency(counts())), readings)
+
     makers = {
         "causal": lambda: CausalSurprisal(*base),
         "iterative": lambda: IterativeSurprisal(*base, words),
         "frequency": lambda: TokenFrequency(counts()),
         "random": lambda: Random(seed),
-        "verified-once": lambda: VerifiedOnce(receiver, CausalSurprisal(*base), words),
+        "head": lambda: Place("head"),
+        "tail": lambda: Place("tail"),
+        "sentences": lambda: Sentences(TokenFrequency(counts()), receiver.tokenizer),
+        "verified-once": lambda: verified(1),
+        "verified-twice": lambda: verified(2),
         "mean-nats": lambda: MeanMaskedNats(receiver, words, seed),
     }
     return makers[name]()
 
 
 def training_counts(args, reconstructor):
-    """The tokens' counts (V,) in the training texts beside `--data_path`. Raises FileNotFoundError or InputError."""
-    training = load_sequences(args.data_path.parent / SPLITS["train"], reconstructor.fingerprint)
-    return token_counts(training, reconstructor.vocab_size)
+    """The tokens' counts (V,) in the training texts beside `--data_path`, or in `--chosen_on`.
+
+    Raises FileNotFoundError or InputError.
+    """
+    folder = args.chosen_on or args.data_path[0].parent
+    return token_counts(load_sequences(folder / SPLITS["train"], reconstructor.fingerprint), reconstructor.vocab_size)
 
 
 def build_opponents(args, models):
     """{name: method} of the OPPONENTS among `--methods`, from an evaluation's Models. Raises FileNotFoundError or InputError."""
-    counts = functools.partial(training_counts, args, models.reconstructor)
+    counts = functools.cache(functools.partial(training_counts, args, models.reconstructor))
+    common = models.policies[0].reader.common
     return {
-        name: build_opponent(name, models.base, models.receiver(name), models.words, counts, args.seed)
+        name: build_opponent(name, models.base, models.receiver(name), models.words, counts, args.seed, common)
         for name in dict.fromkeys(args.methods) if name in OPPONENTS
     }

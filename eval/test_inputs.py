@@ -56,7 +56,7 @@ def test_a_reconstructor_gets_used_to_an_agents_masks(stages, opened, adapted, t
     receivers, found = {"tuned": models.reconstructor, "adapted": Reconstructor.load(adapted, gaps="found")}, {}
     for method in (Agent(models.policies[0]), Random(0)):
         for name, receiver in receivers.items():
-            sums, *_ = evaluate.evaluate_method([method], [0.4], corpus, receiver)[0.4]
+            sums, *_ = evaluate.evaluate_method(lambda _, m=method: [m], [0.4], corpus, receiver)[0.4]
             found[method.name, name] = figures(sums[0].sum(0))
     nats = {key: cell["distortion"] for key, cell in found.items()}
     assert nats["agent", "adapted"] < 0.95 * nats["agent", "tuned"] and nats["random", "adapted"] < nats["random", "tuned"] + 0.1

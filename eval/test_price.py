@@ -12,6 +12,7 @@ import torch
 
 from data.sequences import load_sequences
 from eval import evaluate_price
+from eval.choosing import Rule, Rules
 from eval.conftest import evaluate_words, stranger
 from eval.metrics import reward
 from models.reconstructor.reconstructor import Reconstructor
@@ -51,9 +52,10 @@ def test_words_are_verified_whole(stages):
 
 @pytest.mark.parametrize("price", np.linspace(0, 1, 23))
 def test_a_rule_is_found_without_trying_all(price):
-    class Hill(evaluate_price.Rules):
+    class Hill(Rules):
         def __init__(self):
-            self.kinds, self.asked = [[evaluate_price.Rule(keep_ratio=r) for r in np.linspace(0, 1, n)] for n in (43, 19)], set()
+            self.method, self.asked = None, set()
+            self.kinds = [[Rule(None, keep_ratio=r) for r in np.linspace(0, 1, n)] for n in (43, 19)]
 
         def J(self, rule, price):
             self.asked.add(rule)
@@ -76,7 +78,7 @@ def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
     cheap, middle, dear = ({r["method"]: r for r in at["results"]} for at in record["prices"])
     assert cheap["random"]["rule"] == "everything kept" and -0.1 < cheap["random"]["J"] < 0
     assert dear["random"]["rule"] == "nothing kept" and dear["random"]["keep_ratio"] == 0, "no token is worth a price of 90"
-    methods = {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "surprisal verified once"}
+    methods = {"agent", "random", "token frequency", "causal surprisal", "iterative surprisal", "verified once"}
     assert set(middle) == methods | {evaluate_price.VERIFIED, evaluate_price.AGENT_VERIFIED}
     agent, verified = middle["agent"], middle[evaluate_price.AGENT_VERIFIED]
     assert verified["J"] >= agent["runs"][0] - 1e-3, "what is dear is sent"
