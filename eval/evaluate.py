@@ -6,9 +6,9 @@
 Every method keeps exactly the same number of tokens of each text, and one and the same reconstructor scores what
 was masked: nothing is scored where the answer was sent. Intervals are 95 %, BCa, over documents. Several agents after
 `--model_path`, trained alike with other seeds, are scored as one method: its figures are means over them, its intervals allow
-for the differences between them, and the results have the figures of each. Agents of another training go after `--against` and
-are one more method. Writes `evaluation_results.json` and
-`examples.txt`, texts as the first agent decides them.
+for the differences between them, and the results have the figures of each. Agents of other trainings go after `--against`: those
+that were trained alike are one more method. Writes `evaluation_results.json` and `examples.txt`, texts as the first agent decides
+them.
 """
 
 import sys
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json, write_text
 from eval.inputs import Scores, add_flags, draw_texts, open_models
-from eval.methods import AGAINST, CHEAP, OPPONENTS, Agent, build_opponents
+from eval.methods import CHEAP, OPPONENTS, Agent, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, binary_entropy, difference, figures
 from eval.report import examples, examples_as_text, format_table
 from eval.restored import KINDS, restored_figures
@@ -116,9 +116,8 @@ def main(argv=None):
     corpus = draw_texts(args, models)
     check_ratios(args, corpus)
     agents, cells = [Agent(policy) for policy in models.policies], {}
-    others = {AGAINST: [Agent(policy, AGAINST) for policy in models.against]} if models.against else {}
     opponents = {name: [method] for name, method in build_opponents(args, models).items()}
-    methods = {"agent": agents, **others, **opponents}
+    methods = {"agent": agents, **models.against, **opponents}
     make_output_dir(args.output_dir)
     for name, runs in (progress := tqdm(methods.items(), desc="evaluate", unit="method", disable=args.quiet)):
         progress.set_postfix_str(runs[0].name)

@@ -7,8 +7,8 @@ validation texts: one threshold for all texts, or one share of every text, which
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
 method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %, BCa,
 over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one method,
-whose intervals allow for the differences between them; agents of another training go after `--against` and are one more. Writes
-`price_results.json`.
+whose intervals allow for the differences between them; of agents of other trainings, after `--against`, those that were trained
+alike are one more method. Writes `price_results.json`.
 """
 
 import sys
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data.artifacts import Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS
 from eval.inputs import Scores, add_flags, draw_texts, open_models
-from eval.methods import AGAINST, CHEAP, OPPONENTS, build_opponents
+from eval.methods import CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
 from eval.report import estimate, interval, markdown, number
 from models.reconstructor.masking import KEEP_THRESHOLD
@@ -152,17 +152,22 @@ class Evaluation:
     def at(self, price):
         """All results at one price, on the texts for testing."""
         receiver = self.models.receiver
-        agents, others = (
-            np.array([self.corpus.sums(receiver(name), self.agent_masks(policy, price)) for policy in policies])
-            for name, policies in (("agent", self.models.policies), (AGAINST, self.models.against))
-        )
+        decided = {"agent": self.models.policies}
+        decided |= {kind: [run.policy for run in runs] for kind, runs in self.models.against.items()}
+        decided = {
+            kind: np.array([self.corpus.sums(receiver(kind), self.agent_masks(policy, price)) for policy in policies])
+            for kind, policies in decided.items()
+        }
+        agents = decided.pop("agent")
         progress = tqdm(self.methods, desc=f"rules at λ={price:g}", unit="method", disable=self.args.quiet)
         rules = {name: self.rules[name].best(price) for name in progress}
         masks = {name: rule.masks(self.scores[name]) for name, rule in rules.items()}
         rows = {name: self.corpus.sums(receiver(name), found) for name, found in masks.items()}
         results = [self.summary(AGENT, "its own decisions", agents, price)]
-        if len(others):
-            results.append(self.summary(AGAINST, "its own decisions", others, price, agents))
+        results += [
+            self.summary(self.models.against[kind][0].name, "its own decisions", theirs, price, agents)
+            for kind, theirs in decided.items()
+        ]
         results += [
             self.summary(self.methods[name].name, rules[name], found[None], price, agents) for name, found in rows.items()
         ]
@@ -222,7 +227,10 @@ def main(argv=None):
     record = {
         "texts": len(corpus.texts), "documents": len(corpus.names),
         "gaps": "found" if evaluation.reconstructor.found else "told", "unit": evaluation.models.words.unit,
-        "receivers": {name: str(evaluation.models.receiver(name).directory) for name in ("agent", *evaluation.methods)},
+        "receivers": {
+            name: str(evaluation.models.receiver(name).directory)
+            for name in ("agent", *evaluation.models.against, *evaluation.methods)
+        },
         "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
         "prices": [evaluation.at(price) for price in args.prices],
     }

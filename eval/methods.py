@@ -30,7 +30,8 @@ from models.reconstructor.words import spread
 
 CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
 OPPONENTS = (*CHEAP, "verified-once", "mean-nats")
-AGAINST = "agent, other training"  # the name of `--against`
+# What the agents of `--against` are called, by their kind, which is what `--receivers` calls them.
+AGAINST = {"critic": "critic alone", "proposer": "learned proposer", "against": "agent, other training"}
 SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent in any case
 
 
