@@ -18,7 +18,6 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from data.artifacts import Parser, bounded, make_output_dir, run, write_json
@@ -28,8 +27,7 @@ from eval.methods import CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
 from eval.report import estimate, interval, markdown, number
 from models.reconstructor.masking import KEEP_THRESHOLD
-from models.reconstructor.scoring import score
-from models.reconstructor.words import spread
+from models.reconstructor.scoring import verify
 
 SCHEMA = "rltc.price_evaluation/4"
 UNITS = {
@@ -186,25 +184,6 @@ class Evaluation:
             self.summary(VERIFIED, start, checked[start][None], price, agents),
             self.summary(AGENT_VERIFIED, "what comes back dear is sent", own, price, agents[:1]),
         ]
-
-
-def verify(reconstructor, words, text, first, price):
-    """Start from a keep mask (T,) of a text, send the dearer half of what is dearer than λ, and again, until nothing is.
-
-    What costs are whole words, in the mean of their tokens, with their shares of a gap. Returns the Score of the last mask: of
-    all that it masks, nothing costs more than λ.
-    """
-    keep_mask, valid = first[None].copy(), np.ones((1, len(text)), dtype=bool)
-    starts = words.starts(torch.as_tensor(text[None]), torch.as_tensor(valid))
-    number = (starts.cumsum(1) - 1)[0].numpy()
-    while True:
-        found = score(reconstructor, text[None], keep_mask, valid)
-        cost = spread(torch.as_tensor(found.nats + found.gaps), starts)[0].numpy()
-        dear = np.flatnonzero(found.masked[0] & (cost > price) & starts[0].numpy())
-        if not len(dear):
-            return found
-        dearest = dear[np.argsort(-cost[dear], kind="stable")[: (len(dear) + 1) // 2]]
-        keep_mask[0] |= np.isin(number, number[dearest])
 
 
 def format_price(at, agents):

@@ -225,7 +225,7 @@ def open_against(paths, device, reconstructor):
     for training in trainings:
         check_trained_alike([path for path, _ in training], [policy.config["args"] for _, policy in training])
         config = training[0][1].config
-        kind = "critic" if config["critic_only"] else "proposer" if config.get("supervised") else "against"
+        kind = "critic" if config["critic_only"] else "proposer" if config["supervised"] else "against"
         number = sum(name.partition("-")[0] == kind for name in found) + 1
         key, name = (kind, AGAINST[kind]) if number == 1 else (f"{kind}-{number}", f"{AGAINST[kind]} {number}")
         found[key] = [Agent(policy, name) for _, policy in training]
