@@ -39,7 +39,8 @@ class Rule(NamedTuple):
         if self.keep_ratio is not None:
             return f"{self.keep_ratio:.3f} of every text"
         form = f", {self.method}" if hasattr(self.method, "variants") else ""
-        return {-np.inf: "everything kept", np.inf: "nothing kept"}.get(self.threshold, f"scores above {self.threshold:.3g}{form}")
+        known = {-np.inf: "everything kept", np.inf: "nothing kept"}
+        return known.get(self.threshold, f"scores above {self.threshold:.3g}{form}")
 
     def masks(self, scores):
         """Keep masks, one (B, T) per batch, from the Scores of its method on a corpus."""

@@ -6,9 +6,9 @@
 Every method keeps exactly the same number of tokens of each text, and one and the same reconstructor scores what
 was masked: nothing is scored where the answer was sent. Intervals are 95 %, BCa, over documents. Several agents after
 `--model_path`, trained alike with other seeds, are scored as one method: its figures are means over them, its intervals allow
-for the differences between them, and the results have the figures of each. Agents of another training go after `--against` and
-are one more method. What other methods leave open is chosen on validation texts, for every keep ratio. Writes
-`evaluation_results.json` and `examples.txt`, texts as the first agent decides them.
+for the differences between them, and the results have the figures of each. Agents of other trainings go after `--against`: those
+that were trained alike are one more method. What other methods leave open is chosen on validation texts, for every keep ratio.
+Writes `evaluation_results.json` and `examples.txt`, texts as the first agent decides them.
 """
 
 import functools
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json, write_text
 from eval.choosing import best_variant
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
-from eval.methods import AGAINST, CHEAP, OPPONENTS, Agent, build_opponents
+from eval.methods import CHEAP, OPPONENTS, Agent, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, binary_entropy, difference, figures
 from eval.report import examples, examples_as_text, format_table
 from eval.restored import KINDS, restored_figures
@@ -64,8 +64,8 @@ def check_ratios(args, path, corpus):
         kept = np.concatenate([keep_counts(valid, keep_ratio) for _, valid in corpus.batches])
         if corpus.by_document((lengths - kept)[:, None]).min() == 0 or not kept.sum():
             raise InputError(
-                f"{path} at --keep_ratios {keep_ratio:g}: expected a masked token in every document and a kept one, found documents of "
-                f"{lengths.min()} tokens or more; use a ratio further from 0 and 1, or longer texts"
+                f"{path} at --keep_ratios {keep_ratio:g}: expected a masked token in every document and a kept one, found documents "
+                f"of {lengths.min()} tokens or more; use a ratio further from 0 and 1, or longer texts"
             )
 
 
@@ -119,9 +119,7 @@ class Methods:
     def __init__(self, args, models):
         self.agents = [Agent(policy) for policy in models.policies]
         self.named = {"agent": (Agent.name, lambda _: self.agents)}
-        if models.against:
-            others = [Agent(policy, AGAINST) for policy in models.against]
-            self.named["against"] = (AGAINST, lambda _: others)
+        self.named |= {kind: (runs[0].name, lambda _, runs=runs: runs) for kind, runs in models.against.items()}
         opponents = build_opponents(args, models)
         several = any(hasattr(method, "variants") for method in opponents.values())
         validation = draw_validation(args, models) if several else None

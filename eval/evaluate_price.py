@@ -7,8 +7,8 @@ validation texts (`eval/choosing.py`): one threshold for all texts, or one share
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
 method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %, BCa,
 over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one method,
-whose intervals allow for the differences between them; agents of another training go after `--against` and are one more. Writes
-`price_results.json`.
+whose intervals allow for the differences between them; of agents of other trainings, after `--against`, those that were trained
+alike are one more method. Writes `price_results.json`.
 """
 
 import sys
@@ -17,18 +17,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from data.artifacts import Parser, bounded, make_output_dir, run, write_json
 from eval.choosing import Rules
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
-from eval.methods import AGAINST, CHEAP, OPPONENTS, build_opponents
+from eval.methods import CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
 from eval.report import estimate, interval, markdown, number
 from models.reconstructor.masking import KEEP_THRESHOLD
-from models.reconstructor.scoring import score
-from models.reconstructor.words import spread
+from models.reconstructor.scoring import verify
 
 SCHEMA = "rltc.price_evaluation/4"
 UNITS = {
@@ -106,16 +104,21 @@ class Evaluation:
     def at(self, price):
         """All results at one price, on the texts for testing."""
         receiver = self.models.receiver
-        agents, others = (
-            np.array([self.corpus.sums(receiver(name), self.agent_masks(policy, price)) for policy in policies])
-            for name, policies in (("agent", self.models.policies), ("against", self.models.against))
-        )
+        decided = {"agent": self.models.policies}
+        decided |= {kind: [run.policy for run in runs] for kind, runs in self.models.against.items()}
+        decided = {
+            kind: np.array([self.corpus.sums(receiver(kind), self.agent_masks(policy, price)) for policy in policies])
+            for kind, policies in decided.items()
+        }
+        agents = decided.pop("agent")
         rules = self.rules[price]
         masks = {name: self.masks(rule) for name, rule in rules.items()}
         rows = {name: self.corpus.sums(receiver(name), found) for name, found in masks.items()}
         results = [self.summary(AGENT, "its own decisions", agents, price)]
-        if len(others):
-            results.append(self.summary(AGAINST, "its own decisions", others, price, agents))
+        results += [
+            self.summary(self.models.against[kind][0].name, "its own decisions", theirs, price, agents)
+            for kind, theirs in decided.items()
+        ]
         results += [
             self.summary(self.methods[name].name, rules[name], found[None], price, agents) for name, found in rows.items()
         ]
@@ -134,25 +137,6 @@ class Evaluation:
             self.summary(VERIFIED, start, checked[start][None], price, agents),
             self.summary(AGENT_VERIFIED, "what comes back dear is sent", own, price, agents[:1]),
         ]
-
-
-def verify(reconstructor, words, text, first, price):
-    """Start from a keep mask (T,) of a text, send the dearer half of what is dearer than λ, and again, until nothing is.
-
-    What costs are whole words, in the mean of their tokens, with their shares of a gap. Returns the Score of the last mask: of
-    all that it masks, nothing costs more than λ.
-    """
-    keep_mask, valid = first[None].copy(), np.ones((1, len(text)), dtype=bool)
-    starts = words.starts(torch.as_tensor(text[None]), torch.as_tensor(valid))
-    number = (starts.cumsum(1) - 1)[0].numpy()
-    while True:
-        found = score(reconstructor, text[None], keep_mask, valid)
-        cost = spread(torch.as_tensor(found.nats + found.gaps), starts)[0].numpy()
-        dear = np.flatnonzero(found.masked[0] & (cost > price) & starts[0].numpy())
-        if not len(dear):
-            return found
-        dearest = dear[np.argsort(-cost[dear], kind="stable")[: (len(dear) + 1) // 2]]
-        keep_mask[0] |= np.isin(number, number[dearest])
 
 
 def format_price(at, agents):
@@ -178,7 +162,7 @@ def main(argv=None):
         record = {
             "texts": len(corpus.texts), "documents": len(corpus.names),
             "gaps": "found" if models.reconstructor.found else "told", "unit": models.words.unit,
-            "receivers": {name: str(models.receiver(name).directory) for name in ("agent", *methods)},
+            "receivers": {name: str(models.receiver(name).directory) for name in ("agent", *models.against, *methods)},
             "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
             "prices": [evaluation.at(price) for price in args.prices],
         }

@@ -9,7 +9,7 @@ import torch
 
 from data.artifacts import SEED, InputError, bounded, different_setting, read_json
 from data.sequences import SPLITS, load_sequences, pad_batch
-from eval.methods import OPPONENTS
+from eval.methods import AGAINST, OPPONENTS, Agent
 from eval.restored import restored_row
 from models.agent.files import RELEASED, load_policy, read_agent
 from models.reconstructor.gaps import GAPS
@@ -27,7 +27,8 @@ def add_model_flags(add, writes):
     add("--model_path", type=Path, nargs="+", default=[Path(RELEASED)],
         help="agent: a directory, or a file written by rl/train.py; several: training runs of one agent")
     add("--receivers", nargs="+", default=[], metavar="METHOD=DIRECTORY",
-        help="reconstructors fine-tuned on a method's own masks, of 'agent' or one of --methods; others have the agent's")
+        help="reconstructors fine-tuned on a method's own masks, of 'agent', one of --methods, or critic, proposer, against of "
+        "--against; others have the agent's")
     add("--base_model", default=None,
         help="causal LM of the surprisal methods; default: the one that the reconstructor was fine-tuned from")
     add("--data_path", type=Path, nargs="+", default=[Path("data/processed/test_data.json")],
@@ -46,7 +47,8 @@ def add_flags(add, writes):
     positive = bounded(int, 1, 10**9)
     add_model_flags(add, writes)
     add("--against", type=Path, nargs="+", default=[],
-        help="agents of another training with the same reconstructor, compared as one method; several: its training runs")
+        help="agents of other trainings with the same reconstructor: those that were trained alike are one method, named by what "
+        "they are, the critic alone, a learned proposer, or another agent")
     add("--gaps", choices=GAPS, default=None,
         help="whether the receiver has to find where tokens are missing, or is told; default: as in the agent's training")
     add("--unit", choices=DECIDED, default=None, help="what one decision is about, of every method; default: as of the agent")
@@ -178,7 +180,7 @@ class Models(NamedTuple):
     """What an evaluation needs: the agents' policies and training length, the reconstructor, and the causal LM for surprisal."""
 
     policies: list
-    against: list  # policies of another training
+    against: dict  # {kind: runs of one training, as methods} of `--against`
     length: int
     words: Words
     reconstructor: Reconstructor  # the agents'
@@ -228,14 +230,37 @@ def load_policies(paths, device, reconstructor):
     return policies
 
 
+def open_against(paths, device, reconstructor):
+    """{kind: runs, as methods} of the agents at `paths`: those that were trained alike are runs of one method.
+
+    Kinds and names are those of AGAINST; from the second of a kind on both have a number. Raises InputError if runs of one
+    training have the same seed.
+    """
+    trainings, found = [], {}  # of each training (path, policy)
+    for path in paths:
+        policy = load_policy(path, device, reconstructor)
+        alike = (some for some in trainings if not different_setting(some[0][1].config["args"], policy.config["args"], FREE))
+        if (training := next(alike, None)) is None:
+            trainings.append(training := [])
+        training.append((path, policy))
+    for training in trainings:
+        check_trained_alike([path for path, _ in training], [policy.config["args"] for _, policy in training])
+        config = training[0][1].config
+        kind = "critic" if config["critic_only"] else "proposer" if config["supervised"] else "against"
+        number = sum(name.partition("-")[0] == kind for name in found) + 1
+        key, name = (kind, AGAINST[kind]) if number == 1 else (f"{kind}-{number}", f"{AGAINST[kind]} {number}")
+        found[key] = [Agent(policy, name) for _, policy in training]
+    return found
+
+
 def open_models(args):
     """The models that the command line names, all with one tokenizer. Raises FileNotFoundError or InputError."""
     device = find_device(args.device)
     config, _ = read_agent(args.model_path[0])
     gaps, unit = args.gaps or config["gaps"], args.unit or config["unit"]
     reconstructor = Reconstructor.load(config["reconstructor"]["path"], device, gaps)
-    policies, against = (load_policies(paths, device, reconstructor) for paths in (args.model_path, args.against))
-    receivers = open_receivers(args, reconstructor, device, gaps)
+    policies, against = load_policies(args.model_path, device, reconstructor), open_against(args.against, device, reconstructor)
+    receivers = open_receivers(args, reconstructor, device, gaps, against)
     name = args.base_model or first_base_model(reconstructor.directory)
     base, tokenizer = load_causal_lm(name), load_tokenizer(name)
     check_head(base)
@@ -251,9 +276,9 @@ def open_models(args):
     )
 
 
-def open_receivers(args, reconstructor, device, gaps):
+def open_receivers(args, reconstructor, device, gaps, against):
     """{method: Reconstructor} of `--receivers`. Raises FileNotFoundError or InputError."""
-    receivers, evaluated = {}, ["agent", *(name for name in args.methods if name in OPPONENTS)]
+    receivers, evaluated = {}, ["agent", *against, *(name for name in args.methods if name in OPPONENTS)]
     for word in args.receivers:
         method, _, directory = word.partition("=")
         if method not in evaluated or not directory:

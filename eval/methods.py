@@ -32,7 +32,8 @@ from models.reconstructor.words import SPACE, kinds_of_tokens, spread
 CHEAP = ("causal", "iterative", "frequency", "random")  # of the methods of `--methods` those that never ask the reconstructor
 BY_PLACE = ("head", "tail", "sentences")  # those that keep whole parts of a text
 OPPONENTS = (*CHEAP, *BY_PLACE, "verified-once", "verified-twice", "mean-nats")
-AGAINST = "agent, other training"  # the name of `--against`
+# What the agents of `--against` are called, by their kind, which is what `--receivers` calls them.
+AGAINST = {"critic": "critic alone", "proposer": "learned proposer", "against": "agent, other training"}
 
 
 class Agent:

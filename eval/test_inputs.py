@@ -14,7 +14,7 @@ import torch
 from data import prepare
 from data.artifacts import InputError
 from eval import evaluate, evaluate_price
-from eval.conftest import copy_with_another_tokenizer, evaluate_words
+from eval.conftest import change_flags, copy_with_another_tokenizer, evaluate_words
 from eval.inputs import Corpus, Scores, first_base_model
 from eval.methods import Agent, Random
 from eval.metrics import figures
@@ -126,6 +126,43 @@ def test_a_receiver_of_another_tokenizer_is_refused_in_one_line(stages, tmp_path
     words = ["--prices", 1.2, "--methods", "verified", "--receivers", f"verified={tmp_path}/other"]
     with pytest.raises(InputError, match="with a method of agent; name one"):  # what verifies is the agent's own receiver
         evaluate_price.main(evaluate_words(stages[0], *words, "--output_dir", tmp_path / "out"))
+
+
+# --- agents of other trainings
+
+
+def trained_otherwise(agent, folder, seed, width=32, **kind):
+    """A copy of an agent in a directory that says of itself that it was trained otherwise."""
+    shutil.copytree(agent, folder)
+    change_flags(folder, seed=seed, width=width, **kind)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | kind))
+    return folder
+
+
+def test_agents_that_were_trained_alike_are_one_method_named_by_what_they_are(stages, agents, adapted, tmp_path):
+    kinds = [
+        (1, {"critic_only": True}), (1, {"supervised": True}), (1, {}), (2, {"critic_only": True}), (1, {"width": 8}),
+        (2, {"supervised": True}),
+    ]
+    paths = [trained_otherwise(agents[1], tmp_path / str(i), seed, **kind) for i, (seed, kind) in enumerate(kinds)]
+    receivers = ["--receivers", f"critic={adapted}", f"against-2={adapted}"]
+    record, found = cells(stages[0], tmp_path, "--against", *paths, *receivers)
+    names = {"critic alone": 2, "learned proposer": 2, "agent, other training": 1, "agent, other training 2": 1}
+    assert list(found)[1:5] == list(names) and {name: len(found[name].get("runs", [0])) for name in names} == names
+    assert [d["method"] for d in record["differences"]] == list(found)[1:]
+    assert list(record["receivers"].values()).count(str(adapted)) == 2 and record["receivers"]["against-2"] == str(adapted)
+    words = ["--prices", 1.2, "--num_sequences", 10, "--tune_sequences", 4, "--methods", "random", "--output_dir", tmp_path]
+    evaluate_price.main(evaluate_words(stages[0], *words, "--against", *paths, *receivers))
+    record = json.loads((tmp_path / "price_results.json").read_text())
+    results = {r["method"]: r for r in record["prices"][0]["results"]}
+    assert list(results) == ["agent", *names, "random"] and len(results["learned proposer"]["runs"]) == 2
+    assert results["agent, other training 2"]["J"] != results["agent, other training"]["J"], "a receiver of its own"
+    with pytest.raises(InputError, match="expected METHOD=DIRECTORY with a method of agent, critic, random, frequency;"):
+        cells(stages[0], tmp_path, "--against", paths[0], "--receivers", f"proposer={adapted}")
+    again = trained_otherwise(agents[1], tmp_path / "again", 1, critic_only=True)
+    with pytest.raises(InputError, match="/again: expected agents of different seeds, found --seed 1 twice"):
+        cells(stages[0], tmp_path, "--against", paths[0], paths[1], again)
 
 
 # --- told and found, words and tokens

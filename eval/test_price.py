@@ -16,6 +16,7 @@ from eval.choosing import Rule, Rules
 from eval.conftest import evaluate_words, stranger
 from eval.metrics import reward
 from models.reconstructor.reconstructor import Reconstructor
+from models.reconstructor.scoring import verify
 from models.reconstructor.words import Words
 
 
@@ -23,7 +24,7 @@ from models.reconstructor.words import Words
 def test_verified_masks_hide_nothing_dear(stages, gaps):
     reconstructor = Reconstructor.load(stages[0] / "tuned", gaps=gaps)
     text, words = load_sequences(stages[0] / "data/test_data.json", reconstructor.fingerprint)[0], Words(reconstructor.tokenizer)
-    found = evaluate_price.verify(reconstructor, words, text, np.zeros(len(text), bool), 1.2)
+    found = verify(reconstructor, words, text, np.zeros(len(text), bool), 1.2)
     assert 0 < found.masked.sum() < len(text) and reward(found.sums, 1.2) > 0.2
     assert ((found.nats + found.gaps)[found.masked] <= 1.2).all() and found.gaps.any() == (gaps == "found")
     prediction = reconstructor.predict(text[None], ~found.masked)
@@ -43,7 +44,7 @@ def test_words_are_verified_whole(stages):
     text = load_sequences(stages[0] / "data/test_data.json", reconstructor.fingerprint)[0]
     nats = reconstructor.predict(text[None], np.zeros((1, len(text)), bool)).nats.numpy()
     price = float(np.median(nats[0, 1:-1].reshape(-1, 2).mean(1)))
-    found = evaluate_price.verify(reconstructor, Pairs(reconstructor.tokenizer), text, np.zeros(len(text), bool), price)
+    found = verify(reconstructor, Pairs(reconstructor.tokenizer), text, np.zeros(len(text), bool), price)
     pairs = found.masked[0, 1:-1].reshape(-1, 2)
     assert (pairs[:, 0] == pairs[:, 1]).all() and 0 < pairs.sum() < pairs.size
     costs = found.nats[0, 1:-1].reshape(-1, 2)

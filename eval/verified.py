@@ -102,6 +102,6 @@ class MeanMaskedNats:
             found = score(self.reconstructor, ids, keep_mask, valid)
             total += (found.nats + found.gaps) * ~keep_mask
             self.lm_passes += 1 + float((keep_mask & valid).sum() / valid.sum()) * self.reconstructor.found
-            if times[valid].min(initial=self.views) == self.views:
+            if times[valid].min(initial=self.views) >= self.views:
                 break
         return total / np.maximum(times, 1)

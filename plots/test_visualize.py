@@ -45,7 +45,7 @@ def test_curves_show_the_figures_of_the_results(record):
 def test_methods_have_colours_of_their_own():
     assert len({colour for colour, _ in visualize.STYLE.values()}) == len(visualize.STYLE)
     named = {found.name for found in vars(methods).values() if isinstance(found, type) and hasattr(found, "scores")}
-    assert named | {methods.AGAINST} == set(visualize.STYLE), "every method of eval/methods.py"
+    assert named | set(methods.AGAINST.values()) == set(visualize.STYLE), "every method of eval/methods.py"
 
 
 def draw(tmp_path, *words):

@@ -30,6 +30,7 @@ STYLE = {
     "token frequency": ("#009E73", "^"), "random": ("#7F7F7F", "x"),
     "iterative surprisal": ("#56B4E9", "D"), "mean nats under random masks": ("#CC79A7", "v"),
     "verified once": ("#E69F00", "P"), "agent, other training": ("#000000", "*"),
+    "critic alone": ("#F0E442", "<"), "learned proposer": ("#882255", ">"),
 }
 STATES = {"hidden": ("hidden", "#C8C8C8"), "right": ("restored, right", "#B5DCF2"), "wrong": ("restored, wrong", "#F7BE81")}
 CURVES = (

@@ -34,14 +34,15 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     with a learned sharpness s. Where the gaps are told, e_i is 0. Where a decision is about a word, ĉ, ê and the residual are
     means over its tokens, and all of them have its logit. Gradients of the policy loss do not reach ĉ and ê, nor those of the
     critic's loss p. With `critic_only` the residual stays 0 and s as it is, so that a token is kept where ĉ_i > λ + ê_i: the
-    control that shows what the actor is worth.
+    control that shows what the actor is worth. `supervised`: learned from masks (rl/train_proposer.py), it decides in the first
+    pass, with ĉ and ê as they were before any training.
 
     `prices`: lowest and highest λ that it was trained for. `reader` and sizes of the network: in `features_extractor_kwargs`.
     Of Stable-Baselines3's policies it has `predict`; the deterministic action is the probability of keeping, not its rounding.
     """
 
-    def __init__(self, *args, prices=(0.15, 12.0), critic_only=False, **kwargs):
-        self.prices, self.critic_only = tuple(prices), critic_only
+    def __init__(self, *args, prices=(0.15, 12.0), critic_only=False, supervised=False, **kwargs):
+        self.prices, self.critic_only, self.supervised = tuple(prices), critic_only, supervised
         kwargs.setdefault("features_extractor_class", TokenCompressionFeaturesExtractor)
         super().__init__(*args, **{**kwargs, "net_arch": [], "ortho_init": False})
 
@@ -55,6 +56,9 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         if self.critic_only:
             self.action_net.requires_grad_(False)
             self.sharpness.requires_grad_(False)
+        if self.supervised:
+            nn.init.zeros_(self.value_net.weight)
+            self.value_net.requires_grad_(False)
         self.mlp_extractor = nn.Identity()
         trained = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)
@@ -70,7 +74,7 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
     @property
     def lm_passes(self):
         """What a decision costs, in passes of the whole reconstructor without its output layer."""
-        return self.reader.passes
+        return self.reader.blocks / self.reader.depth if self.supervised else self.reader.passes
 
     def own_state(self):
         """The tensors that are the agent's own, by name: what its file holds."""
@@ -93,9 +97,11 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         """What a second pass needs of texts ids (B, T) int64, valid (B, T) bool at λ price (B, 1): the two readings.
 
         That is what the reader makes of the texts, (B, T, S), and of their drafts, (B, T, 1 + S + E). `text`: the first,
-        if known; draft (B, T): the drafts, if decided.
+        if known; draft (B, T): the drafts, if decided. A supervised policy needs no second one: None.
         """
         text = self.reader.read(ids, valid) if text is None else text
+        if self.supervised:
+            return text, None
         draft = torch.sigmoid(self.decide(ids, valid, price, text)[0]) if draft is None else draft
         return text, self.reader.reread(ids, valid, draft)
 

@@ -31,7 +31,7 @@ from models.reconstructor.tokenizer import locate
 
 SCHEMA = "rltc.agent/2"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-OLDER = {"gaps": "told", "unit": "token"}  # what agents are that don't say it
+OLDER = {"gaps": "told", "unit": "token", "supervised": False}  # what agents are that don't say it
 FIELDS = ("reconstructor", "tokenizer_fingerprint", "max_length", "sizes", "blocks", "critic_only", "prices")  # that are read
 RELEASED = "models/agent/released"  # relative to the repository
 # What opening a file can raise that is no agent, or half of one.
@@ -140,7 +140,7 @@ def load_policy(path, device="cpu", reconstructor=None):
     reader = Reader(reconstructor, common, config["blocks"], found, config["unit"])
     policy = TokenCompressionPolicy(
         observation_space(reconstructor.vocab_size, 1, config["prices"][1]), spaces.Box(0.0, 1.0, (1,), np.float32),
-        lambda _: 0.0, prices=config["prices"], critic_only=config["critic_only"],
+        lambda _: 0.0, prices=config["prices"], critic_only=config["critic_only"], supervised=config["supervised"],
         features_extractor_kwargs={"reader": reader, **config["sizes"]},
     ).to(reconstructor.device)
     policy.config, policy.tokenizer_fingerprint = config, config["tokenizer_fingerprint"]

@@ -7,8 +7,10 @@ texts, `T` tokens. Only masked tokens are scored: at kept tokens and at padding 
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from data.artifacts import InputError
+from models.reconstructor.words import spread
 
 SUMS = ("tokens", "masked", "nats", "right", "exact", "texts", "gaps")  # columns of Score.sums
 
@@ -40,3 +42,22 @@ def score(reconstructor, ids, keep_mask, valid):
         raise InputError("the reconstructor: expected finite nats per token, found NaN or infinity; fine-tune it anew")
     masked = valid & ~keep_mask
     return Score(nats, (prediction.top1.cpu().numpy() == ids) & masked, masked, valid, gaps)
+
+
+def verify(reconstructor, words, text, first, price):
+    """Start from a keep mask (T,) of a text, send the dearer half of what is dearer than λ, and again, until nothing is.
+
+    What costs are whole words, in the mean of their tokens, with their shares of a gap. Returns the Score of the last mask: of
+    all that it masks, nothing costs more than λ.
+    """
+    keep_mask, valid = first[None].copy(), np.ones((1, len(text)), dtype=bool)
+    starts = words.starts(torch.as_tensor(text[None]), torch.as_tensor(valid))
+    number = (starts.cumsum(1) - 1)[0].numpy()
+    while True:
+        found = score(reconstructor, text[None], keep_mask, valid)
+        cost = spread(torch.as_tensor(found.nats + found.gaps), starts)[0].numpy()
+        dear = np.flatnonzero(found.masked[0] & (cost > price) & starts[0].numpy())
+        if not len(dear):
+            return found
+        dearest = dear[np.argsort(-cost[dear], kind="stable")[: (len(dear) + 1) // 2]]
+        keep_mask[0] |= np.isin(number, number[dearest])
