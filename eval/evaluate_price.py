@@ -5,10 +5,10 @@
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
 validation texts: one threshold for all texts, or one share of every text, whichever has the higher J. `verified` adds
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
-method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %, BCa,
-over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one method,
-whose intervals allow for the differences between them; agents of another training go after `--against` and are one more. Writes
-`price_results.json`.
+method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %,
+bootstrap-t, over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as
+one method, whose intervals allow for the differences between them; agents of another training go after `--against` and are one
+more. Writes `price_results.json`.
 """
 
 import sys
@@ -25,8 +25,8 @@ from data.artifacts import Parser, bounded, make_output_dir, run, write_json
 from data.sequences import SPLITS
 from eval.inputs import Scores, add_flags, draw_texts, open_models
 from eval.methods import AGAINST, CHEAP, OPPONENTS, build_opponents
-from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
-from eval.report import estimate, interval, markdown, number
+from eval.metrics import INTERVAL, SAMPLES, TEST, Bootstrap, correct, difference, reward
+from eval.report import estimate, interval, markdown, number, paired, sentences
 from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import score
 from models.reconstructor.words import spread
@@ -34,7 +34,7 @@ from models.reconstructor.words import spread
 SCHEMA = "rltc.price_evaluation/4"
 UNITS = {
     "J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token",
-    "interval": INTERVAL,
+    "interval": INTERVAL, "p": TEST,
 }
 REFERENCE_RATIO = 0.7  # the keep ratio at which methods score whose scores depend on it
 RATIOS = np.linspace(0, 1, 41)  # keep ratios among which a rule is looked for
@@ -136,9 +136,7 @@ class Evaluation:
     def summary(self, name, rule, rows, price, agents=None):
         """One result from rows (runs, texts, 7): J and keep ratio, and the paired difference of the agents' rows to it."""
 
-        def of(theirs, its=None):
-            return {"J": reward(theirs, price) - (0 if its is None else reward(its, price))}
-
+        of = lambda sums: {"J": reward(sums, price)}
         cells = [np.stack([self.corpus.by_document(run) for run in each]) for each in (rows, agents) if each is not None]
         J = self.bootstrap.estimate(of, cells[0])["J"]
         tokens, masked, *_ = rows.sum((0, 1))
@@ -146,7 +144,7 @@ class Evaluation:
         if len(rows) > 1:
             found["runs"] = reward(rows.sum(1), price).tolist()
         if agents is not None:
-            found["agent_leads_by"] = self.bootstrap.estimate(of, cells[1], cells[0])["J"]
+            found["agent_leads_by"] = difference(cells[1], cells[0], self.bootstrap, of)["J"]
         return found
 
     def at(self, price):
@@ -226,9 +224,11 @@ def main(argv=None):
         "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
         "prices": [evaluation.at(price) for price in args.prices],
     }
+    correct([lead["J"] for _, _, lead in paired(record)[-1]])
     write_json(args.output_dir / "price_results.json", SCHEMA, args, UNITS, evaluation.models.weights, **record)
     blocks = [format_price(at, len(args.model_path)) for at in record["prices"]]
-    print("\n\n".join([f"{record['texts']} texts of {record['documents']} documents", *blocks, f"written to {args.output_dir}"]))
+    blocks += ["\n".join(sentences(record)), f"written to {args.output_dir}"]
+    print("\n\n".join([f"{record['texts']} texts of {record['documents']} documents", *blocks]))
 
 
 if __name__ == "__main__":
