@@ -14,6 +14,7 @@ ALPHA, SAMPLES = 0.05, 10000  # intervals in results cover 1 − ALPHA; p is res
 MIN_DOCUMENTS = 6  # with fewer, resampling documents says nothing: no difference is called significant
 LEAST_ERROR = 0.25  # of a resample's standard error, by the one observed: where all that was drawn is alike it would be 0
 STEP = 1e-4  # of a column's total, by which slopes are found
+ROUNDING = 1e-12  # no difference
 INTERVAL = (
     "95 %, bootstrap-t over documents; with several agents widened by Student's t over them, interval_over_documents is without"
 )
@@ -107,7 +108,7 @@ class Bootstrap:
             if other_runs is not None:
                 found[name]["interval_over_documents"] = ends(over_documents)
             if len(cells) > 1:
-                excluded = abs(value) > both[i, 0 if value > 0 else 1]
+                excluded = abs(value) > both[i, 0 if value > 0 else 1] + ROUNDING
                 enough = self.documents >= MIN_DOCUMENTS and excluded.any()
                 found[name]["p"] = float(self.levels[np.argmax(excluded)]) if enough else 1.0
         return found
@@ -137,7 +138,8 @@ class Bootstrap:
         error = np.sqrt(((without - without.mean(1, keepdims=True)) ** 2).sum(1) * (1 - 1 / self.documents))[:, None]
         resampled = self.counts @ rows
         away, errors = statistic(resampled) - estimates[:, None], self._errors(statistic, rows, resampled)
-        t = np.nan_to_num(away / np.fmax(errors, LEAST_ERROR * error))  # nan: all documents are alike
+        t = away / np.fmax(errors, LEAST_ERROR * error)
+        t = np.nan_to_num(t, nan=0, posinf=0, neginf=0)  # where all documents are alike
         high, low = (np.quantile(t, tail, axis=1).T for tail in (1 - self.levels / 2, self.levels / 2))
         return np.maximum(np.stack([high, -low], 1), 0) * error[:, :, None]
 

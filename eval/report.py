@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from eval.metrics import JUDGED, MIN_DOCUMENTS
+from eval.metrics import ALPHA, JUDGED, MIN_DOCUMENTS
 
 
 def examples(corpus, masks, reconstructor):
@@ -125,7 +125,7 @@ def standings(record):
     for method, at, figures in differences:
         for name, (_, more) in JUDGED[kind].items():
             standing = "not distinguishable"
-            if figures[name]["significant"]:
+            if figures[name]["p_holm"] <= ALPHA:
                 standing = "ahead" if (figures[name]["value"] > 0) == more else "behind"
             places = found.setdefault(method, {each: {} for each in STANDINGS})[standing]
             places.setdefault(NAMES.get(name, name.replace("_", " ")), []).append(at)

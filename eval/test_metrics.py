@@ -146,6 +146,8 @@ def test_paired_differences_see_what_unpaired_intervals_miss():
     found = difference(a, b, bootstrap)
     assert found["nats"]["p"] == 0.001 and found["nats"]["value"] < 0 and found["top1"]["p"] == 1
     assert difference(a, a, bootstrap)["nats"]["p"] == 1
+    runs = np.stack([a] * 3) + 1e-14  # alike but for rounding
+    assert difference(runs, a, bootstrap)["nats"]["p"] == 1
     few = difference(a[:3], b[:3] * 2, Bootstrap(3, 500, 0))
     assert few["nats"]["p"] == 1, "three documents prove nothing"
 

@@ -55,8 +55,8 @@ def test_numbers_are_written_in_one_way():
     assert [number(1234.5, 1), number(0.5, 2), number(1.0)] == ["1,234.5", "0.50", "1.000"]
 
 
-def lead(value, significant=True):
-    return {"value": value, "significant": significant}
+def lead(value, p_holm=0.01):
+    return {"value": value, "p_holm": p_holm}
 
 
 def test_verdicts_are_made_from_every_kind_of_record():
@@ -64,7 +64,7 @@ def test_verdicts_are_made_from_every_kind_of_record():
     cell = lambda ratio, **figures: {"method": "random", "keep_ratio_asked": ratio, **figures}
     found = {"schema": "rltc.evaluation/3", "gaps": "found", "differences": [
         cell(0.9, distortion=lead(-0.2), word_error_rate=lead(0.1)),
-        cell(0.8, distortion=lead(-0.2), word_error_rate=lead(-0.1, False)),
+        cell(0.8, distortion=lead(-0.2), word_error_rate=lead(-0.1, 0.051)),
     ]}
     told = {"schema": "rltc.evaluation/3", "differences": [cell(0.7, top1=lead(-0.2), nats=lead(-0.1))]}
     price = {"schema": "rltc.price_evaluation/4", "prices": [
@@ -86,6 +86,9 @@ def test_verdicts_are_made_from_every_kind_of_record():
         assert read(verdicts(record))[2:] == [rows[kind]]
     expected = "- random: ahead in nats everywhere; not distinguishable in word error rate at 0.8; behind in word error rate at 0.9"
     assert sentences(found | {"documents": 9})[1:] == [expected]
+    del told["differences"][0]["nats"]["p_holm"]
+    with pytest.raises(KeyError, match="p_holm"):
+        verdicts(kinds)  # of results from before the correction there are none
 
 
 def test_a_star_stands_for_every_folder_in_order(tmp_path, monkeypatch):
