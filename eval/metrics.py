@@ -71,9 +71,9 @@ class Bootstrap:
     """Intervals over `documents` documents, drawn `samples` times, the same ones for every cell.
 
     Documents are drawn, because sentences of one document are not independent. Intervals are bootstrap-t (Efron and Tibshirani
-    1993, chapter 12.5): where the estimate lies, in standard errors, is read off how many of its own standard errors each
-    resample lies from the estimate. The resamples' errors are linearised, the observed one is the jackknife's, which does not fall
-    short with few documents of unequal size: so intervals cover what they say (eval/test_metrics.py), unlike percentiles and BCa.
+    1993, 12.5): how many standard errors the estimate may lie from the truth is read off how many of its own each resample lies
+    from the estimate. The resamples' errors are linearised, the observed one is the jackknife's, which does not fall short
+    with few documents of unequal size: so intervals cover more of what they say (eval/test_metrics.py) than percentiles and BCa.
     Two or three training runs can't be drawn from: their part of an interval is Student's t with runs − 1 degrees of freedom, or
     as many as in Welch's test where both methods were trained several times. Both parts are joined as the sides of a right angle
     (MOVER; Zou and Donner 2008).
@@ -129,8 +129,10 @@ class Bootstrap:
         return np.sqrt(variances.sum(0))[:, None] * stats.t.isf(self.levels / 2, welch[:, None])
 
     def _over_documents(self, statistic, rows):
-        """How far other documents reach below and above, (figures, 2, levels): of figures (figures, ...) of totals (..., columns),
-        from rows (documents, columns)."""
+        """How far other documents reach below and above, (figures, 2, levels).
+
+        `statistic`: makes figures (figures, ...) of totals (..., columns), which are sums of rows (documents, columns).
+        """
         estimates, total = statistic(rows.sum(0)), rows.sum(0)
         if self.documents == 1:  # one document can only be drawn as it is
             return np.zeros((len(estimates), 2, len(self.levels)))

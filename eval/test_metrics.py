@@ -175,8 +175,8 @@ def test_holm_is_a_closed_form():
 
 
 def test_a_planted_difference_is_found_and_copies_are_not_told_apart():
-    """100 tables of an agent beside four methods at two keep ratios, 22 documents. In truth three methods are as good as the agent,
-    and the fourth is worse: in at most one table in twenty, but for chance, is one of the three told from it.
+    """100 tables of an agent beside four methods at two keep ratios, 22 documents. Three methods are as good as the agent, in
+    truth, and the fourth is worse: in at most one table in twenty, but for chance, is one of the three told from it.
     Without the correction one of them is in many more: the negative control.
     """
     rng, bootstrap, found, told_apart, uncorrected = np.random.default_rng(0), Bootstrap(22, 2000, 0), 0, 0, 0
