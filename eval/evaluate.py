@@ -4,7 +4,7 @@
         --output_dir eval/test_output --num_sequences 100
 
 Every method keeps exactly the same number of tokens of each text, and one and the same reconstructor scores what
-was masked: nothing is scored where the answer was sent. Intervals are 95 %, BCa, over documents. Several agents after
+was masked: nothing is scored where the answer was sent. Intervals are 95 %, bootstrap-t, over documents. Several agents after
 `--model_path`, trained alike with other seeds, are scored as one method: its figures are means over them, its intervals allow
 for the differences between them, and the results have the figures of each. Agents of other trainings go after `--against`: those
 that were trained alike are one more method. What other methods leave open is chosen on validation texts, for every keep ratio.
@@ -24,7 +24,7 @@ from data.artifacts import InputError, Parser, bounded, make_output_dir, run, wr
 from eval.choosing import best_variant
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, Agent, build_opponents
-from eval.metrics import INTERVAL, SAMPLES, Bootstrap, binary_entropy, difference, figures
+from eval.metrics import INTERVAL, JUDGED, SAMPLES, TEST, Bootstrap, binary_entropy, correct, difference, figures
 from eval.report import examples, examples_as_text, format_table
 from eval.restored import KINDS, restored_figures
 from models.reconstructor.masking import keep_counts
@@ -37,7 +37,7 @@ UNITS = {
     "side_information": "bits per original token, at most: where the gaps are", "top1": "share of masked tokens restored",
     "nats": "nats per masked token", "distortion": "nats per original token, with those of the gaps where they are to be found",
     "gaps": "nats of gaps per original token",
-    "exact_text": "share of texts restored without an error", "interval": INTERVAL,
+    "exact_text": "share of texts restored without an error", "interval": INTERVAL, "p": TEST,
     "word_error_rate": "errors per word of the original, restored from what was sent", "chrf": "0 to 1, mean over texts",
     **{f"{kind}_sent": f"share of {kind} that are sent" for kind in KINDS},
     "seconds_per_1000_tokens": "seconds to score 1,000 tokens",
@@ -110,6 +110,8 @@ def compare(cells, bootstrap):
             if len(restored):
                 lead |= difference(ours[1], restored, bootstrap, restored_figures)
             differences.append({"method": name, "keep_ratio_asked": keep_ratio, **lead})
+    judged = JUDGED["found" if any(len(restored) for _, restored, *_ in cells.values()) else "told"]
+    correct([d[name] for d in differences for name in judged])
     return results, differences
 
 

@@ -5,10 +5,10 @@
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
 validation texts (`eval/choosing.py`): one threshold for all texts, or one share of every text. `verified` adds
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
-method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %, BCa,
-over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one method,
-whose intervals allow for the differences between them; of agents of other trainings, after `--against`, those that were trained
-alike are one more method. Writes `price_results.json`.
+method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %,
+bootstrap-t, over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as
+one method, whose intervals allow for the differences between them; of agents of other trainings, after `--against`, those that
+were trained alike are one more method. Writes `price_results.json`.
 """
 
 import sys
@@ -23,15 +23,15 @@ from data.artifacts import Parser, bounded, make_output_dir, run, write_json
 from eval.choosing import Rules
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, build_opponents
-from eval.metrics import INTERVAL, SAMPLES, Bootstrap, reward
-from eval.report import estimate, interval, markdown, number
+from eval.metrics import INTERVAL, SAMPLES, TEST, Bootstrap, correct, difference, reward
+from eval.report import estimate, interval, markdown, number, paired, sentences
 from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import verify
 
 SCHEMA = "rltc.price_evaluation/4"
 UNITS = {
     "J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token",
-    "interval": INTERVAL,
+    "interval": INTERVAL, "p": TEST,
 }
 SEARCH = "verified"  # of --methods, which gives the last two of these
 AGENT, VERIFIED, AGENT_VERIFIED = "agent", "masks verified at λ", "the agent's masks, verified at λ"
@@ -88,9 +88,7 @@ class Evaluation:
     def summary(self, name, rule, rows, price, agents=None):
         """One result from rows (runs, texts, 7): J and keep ratio, and the paired difference of the agents' rows to it."""
 
-        def of(theirs, its=None):
-            return {"J": reward(theirs, price) - (0 if its is None else reward(its, price))}
-
+        of = lambda sums: {"J": reward(sums, price)}
         cells = [np.stack([self.corpus.by_document(run) for run in each]) for each in (rows, agents) if each is not None]
         J = self.bootstrap.estimate(of, cells[0])["J"]
         tokens, masked, *_ = rows.sum((0, 1))
@@ -98,7 +96,7 @@ class Evaluation:
         if len(rows) > 1:
             found["runs"] = reward(rows.sum(1), price).tolist()
         if agents is not None:
-            found["agent_leads_by"] = self.bootstrap.estimate(of, cells[1], cells[0])["J"]
+            found["agent_leads_by"] = difference(cells[1], cells[0], self.bootstrap, of)["J"]
         return found
 
     def at(self, price):
@@ -166,11 +164,12 @@ def main(argv=None):
             "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
             "prices": [evaluation.at(price) for price in args.prices],
         }
+        correct([lead["J"] for _, _, lead in paired(record)[-1]])
         make_output_dir(folder)
         write_json(folder / "price_results.json", SCHEMA, args, UNITS, models.weights, **record)
         blocks = [format_price(at, len(args.model_path)) for at in record["prices"]]
-        title = f"{path}: {record['texts']} texts of {record['documents']} documents"
-        print("\n\n".join([title, *blocks, f"written to {folder}"]), flush=True)
+        blocks += ["\n".join(sentences(record)), f"written to {folder}"]
+        print("\n\n".join([f"{path}: {record['texts']} texts of {record['documents']} documents", *blocks]), flush=True)
 
 
 if __name__ == "__main__":

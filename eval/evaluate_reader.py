@@ -5,8 +5,8 @@
 A reader that was not trained here gets a context and a question. Contexts are the whole passage, none, and parts of it that cost
 at most a share (`--budgets`) of the passage's tokens, counted in the reader's own: everyone drops whole words. Measured are the
 nats of the gold answer, how much of the way from no passage to the whole one that is, and whether the answer's words are still
-there; and the nats of the last 64 tokens of a passage of which only what is older was shortened. Intervals are 95 %, BCa, over
-passages; leads are paired. What leaves a choice was chosen on a third of the passages, `--split choose`, which scores every
+there; and the nats of the last 64 tokens of a passage of which only what is older was shortened. Intervals are 95 %, bootstrap-t,
+over passages; leads are paired. What leaves a choice was chosen on a third of the passages, `--split choose`, which scores every
 variant; the others are for reporting. Writes `reader_results.json`, with the nats of every question.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
 from eval.contexts import METHODS, Contexts, Passage, taught, ways
 from eval.inputs import add_model_flags, open_models
-from eval.metrics import INTERVAL, SAMPLES, Bootstrap, difference
+from eval.metrics import INTERVAL, JUDGED, SAMPLES, TEST, Bootstrap, correct, difference
 from eval.reader import QUESTIONS, Reader
 from eval.report import format_reader
 
@@ -38,6 +38,7 @@ UNITS = {
     "recovered": "share of the way from no passage to the whole, in nats of the answer",
     "recovered_short": f"recovered, of answers of up to {SHORT} words alone",
     "survival": "share of answers that are found in the context, spaces and case apart", "interval": INTERVAL,
+    "p": TEST,
     "continuation": f"nats per token of the last {TAIL}", "continuation_recovered": "share of the way, as of answers",
 }
 
@@ -200,6 +201,7 @@ class Evaluation:
                 if (agent, at) in self.cells and name != agent:
                     pairs = [difference(self.cells[agent, at][kind], cell[kind], b, of) for kind, of, b in kinds]
                     leads.append({"method": name, "budget": at, **merge(pairs)})
+        correct([lead[name] for lead in leads for name in JUDGED["reader"]])
         return found, leads
 
 

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from eval.metrics import MIN_DOCUMENTS
+from eval.metrics import ALPHA, JUDGED, MIN_DOCUMENTS
 
 
 def examples(corpus, masks, reconstructor):
@@ -79,11 +79,6 @@ def markdown(rows):
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-# What an evaluation is judged by, the figure's digits, and whether more of it is better: where gaps are told, and found.
-JUDGED = {
-    "told": {"top1": (3, True), "nats": (2, False)},
-    "found": {"distortion": (3, False), "word_error_rate": (3, False)},
-}
 TITLES = {
     "told": "masked top-1 / nats per masked token",
     "found": "nats per original token, gaps included / word error rate of what is restored from the sent tokens alone",
@@ -108,27 +103,72 @@ def by_keep_ratio(record, methods=None):
     return markdown(rows)
 
 
+STANDINGS = ("ahead", "not distinguishable", "behind")
+NAMES = {"top1": "top-1", "distortion": "nats"}  # of figures, where they are not their own
+
+
+def paired(record):
+    """How an evaluation at keep ratios, at prices or by a reader judges: a kind of JUDGED, what a setting is called, and the
+    agent's paired differences, [(opponent, setting, {figure: difference})]."""
+    if "prices" in record:
+        found = [(r["method"], at["price"], {"J": r["agent_leads_by"]}) for at in record["prices"] for r in at["results"][1:]]
+        return "price", "λ = ", found
+    if "leads" in record:
+        return "reader", "", [(d["method"], d["budget"], d) for d in record["leads"]]
+    return record.get("gaps", "told"), "", [(d["method"], d["keep_ratio_asked"], d) for d in record["differences"]]
+
+
+def standings(record):
+    """{opponent: {standing: where, in words}}: in which judged figures and settings the agent stands how, Holm-corrected."""
+    kind, unit, differences = paired(record)
+    settings, found = {at for _, at, _ in differences}, {}
+    for method, at, figures in differences:
+        for name, (_, more) in JUDGED[kind].items():
+            standing = "not distinguishable"
+            if figures[name]["p_holm"] <= ALPHA:
+                standing = "ahead" if (figures[name]["value"] > 0) == more else "behind"
+            places = found.setdefault(method, {each: {} for each in STANDINGS})[standing]
+            places.setdefault(NAMES.get(name, name.replace("_", " ")), []).append(at)
+
+    def words(name, places):
+        some = ", ".join(f"{at:g}" for at in sorted(places, reverse=kind != "price"))
+        return f"{name} everywhere" if settings == set(places) and len(settings) > 1 else f"{name} at {unit}{some}"
+
+    return {
+        method: {standing: "; ".join(words(*each) for each in places.items()) for standing, places in by_standing.items()}
+        for method, by_standing in found.items()
+    }
+
+
+def verdicts(records):
+    """A table of where the agent is ahead of every opponent, behind it and not to be told from it, by `standings` of a record, or
+    of several kinds' {kind: record}."""
+    kinds = {"": records} if "schema" in records else records
+    rows = [["kind", "opponent", *STANDINGS]]
+    for kind, record in kinds.items():
+        rows += [[kind, method, *places.values()] for method, places in standings(record).items()]
+    return markdown([row["schema" in records :] for row in rows])
+
+
+def sentences(record):
+    """One sentence for every opponent, as lines of text: where the agent is ahead, behind, or neither."""
+    kind, _, differences = paired(record)
+    number = len(differences) * len(JUDGED[kind])
+    lines = [f"the agent beside every other, Holm-corrected over {number} differences:"]
+    documents = record.get("documents", record.get("passages"))
+    if documents < MIN_DOCUMENTS:
+        lines.append(f"only {documents} documents: with fewer than {MIN_DOCUMENTS} no difference is significant")
+    for method, places in standings(record).items():
+        lines.append(f"- {method}: " + "; ".join(f"{standing} in {where}" for standing, where in places.items() if where))
+    return lines
+
+
 def format_table(record):
-    """The figures of JUDGED of every method at every keep ratio, and whom the agent leads, as lines of text."""
-    judged = JUDGED[record["gaps"]]
+    """The figures of JUDGED of every method at every keep ratio, and how the agent stands, as lines of text."""
     over = f" and {len(record['agents'])} agents, of which the first row is the mean" if len(record["agents"]) > 1 else ""
     title = f"{TITLES[record['gaps']]}; ±: half of the agent's 95 % interval over documents{over}"
-    lines = [title, "", by_keep_ratio(record), ""]
-    if record["documents"] < MIN_DOCUMENTS:
-        lines += [f"only {record['documents']} documents: with fewer than {MIN_DOCUMENTS} no difference is significant", ""]
-    behind, unsure = {}, {}  # {method: keep ratios}
-    for d in record["differences"]:
-        ahead = all((d[name]["value"] > 0) == more for name, (_, more) in judged.items())
-        significant = ahead and all(d[name]["significant"] for name in judged)
-        if not significant:
-            (unsure if ahead else behind).setdefault(d["method"], []).append(f"{d['keep_ratio_asked']:g}")
-    names = [name.replace("_", " ").replace("top1", "top-1") for name in judged]
-    both = " and ".join(names)
-    against, not_sure = ("; ".join(f"{name} at {', '.join(r)}" for name, r in some.items()) for some in (behind, unsure))
-    lines.append(f"the agent does NOT lead against: {against}" if behind else f"the agent leads everywhere in {both}")
-    if unsure:
-        lines.append(f"its lead in {' or '.join(names)} is not significant against: {not_sure}")
-    return "\n".join(lines)
+    lines = [title, "", by_keep_ratio(record)]
+    return "\n".join([*lines, "", *sentences(record)])
 
 
 def by_budget(record, figures=("recovered", "recovered_short", "survival", "continuation")):
@@ -173,4 +213,4 @@ def format_reader(record):
     shown = "recovered of the way between / of short answers / answers that survive"
     shown += " / nats per token of the continuation" * ("continuation" in full)
     lines += ["; ".join(ends), "", f"{shown}; ±: half of the agent's interval", "", by_budget(record)]
-    return "\n".join(lines + (["", agent_leads(record)] if record["leads"] else []))
+    return "\n".join(lines + (["", agent_leads(record), "", *sentences(record)] if record["leads"] else []))

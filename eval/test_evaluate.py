@@ -34,7 +34,7 @@ def test_every_stage_hands_over_what_the_next_one_needs(stages, record):
         written = json.loads((folder / path).read_text())
         assert {"schema", "args", "seed", "versions", "units"} <= set(written), path
     assert "agent" in printed[3] and report.format_table(record) in printed[3]
-    assert "BCa" in record["units"]["interval"] and record["commit"]
+    assert "bootstrap-t" in record["units"]["interval"] and record["commit"]
     assert {Path(path).name for path in record["weights"]} == {"best_model.zip", "tuned", "base"}
 
 
@@ -53,9 +53,11 @@ def test_the_agent_beats_random_on_the_toy_language(record):
     """A bigger effect than training noise: at 0.7 the agent can drop echoes alone, and all come back to where they were."""
     lead = next(d for d in record["differences"] if d["method"] == "random" and d["keep_ratio_asked"] == 0.7)
     for name in ("distortion", "nats", "gaps", "word_error_rate"):
-        assert lead[name]["significant"] and lead[name]["value"] < 0, name
+        assert lead[name]["p"] < 0.01 and lead[name]["value"] < 0, name
     for name in ("top1", "chrf"):
-        assert lead[name]["significant"] and lead[name]["value"] > 0, name
+        assert lead[name]["p"] < 0.01 and lead[name]["value"] > 0, name
+    for name in ("distortion", "word_error_rate"):
+        assert lead[name]["significant"] and lead[name]["p"] < lead[name]["p_holm"] < 0.05
     agent = next(r for r in record["results"] if r["method"] == "agent" and r["keep_ratio_asked"] == 0.7)
     assert agent["distortion"]["value"] < 0.1 and agent["word_error_rate"]["value"] < 0.05 and record["gaps"] == "found"
 
@@ -163,13 +165,18 @@ def test_the_table_admits_a_loss(record):
         lost["gaps"] = gaps
         for d in lost["differences"]:
             for name, value in better.items():
-                d[name] |= {"value": value, "significant": True}
-        assert "leads everywhere in" in (text := report.format_table(lost)) and "not significant" not in text
-        second = list(better)[1]
-        lost["differences"][1][second]["significant"] = False
-        assert "not significant against: causal surprisal at 0.8" in report.format_table(lost)
-        lost["differences"][0][second]["value"] = 0.2
-        assert "does NOT lead against: causal surprisal at 0.9" in report.format_table(lost)
+                d[name] |= {"value": value, "p_holm": 0.01}
+        first, second = ("nats", "word error rate") if gaps == "found" else ("top-1", "nats")
+        ahead = f"- causal surprisal: ahead in {first} everywhere; "
+        assert f"{ahead}{second} everywhere\n" in (text := report.format_table(lost)) and "not distinguishable" not in text
+        ours = [d[list(better)[1]] for d in lost["differences"] if d["method"] == "causal surprisal"]
+        ours[1]["p_holm"] = 0.06
+        ours[0]["value"] = 0.2
+        where = f"{second} at 0.7, 0.6, 0.5, 0.4; not distinguishable in {second} at 0.8; behind in {second} at 0.9"
+        assert f"{ahead}{where}\n" in report.format_table(lost)
+    assert f"Holm-corrected over {2 * len(lost['differences'])} differences" in text
+    lost["documents"] = 5
+    assert "only 5 documents" in report.format_table(lost)
 
 
 def test_quickstart_prints_real_commands():

@@ -8,8 +8,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from eval.metrics import Bootstrap, binary_entropy, count_documents, difference, figures, percentiles, reward
+from eval.metrics import Bootstrap, binary_entropy, correct, count_documents, difference, figures, reward
+from eval.report import markdown
 from rl.env import token_rewards
 
 
@@ -44,33 +46,30 @@ def test_bootstrap_draws_the_counts_that_it_reports():
     assert count_documents(drawn, 3).tolist() == [[2, 0, 1], [0, 1, 2]] and count_documents(drawn[0], 3).tolist() == [2, 0, 1]
 
 
-def test_bca_is_near_the_percentiles_of_the_same_counts():
-    """The same resampled counts give the distribution of a percentile bootstrap by hand, for figures and differences."""
+def ratio(sums):
+    return {"ratio": sums[..., 1] / sums[..., 0]}
+
+
+def test_the_interval_is_bootstrap_t_by_hand():
+    """Errors of a ratio and of a paired difference of ratios in closed form, document by document, from the same counts."""
     rng = np.random.default_rng(1)
-    first, second = (cell(rng.gamma(4.0, 10.0, 30), right=rng.integers(5, 15, 30)) for _ in range(2))
-    bootstrap, seen = Bootstrap(30, 4000, 7), []
+    size = rng.lognormal(0, 0.5, 30)
+    first, second = (np.stack([size, size * rng.gamma(4.0, 0.5, 30)], 1) for _ in range(2))
+    bootstrap = Bootstrap(30, 2000, 7)
 
-    class Spy(Bootstrap):
-        def _over_documents(self, statistic):
-            def spied(drawn, axis=-1):
-                seen.append(drawn)
-                return statistic(drawn)
+    def by_hand(nats):
+        ratios = (bootstrap.counts @ nats) / (bootstrap.counts @ size)
+        off = nats - ratios[:, None] * size  # (samples, documents)
+        errors = np.sqrt((bootstrap.counts * off**2).sum(1)) / (bootstrap.counts @ size)
+        value = nats.sum() / size.sum()
+        without = (nats.sum() - nats) / (size.sum() - size)
+        high, low = np.quantile((ratios - value) / errors, [0.975, 0.025]) * np.std(without) * 29**0.5
+        return value - high, value - low
 
-            self.low_high, self.resampled = super()._over_documents(spied)
-            return self.low_high, self.resampled
-
-    spy = Spy(30, 4000, 7)
-    low, high = spy.estimate(figures, first)["nats"]["interval"]
-    counts = np.array([np.bincount(drawn, minlength=30) for drawn in next(s for s in seen if s.shape == (4000, 30))])
-    values = figures(counts @ first)["nats"]
-    np.testing.assert_allclose(spy.resampled[1], values, rtol=1e-12)  # the second figure is nats
-    by_hand = np.quantile(values, [0.025, 0.975])
-    np.testing.assert_allclose(percentiles(spy.resampled)[1], by_hand, rtol=1e-12)
-    assert 0 < high - by_hand[1] < 0.2 * np.ptp(by_hand), "the values are skewed to the right, and BCa follows them"
-    assert abs(low - by_hand[0]) < 0.2 * np.ptp(by_hand)
-    lead = difference(first, second, bootstrap)["nats"]["interval"]
-    by_hand = np.quantile(values - figures(counts @ second)["nats"], [0.025, 0.975])
-    np.testing.assert_allclose(lead, by_hand, atol=0.1 * np.ptp(by_hand))  # the same documents, paired
+    one, lead = bootstrap.estimate(ratio, first)["ratio"], difference(first, second, bootstrap, ratio)["ratio"]
+    np.testing.assert_allclose(one["interval"], by_hand(first[:, 1]), rtol=1e-6)
+    np.testing.assert_allclose(lead["interval"], by_hand(first[:, 1] - second[:, 1]), rtol=1e-5)
+    assert "p" not in one and lead["value"] == pytest.approx(ratio(first.sum(0))["ratio"] - ratio(second.sum(0))["ratio"])
 
 
 def test_bootstrap_interval_covers_the_truth_95_percent_of_the_time():
@@ -84,6 +83,60 @@ def test_bootstrap_interval_covers_the_truth_95_percent_of_the_time():
     assert 180 <= inside <= 199, inside  # binomial standard deviation 3; a bootstrap of 40 skewed values covers a little less
 
 
+def documents(rng, number, skew):
+    """Documents of unequal size, and what one method has less than another there: columns (number,) in truth 0 in the mean.
+
+    Sizes are lognormal; effects are gamma distributed, of skewness 1 or 2.
+    """
+    shape = 4 / skew**2
+    return rng.lognormal(0, 0.5 * skew, number), rng.gamma(shape, shape**-0.5, number) - shape**0.5
+
+
+def other_intervals(counts, size, nats):
+    """Ends of 95 % intervals {name: (low, high)} by other ways, of many experiments (documents, experiments) at once."""
+    number, value = len(size), nats.sum(0) / size.sum(0)
+    resampled = (counts @ nats) / (counts @ size)
+    without = (nats.sum(0) - nats) / (size.sum(0) - size)
+    off = without.mean(0) - without
+    bent, bias = (off**3).sum(0) / 6 / (off**2).sum(0) ** 1.5, stats.norm.ppf((resampled < value).mean(0))
+    found, expanded = {}, (number / (number - 1)) ** 0.5 * stats.t.isf(0.025, number - 1)  # Hesterberg 2015
+    for name, z in (("", stats.norm.isf(0.025)), (", expanded", expanded)):
+        bca = [bias + (bias + sign * z) / (1 - bent * (bias + sign * z)) for sign in (-1, 1)]
+        for way, at in (("percentile", np.array([[-z], [z]]) + 0 * bent), ("BCa", np.array(bca))):
+            quantiles = [np.quantile(some, ends) for some, ends in zip(resampled.T, stats.norm.cdf(at).T, strict=True)]
+            found[way + name] = np.transpose(quantiles)
+    return found
+
+
+def test_intervals_cover_what_they_say():
+    """600 experiments with 8, 22 and 40 documents, effects hardly and clearly skewed: prints how many intervals cover the truth.
+
+    The percentile bootstrap and BCa, which cover clearly less, are the negative control.
+    """
+    covered, rng = {}, np.random.default_rng(0)
+    for skew in (1, 2):
+        for number in (8, 22, 40):
+            bootstrap = Bootstrap(number, 1000, 0)
+            size, effect = np.moveaxis([documents(rng, number, skew) for _ in range(600)], 0, -1)
+            found, ours = other_intervals(bootstrap.counts, size, size * effect), []
+            for x, y in zip(size.T, (size * effect).T, strict=True):
+                level = x * rng.gamma(4.0, 0.5, number)  # of both methods
+                lead = difference(np.stack([x, level + y], 1), np.stack([x, level], 1), bootstrap, ratio)
+                ours.append(lead["ratio"]["interval"])
+            for name, (low, high) in {**found, "here": np.transpose(ours)}.items():
+                covered[skew, number, name] = np.mean((low <= 0) & (high >= 0))
+    names = list(dict.fromkeys(name for *_, name in covered))
+    rows = [["skewness", "documents", *names]]
+    rows += [[str(s), str(n), *(f"{covered[s, n, name]:.1%}" for name in names)] for s in (1, 2) for n in (8, 22, 40)]
+    print("", markdown(rows), sep="\n")
+    for skew, least in ((1, 0.93), (2, 0.91)):
+        for number in (8, 22, 40):
+            here = covered[skew, number, "here"]
+            assert least <= here <= 0.97, (skew, number, here)
+            by = 0.015 if number == 22 else 0.0
+            assert all(here > covered[skew, number, name] + by for name in ("percentile", "BCa")), (skew, number)
+
+
 def test_paired_differences_see_what_unpaired_intervals_miss():
     rng, bootstrap = np.random.default_rng(0), Bootstrap(30, 2000, 0)
     level = rng.uniform(5, 50, 30)  # documents differ much, methods by a constant share
@@ -91,10 +144,59 @@ def test_paired_differences_see_what_unpaired_intervals_miss():
     theirs, ours = (bootstrap.estimate(figures, sums)["nats"]["interval"] for sums in (b, a))
     assert ours[1] > theirs[0], "the intervals overlap"
     found = difference(a, b, bootstrap)
-    assert found["nats"]["significant"] and found["nats"]["value"] < 0 and not found["top1"]["significant"]
-    assert not difference(a, a, bootstrap)["nats"]["significant"]
+    assert found["nats"]["p"] == 0.001 and found["nats"]["value"] < 0 and found["top1"]["p"] == 1
+    assert difference(a, a, bootstrap)["nats"]["p"] == 1
+    runs = np.stack([a] * 3) + 1e-14  # alike but for rounding
+    assert difference(runs, a, bootstrap)["nats"]["p"] == 1
     few = difference(a[:3], b[:3] * 2, Bootstrap(3, 500, 0))
-    assert not few["nats"]["significant"], "three documents prove nothing"
+    assert few["nats"]["p"] == 1, "three documents prove nothing"
+
+
+def test_p_is_where_the_interval_begins_to_exclude_0(monkeypatch):
+    """Of one training and of three: at the level p the interval excludes 0, a little below it does not."""
+    rng, bootstrap = np.random.default_rng(0), Bootstrap(30, 2000, 0)
+    first = cell(rng.gamma(4.0, 10.0, 30) + rng.normal(0, 1, (3, 30)))
+    for runs, sign in ((1, 1), (3, 1), (1, -1)):
+        pair = [first[:runs], first[:1] + sign * cell(rng.normal(3, 7, 30), 0, 0)]  # nats alone
+        p = difference(*pair, bootstrap)["nats"]["p"]
+        assert 0.001 < p < 0.5
+        for level, excludes in ((p, True), (bootstrap.levels[np.searchsorted(bootstrap.levels, p) - 1], False)):
+            monkeypatch.setattr("eval.metrics.ALPHA", level)
+            low, high = difference(*pair, bootstrap)["nats"]["interval"]
+            assert (low > 0 or high < 0) == excludes, (runs, sign, level)
+        monkeypatch.undo()
+
+
+def test_holm_is_a_closed_form():
+    family = [{"p": p} for p in (0.03, 0.005, 0.9, 0.011)]
+    correct(family)
+    assert [each["p_holm"] for each in family] == pytest.approx([0.06, 0.02, 0.9, 0.033])
+    assert [each["significant"] for each in family] == [False, True, False, True]
+
+
+def test_a_planted_difference_is_found_and_copies_are_not_told_apart():
+    """100 tables of an agent beside four methods at two keep ratios, 22 documents. Three methods are as good as the agent, in
+    truth, and the fourth is worse: in at most one table in twenty, but for chance, is one of the three told from it.
+    Without the correction one of them is in many more: the negative control.
+    """
+    rng, bootstrap, found, told_apart, uncorrected = np.random.default_rng(0), Bootstrap(22, 2000, 0), 0, 0, 0
+    for _ in range(100):
+        size = rng.lognormal(0, 0.5, 22)
+        level = rng.gamma(4.0, 0.5, 22)  # of a document, whatever the method
+        own = lambda worse: np.stack([size, size * (level * worse + rng.gamma(4.0, 0.1, 22))], 1)
+        leads = []
+        for _ in range(2):
+            agent = own(1.0)
+            leads.append([difference(agent, own(worse), bootstrap, ratio)["ratio"] for worse in (1.0, 1.0, 1.0, 1.4)])
+            leads[-1].append(difference(agent, agent.copy(), bootstrap, ratio)["ratio"])
+        family = [lead for each in leads for lead in each]
+        correct(family)
+        alike = [lead for each in leads for lead in each[:3]]
+        found += all(each[3]["significant"] and each[3]["value"] < 0 for each in leads)
+        told_apart += any(lead["significant"] for lead in alike)
+        uncorrected += any(lead["p"] <= 0.05 for lead in alike)
+        assert not any(each[4]["significant"] for each in leads)
+    assert found > 90 and told_apart <= 9 and uncorrected > 20, (found, told_apart, uncorrected)
 
 
 def test_documents_that_are_all_alike_have_an_interval_of_one_point():
@@ -129,7 +231,7 @@ def test_two_trainings_differ_by_chance_in_19_of_20_intervals_at_most():
         level = rng.gamma(4.0, 0.5, 40)
         a, b = (cell((level + rng.normal(0, 0.2, (3, 1)) + rng.normal(0, 0.1, (3, 40))) * 20) for _ in range(2))
         lead = difference(a, b, bootstrap)["nats"]
-        inside += not lead["significant"]
+        inside += lead["p"] > 0.05
         over_documents += lead["interval_over_documents"][0] <= 0 <= lead["interval_over_documents"][1]
     assert 180 <= inside and over_documents < inside - 50, (inside, over_documents)
     one = bootstrap.estimate(figures, a[:1])["nats"]

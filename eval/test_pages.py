@@ -10,7 +10,7 @@ import pytest
 
 from data.artifacts import InputError
 from eval import pages
-from eval.report import half, number, tally
+from eval.report import half, number, sentences, tally, verdicts
 
 PAGE = """before
 <!-- table r={path}
@@ -53,6 +53,42 @@ def test_numbers_are_written_in_one_way():
     differences = [{"value": value, "interval": [value - 0.1, value + 0.1]} for value in (0.2, 0.05, -0.1, -0.3, -0.2)]
     assert tally(differences, 2) == "1 above 0, 2 below, of 5; mean −0.07"
     assert [number(1234.5, 1), number(0.5, 2), number(1.0)] == ["1,234.5", "0.50", "1.000"]
+
+
+def lead(value, p_holm=0.01):
+    return {"value": value, "p_holm": p_holm}
+
+
+def test_verdicts_are_made_from_every_kind_of_record():
+    """Fewer nats and errors are better, more J and more of a reader's way: by hand, one kind and several."""
+    cell = lambda ratio, **figures: {"method": "random", "keep_ratio_asked": ratio, **figures}
+    found = {"schema": "rltc.evaluation/3", "gaps": "found", "differences": [
+        cell(0.9, distortion=lead(-0.2), word_error_rate=lead(0.1)),
+        cell(0.8, distortion=lead(-0.2), word_error_rate=lead(-0.1, 0.051)),
+    ]}
+    told = {"schema": "rltc.evaluation/3", "differences": [cell(0.7, top1=lead(-0.2), nats=lead(-0.1))]}
+    price = {"schema": "rltc.price_evaluation/4", "prices": [
+        {"price": at, "results": [{"method": "agent"}, {"method": "random", "agent_leads_by": lead(value)}]}
+        for at, value in ((3.0, 0.1), (6.0, -0.1))
+    ]}
+    reader = {"schema": "rltc.reader/1", "leads": [{"method": "head", "budget": 0.5, "recovered": lead(0.2)}]}
+    rows = {
+        "found": ["random", "nats everywhere", "word error rate at 0.8", "word error rate at 0.9"],
+        "told": ["random", "nats at 0.7", "", "top-1 at 0.7"], "price": ["random", "J at λ = 3", "", "J at λ = 6"],
+        "reader": ["head", "recovered at 0.5", "", ""],
+    }
+    read = lambda table: [[text.strip() for text in line.split("|")[1:-1]] for line in table.splitlines()]
+    kinds = {"found": found, "told": told, "price": price, "reader": reader}
+    table = read(pages.FUNCTIONS["verdicts"](kinds))
+    assert table[0] == ["kind", "opponent", "ahead", "not distinguishable", "behind"]
+    assert table[2:] == [[kind, *row] for kind, row in rows.items()]
+    for kind, record in kinds.items():
+        assert read(verdicts(record))[2:] == [rows[kind]]
+    neither = "not distinguishable in word error rate at 0.8; behind in word error rate at 0.9"
+    assert sentences(found | {"documents": 9})[1:] == [f"- random: ahead in nats everywhere; {neither}"]
+    del told["differences"][0]["nats"]["p_holm"]
+    with pytest.raises(KeyError, match="p_holm"):
+        verdicts(kinds)  # of results from before the correction there are none
 
 
 def test_a_star_stands_for_every_folder_in_order(tmp_path, monkeypatch):

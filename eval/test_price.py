@@ -91,8 +91,9 @@ def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
         if lead := r.get("agent_leads_by"):
             theirs = agent["runs"][0] if r is verified else agent["J"]
             assert lead["value"] == pytest.approx(theirs - r["J"], abs=1e-6)
-            assert ("interval_over_documents" in lead) == (r is not verified)
-    assert "agent leads by" in capsys.readouterr().out
+            assert ("interval_over_documents" in lead) == (r is not verified) and lead["p"] <= lead["p_holm"]
+    assert "agent leads by" in (printed := capsys.readouterr().out)
+    assert f"over {3 * (len(middle) - 1)} differences:\n- random: ahead in J at λ = " in printed, "all prices together"
 
 
 def test_at_a_price_the_search_can_be_left_out_or_be_all(stages, agents, tmp_path):

@@ -201,8 +201,9 @@ def test_the_evaluation_by_a_reader(stages, taught, toy, tmp_path, monkeypatch, 
     assert record["passages"] < record["questions"] and len(record["passage_of_each"]) == record["questions"]
     lead = next(d for d in record["leads"] if d["method"] == "head" and d["budget"] == 0.5)["recovered"]
     difference = cells["agent", 0.5]["recovered"]["value"] - cells["head", 0.5]["recovered"]["value"]
-    assert lead["value"] == pytest.approx(difference) and {"significant", "interval_over_documents"} < set(lead)
-    assert "the agent leads over" in capsys.readouterr().out
+    assert lead["value"] == pytest.approx(difference) and {"p", "p_holm", "significant", "interval_over_documents"} < set(lead)
+    assert "the agent leads over" in (printed := capsys.readouterr().out)
+    assert f"Holm-corrected over {len(record['leads'])} differences" in printed
 
 
 def test_restored_contexts_come_from_what_was_sent(stages, toy, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ UNITS = {
     "bits_per_byte": "bits per byte of UTF-8",
     "nats_*": "nats per masked token, * % of single tokens masked at random", "top1_*": "share of masked tokens",
     "gaps": "nats of gaps per original token, 70 % kept", "before_*": "of the model to compare with, same tokens",
-    "interval": f"95 %, BCa bootstrap over documents; none with fewer than {MIN_DOCUMENTS}", "tokens": "tokens scored causally",
+    "interval": f"95 %, bootstrap-t over documents; none with fewer than {MIN_DOCUMENTS}", "tokens": "tokens scored causally",
 }
 MASK_RATIOS = (0.1, MASK_RATIO, 0.5)
 WINDOW, LONG = 256, 1024  # tokens
