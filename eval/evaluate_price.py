@@ -5,7 +5,8 @@
 The agent decides at λ as it was trained to. Every other method gets the best rule that its scores allow, found on
 validation texts (`eval/choosing.py`): one threshold for all texts, or one share of every text. `verified` adds
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
-method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. Intervals are 95 %,
+method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. `search` adds local
+search on one text each of 20 documents, as far as it goes, and everything on these texts (eval/search.py). Intervals are 95 %,
 bootstrap-t, over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as
 one method, whose intervals allow for the differences between them; of agents of other trainings, after `--against`, those that
 were trained alike are one more method. Writes `price_results.json`.
@@ -25,6 +26,7 @@ from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_mod
 from eval.methods import CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, TEST, Bootstrap, correct, difference, reward
 from eval.report import estimate, interval, markdown, number, paired, sentences
+from eval.search import LOCAL, room
 from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import verify
 
@@ -41,8 +43,9 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add_flags(add, "price_results.json")
-    add("--methods", nargs="+", choices=(*OPPONENTS, SEARCH), default=[*CHEAP, "verified-once", SEARCH],
-        help="what the agent is compared with; verified: masks searched for with the reconstructor; it and mean-nats take long")
+    add("--methods", nargs="+", choices=(*OPPONENTS, SEARCH, LOCAL), default=[*CHEAP, "verified-once", SEARCH],
+        help="what the agent is compared with; verified: masks searched for with the reconstructor; search: local search from the "
+             "best of these; the last two and mean-nats take long")
     add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[3.0, 6.0], help="λ, nats per token saved")
     return parser.parse_args(argv)
 
@@ -78,12 +81,12 @@ class Evaluation:
         return self.corpus.sent([(some > KEEP_THRESHOLD) | ~valid for some, (_, valid) in pairs])
 
     def verified(self, starts, price):
-        """Rows of SUMS of the masks that verification makes of keep masks `starts`, one (B, T) per batch."""
+        """The masks that verification makes of keep masks `starts`, one (B, T) per batch."""
         words, receiver, masks = self.models.words, self.models.receiver("agent"), [mask.copy() for mask in starts]
         texts, rows = self.corpus.texts, (row for mask in masks for row in mask)
         for text, row in tqdm(zip(texts, rows), desc="verify", total=len(texts), unit="text", disable=self.args.quiet):
             row[: len(text)] = ~verify(receiver, words, text, row[: len(text)], price).masked[0]
-        return self.corpus.sums(receiver, self.corpus.sent(masks))
+        return self.corpus.sent(masks)
 
     def summary(self, name, rule, rows, price, agents=None):
         """One result from rows (runs, texts, 7): J and keep ratio, and the paired difference of the agents' rows to it."""
@@ -100,7 +103,12 @@ class Evaluation:
         return found
 
     def at(self, price):
-        """All results at one price, on the texts for testing."""
+        """All results at one price, on the texts for testing; local search's apart, on some of them."""
+        found = {"price": price, "results": self.measured(price)[0]}
+        return found | {LOCAL: room(self, price)} if LOCAL in self.args.methods else found
+
+    def measured(self, price):
+        """All results at one price; the first agent's masks and the verified ones, if asked for; the agents' rows."""
         receiver = self.models.receiver
         decided = {"agent": self.models.policies}
         decided |= {kind: [run.policy for run in runs] for kind, runs in self.models.against.items()}
@@ -120,21 +128,29 @@ class Evaluation:
         results += [
             self.summary(self.methods[name].name, rules[name], found[None], price, agents) for name, found in rows.items()
         ]
+        starts = []
         if SEARCH in self.args.methods:
             best = max(rows, key=lambda name: reward(rows[name].sum(0), price), default=None)
-            results += self.searched(masks.get(best), price, agents)
-        return {"price": price, "results": results}
+            found, starts = self.searched(masks.get(best), price, agents)
+            results += found
+        return results, starts, agents
 
     def searched(self, best, price, agents):
-        """The results of SEARCH: masks verified from `best`, another method's masks, or from nothing; the agent's, verified."""
-        starts = {"from the best method": best, "from nothing sent": [~valid for _, valid in self.corpus.batches]}
-        checked = {start: self.verified(first, price) for start, first in starts.items() if first is not None}
-        start = max(checked, key=lambda start: reward(checked[start].sum(0), price))
-        own = self.verified(self.agent_masks(self.models.policies[0], price), price)[None]
-        return [
-            self.summary(VERIFIED, start, checked[start][None], price, agents),
-            self.summary(AGENT_VERIFIED, "what comes back dear is sent", own, price, agents[:1]),
+        """The results of SEARCH: masks verified from `best`, another method's masks, or from nothing; the agent's, verified.
+
+        And the masks behind them, the agent's own first.
+        """
+        own, nothing = self.agent_masks(self.models.policies[0], price), [~valid for _, valid in self.corpus.batches]
+        starts = {"from the best method": best, "from nothing sent": nothing, "from the agent": own}
+        masks = {start: self.verified(first, price) for start, first in starts.items() if first is not None}
+        rows = {start: self.corpus.sums(self.models.receiver("agent"), found) for start, found in masks.items()}
+        agents_own = rows.pop("from the agent")[None]
+        start = max(rows, key=lambda start: reward(rows[start].sum(0), price))
+        results = [
+            self.summary(VERIFIED, start, rows[start][None], price, agents),
+            self.summary(AGENT_VERIFIED, "what comes back dear is sent", agents_own, price, agents[:1]),
         ]
+        return results, [own, *masks.values()]
 
 
 def format_price(at, agents):
@@ -145,8 +161,10 @@ def format_price(at, agents):
         name = f"{r['method']}, mean of {len(r['runs'])} runs" if "runs" in r else r["method"]
         lead = estimate(r["agent_leads_by"], 4) if "agent_leads_by" in r else ""
         rows.append([name, f"{number(r['J'], 4)} {interval(r, 4)}", number(r["keep_ratio"], 2), r["rule"], lead])
-    title = f"λ = {at['price']:g}: J in nats per original token, 95 % over documents{over}; the agent's lead is paired"
-    return f"{title}\n\n{markdown(rows)}"
+    some = f" of {at['texts']} texts of {at['documents']} documents" if "texts" in at else ""
+    title = f"λ = {at['price']:g}: J{some} in nats per original token, 95 % over documents{over}; the agent's lead is paired"
+    blocks = [title, markdown(rows)] + ([format_price(at[LOCAL], agents)] if LOCAL in at else [])
+    return "\n\n".join(blocks)
 
 
 def main(argv=None):
