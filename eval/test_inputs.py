@@ -24,6 +24,7 @@ from models.reconstructor.gaps import GAP_HEAD
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import BASE_MODEL
 from models.reconstructor.words import Words
+from rl import train_proposer
 
 TRAINING = "--batch_size 16 --eval_sequences 8 --eval_steps 500 --quiet"
 QUICK = "--num_sequences 20 --methods random frequency --keep_ratios 0.6 --num_examples 2".split()
@@ -141,16 +142,18 @@ def trained_otherwise(agent, folder, seed, width=32, **kind):
 
 
 def test_agents_that_were_trained_alike_are_one_method_named_by_what_they_are(stages, agents, adapted, tmp_path):
-    kinds = [
-        (1, {"critic_only": True}), (1, {"supervised": True}), (1, {}), (2, {"critic_only": True}), (1, {"width": 8}),
-        (2, {"supervised": True}),
-    ]
+    kinds = [(1, {"critic_only": True}), (1, {}), (2, {"critic_only": True}), (1, {"width": 8})]
     paths = [trained_otherwise(agents[1], tmp_path / str(i), seed, **kind) for i, (seed, kind) in enumerate(kinds)]
+    for place, seed in ((1, 1), (5, 2)):
+        words = f"--data_path {stages[0]}/data/processed_data.json --reconstructor_path {stages[0]}/tuned --num_texts 32 --epochs 2"
+        train_proposer.main(f"{words} --output_dir {tmp_path}/proposer-{seed} --seed {seed} --device cpu --quiet".split())
+        paths.insert(place, tmp_path / f"proposer-{seed}/best_model.zip")
     receivers = ["--receivers", f"critic={adapted}", f"against-2={adapted}"]
     record, found = cells(stages[0], tmp_path, "--against", *paths, *receivers)
     names = {"critic alone": 2, "learned proposer": 2, "agent, other training": 1, "agent, other training 2": 1}
     assert list(found)[1:5] == list(names) and {name: len(found[name].get("runs", [0])) for name in names} == names
     assert [d["method"] for d in record["differences"]] == list(found)[1:]
+    assert found["learned proposer"]["lm_passes"] == 0.5 and found["critic alone"]["lm_passes"] > 1.5
     assert list(record["receivers"].values()).count(str(adapted)) == 2 and record["receivers"]["against-2"] == str(adapted)
     words = ["--prices", 1.2, "--num_sequences", 10, "--tune_sequences", 4, "--methods", "random", "--output_dir", tmp_path]
     evaluate_price.main(evaluate_words(stages[0], *words, "--against", *paths, *receivers))
