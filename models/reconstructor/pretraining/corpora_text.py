@@ -184,6 +184,23 @@ def json_lines(*fields, only=None):
     return read
 
 
+def csv_column(name):
+    """A reader of CSV files that have the text in the column `name`."""
+
+    def read(files):
+        for path, table in utf8(files):
+            for number, row in enumerate(csv.DictReader(io.StringIO(table))):
+                lines = row[name].replace("<br />", "\n").splitlines()
+                yield f"{path}:{number}", "\n".join(line.strip() for line in lines if line.strip())
+
+    return read
+
+
+def abstracts(files):
+    for name, passage in json_lines("passage")(files):
+        yield name, re.sub(r"^Context \(\d+\): ", "", passage, flags=re.M)
+
+
 def tales(files):
     for row in csv.reader(io.StringIO(files[0][1].decode()), delimiter="\t"):
         if len(row) > 3:

@@ -61,6 +61,18 @@ def test_a_corpus_is_cut_from_its_package_and_has_each_document_once(tmp_path, m
         corpora.main(["--output_dir", str(tmp_path), "--kinds", "tales"])
 
 
+def test_kinds_that_are_not_in_training_are_read_from_tables_and_rows():
+    table = b'text,label\n"One film.<br /><br />Two ",1\n"Doctor: A\n Patient: B\n",0\n'
+    assert list(read.csv_column("text")([("a", table)])) == [("a:0", "One film.\nTwo"), ("a:1", "Doctor: A\nPatient: B")]
+    with pytest.raises(KeyError):
+        list(read.csv_column("words")([("a", table)]))
+    row = json.dumps({"passage": "Context (1): Aims (2).\nContext (2): Found."}).encode()
+    assert list(read.abstracts([("b", row)])) == [("b:0", "Aims (2).\nFound.")]
+    assert not {source.files for kind in corpora.UNSEEN for source in corpora.SOURCES[kind]} & {
+        source.files for kind in corpora.SOURCES if kind not in corpora.UNSEEN for source in corpora.SOURCES[kind]
+    }
+
+
 def test_the_card_names_every_source_with_its_licence():
     card = (Path(locate(BASE_MODEL)) / "README.md").read_text(encoding="utf-8")
     for kind, sources in corpora.SOURCES.items():
