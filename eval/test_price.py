@@ -93,7 +93,7 @@ def test_the_evaluation_at_a_price(stages, agents, tmp_path, capsys):
             assert lead["value"] == pytest.approx(theirs - r["J"], abs=1e-6)
             assert ("interval_over_documents" in lead) == (r is not verified) and lead["p"] <= lead["p_holm"]
     assert "agent leads by" in (printed := capsys.readouterr().out)
-    assert f"over {3 * (len(middle) - 1)} differences:\n- random: ahead in J at λ = " in printed, "all prices together"
+    assert f"over {3 * (len(middle) - 1)} differences:\n- " in printed and "\n- random: " in printed, "all prices together"
 
 
 def test_at_a_price_the_search_can_be_left_out_or_be_all(stages, agents, tmp_path):
@@ -109,6 +109,8 @@ def test_at_a_price_the_search_can_be_left_out_or_be_all(stages, agents, tmp_pat
     assert list(found["random"]) == ["agent", other, "random"]
     assert list(found["verified"]) == ["agent", other, evaluate_price.VERIFIED, evaluate_price.AGENT_VERIFIED]
     assert found["verified"][evaluate_price.VERIFIED]["rule"] == "from nothing sent"
+    assert found["random"]["random"]["agent_leads_by"]["significant"]
+    assert not found["random"][other]["agent_leads_by"]["significant"]
     assert found["random"][other]["agent_leads_by"]["value"] == 0 != found["verified"][other]["agent_leads_by"]["value"]
 
 
