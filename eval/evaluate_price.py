@@ -7,9 +7,9 @@ validation texts: one threshold for all texts, or one share of every text, which
 masks verified at λ with the reconstructor (the practical oracle: what comes back dearer than λ is sent, from the best other
 method's masks or from nothing sent, whichever ends higher), and the same from the first agent's masks. `search` adds local
 search on one text each of 20 documents, as far as it goes, and everything on these texts (eval/search.py). Intervals are 95 %,
-BCa, over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one method,
-whose intervals allow for the differences between them; agents of another training go after `--against` and are one more. Writes
-`price_results.json`.
+BCa, over documents; differences are paired. Several agents after `--model_path`, trained alike with other seeds, count as one
+method, whose intervals allow for the differences between them; agents of another training go after `--against` and are one
+more. Writes `price_results.json`.
 """
 
 import sys
@@ -50,8 +50,8 @@ def parse_args(argv=None):
     add = parser.add_argument
     add_flags(add, "price_results.json")
     add("--methods", nargs="+", choices=(*OPPONENTS, SEARCH, LOCAL), default=[*CHEAP, "verified-once", SEARCH],
-        help="what the agent is compared with; verified: masks searched for with the reconstructor; search: local search from the "
-             "best of these; the last two and mean-nats take long")
+        help="what the agent is compared with; verified: masks searched for with the reconstructor; search: local search from "
+             "the best of these; the last two and mean-nats take long")
     add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[3.0, 6.0], help="λ, nats per token saved")
     add("--tune_sequences", type=bounded(int, 1, 10**9), default=64,
         help="texts of val_data.json, beside --data_path, on which the rules of the other methods are chosen")
