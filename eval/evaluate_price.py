@@ -44,8 +44,8 @@ def parse_args(argv=None):
     add = parser.add_argument
     add_flags(add, "price_results.json")
     add("--methods", nargs="+", choices=(*OPPONENTS, SEARCH, LOCAL), default=[*CHEAP, "verified-once", SEARCH],
-        help="what the agent is compared with; verified: masks searched for with the reconstructor; search: local search from the "
-             "best of these; the last two and mean-nats take long")
+        help="what the agent is compared with; verified: masks searched for with the reconstructor; search: local search from "
+             "the best of these; the last two and mean-nats take long")
     add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[3.0, 6.0], help="λ, nats per token saved")
     return parser.parse_args(argv)
 

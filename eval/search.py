@@ -1,8 +1,8 @@
 """Local search at a price λ: how much room there is above what was decided.
 
 It is no method for use. It knows the text, and asks the receiver about every single flip of a decision, thousands of times per
-text. What is flipped are words (`--unit`), with what must be added so that the rest can be sent as text where gaps are found; what
-counts is J = λ (1 − R) − D, gaps included. Shapes: `T` tokens of one text, `W` words, `N` masks.
+text. What is flipped are words (`--unit`), with what must be added so that the rest can be sent as text where gaps are found;
+what counts is J = λ (1 − R) − D, gaps included. Shapes: `T` tokens of one text, `W` words, `N` masks.
 """
 
 import copy
