@@ -23,6 +23,7 @@ from data.artifacts import InputError, Parser, bounded, make_output_dir, run, wr
 from eval.contexts import METHODS, Contexts, Passage, taught, ways
 from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, JUDGED, SAMPLES, TEST, Bootstrap, correct, difference
+from eval.peer import INSTALL, Peer
 from eval.reader import QUESTIONS, Reader
 from eval.report import format_reader
 
@@ -58,6 +59,7 @@ def parse_args(argv=None):
         help="reader's tokens per token of the passage, between 0 and 1")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS),
         help="contexts beside full and none; restored needs a reconstructor that restores from the kept tokens alone")
+    add("--peer", help=f"llmlingua, live, in an environment of its own ({INSTALL}); another environment; or a file that it left")
     return parser.parse_args(argv)
 
 
@@ -127,6 +129,8 @@ class Evaluation:
         long = [p.text for p in self.contexts.passages if p.length >= 2 * TAIL][: CONTINUATIONS if args.split == "report" else 0]
         self.cuts = [cut_tail(text, reader) for text in long]
         self.older = Contexts([older for older, _ in self.cuts], args, models, reader)
+        passages = [*self.contexts.passages, *self.older.passages]
+        self.peer = Peer(args.peer, reader, args.output_dir, passages, args.budgets) if args.peer else None
         self.taught, self.runs = taught(models), {"agent": len(models.policies), "restored": len(models.policies)}
         self.cells = self._read(reader)
 
@@ -139,7 +143,7 @@ class Evaluation:
                 for way in ways(method, budget, self.args.split == "choose", self.taught):
                     runs, some = range(self.runs.get(method, 1)), range(len(whole))
                     found[way.name, budget] = [[contexts.text(way, budget, run, i) for i in some] for run in runs]
-        return found
+        return found | (self.peer.contexts(contexts.passages, self.args.budgets) if self.peer else {})
 
     def _read(self, reader):
         """{(name, budget): Cell}."""
@@ -223,6 +227,7 @@ def main(argv=None):
         "questions": len(evaluation.questions), "short": int(evaluation.short.sum()),
         "passages": max(evaluation.document) + 1, "continuations": len(evaluation.cuts),
         "passage_of_each": evaluation.document, "results": results, "leads": leads,
+        **({"peer": evaluation.peer.record()} if evaluation.peer else {}),
     }
     weights = [*models.weights, *[path for path in reader.paths if path.exists()]]
     write_json(args.output_dir / "reader_results.json", SCHEMA, args, UNITS, weights, **record)
