@@ -1,8 +1,8 @@
-"""Measure deciding, compressing and restoring by length, beside causal passes: when does compressing cost more time than it saves?
+"""Measure deciding, compressing and restoring by length, beside causal passes: when does compressing cost more than it saves?
 
-    python eval/benchmark.py --data_path data/processed/processed_data.json --output_dir eval/results/speed
+    python eval/benchmark.py --output_dir eval/results/speed
 
-With the agent that ships, at keep ratio RATIO, on texts of `--lengths` tokens. Every way on every length runs in a process of its
+With the agent that ships, at keep ratio RATIO, on texts of `--lengths` tokens of the embedded corpus. Every way on every length runs in a process of its
 own, one thread, whose peak memory is that of this length. Beside it stand the agent's own base and a GPT-2 with 124 M parameters
 (random weights; they don't change the time), in windows of WINDOW tokens: `surprisal` has logits at every token, as Selective
 Context needs; `prefill` reads a text as a prompt, with logits at its end. What would take longer than `--max_seconds`, at the
@@ -11,9 +11,10 @@ speed of the length before, is not measured, and `reason` says so.
 `pays`: a language model that reads R tokens per second in prefill saves (1 − k) n / R seconds on n tokens, of which the share k
 is sent, and compressing costs a + n / C: C is the speed on the longest text, a what the shortest one takes beyond that. So it
 pays only if R < (1 − k) C, from a / ((1 − k) / R − 1 / C) tokens on. The command line has to start, too. C is measured at RATIO
-and taken for the other keep ratios. Writes `speed_results.json`.
+and taken for the other keep ratios. Writes `speed_results.json`, after every length.
 """
 
+import itertools
 import multiprocessing
 import os
 import resource
@@ -31,7 +32,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import REPOSITORY, SEED, Parser, bounded, make_output_dir, quieten_libraries, run, write_json
-from data.sequences import load_sequences
+from data.sources import SotuDocuments
 from eval.compressor import Compressor
 from eval.methods import CausalSurprisal
 from models.agent.files import RELEASED
@@ -39,7 +40,8 @@ from models.reconstructor.reconstructor import find_device, load_causal_lm
 
 SCHEMA = "rltc.speed/1"
 RATIO, WINDOW = 0.7, 512
-ENOUGH = 8.0  # seconds after which no call is made again
+DOCUMENTS = 40  # some 200,000 tokens, which come again in a longer text
+ENOUGH = 3.0  # seconds after which no call is made again
 KEPT = (0.9, 0.8, 0.7, 0.6, 0.5)  # keep ratios of `pays`
 OWN, LARGE = "own base", "GPT-2 with 124 M"
 DECIDING, COMPRESSING, READ, RESTORING = "deciding", "compressing, to restore", "compressing, to read", "restoring"
@@ -61,18 +63,17 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--model_path", type=Path, default=Path(RELEASED), help="the agent, a directory or a .zip")
-    add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="sequences that make the texts")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory of speed_results.json")
-    add("--lengths", type=bounded(int, 16, 10**9), nargs="+", default=[10**n for n in range(2, 7)], help="tokens of texts")
+    add("--lengths", type=bounded(int, 16, 10**9), nargs="+", default=[10**n for n in range(2, 7)], help="of texts")
     add("--turns", type=bounded(int, 1, 1000), default=5, help="calls at most, of which the median counts")
     add("--max_seconds", type=bounded(float, 0, 10**6), default=300.0, help="what would take longer is left out")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
-    add("--seed", type=SEED, default=42, help="seeds the random weights")
+    add("--seed", type=SEED, default=42, help="seeds texts and random weights")
     return parser.parse_args(argv)
 
 
 def alone(task, *arguments):
-    """What `task(*arguments)` returns, in a process of its own, forked of one that has the libraries and nothing else in memory."""
+    """What `task(*arguments)` returns, in a process of its own, forked of one that has but the libraries in memory."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["eval.benchmark"])
     with ProcessPoolExecutor(1, context) as pool:
@@ -81,10 +82,9 @@ def alone(task, *arguments):
 
 def make_texts(args):
     """Texts of about `--lengths` tokens each, ascending."""
-    compressor = Compressor(args.model_path)
-    texts = load_sequences(args.data_path, compressor.reconstructor.fingerprint)
-    some = np.concatenate([texts[i] for i in range(min(len(texts), 20_000))])
-    return [compressor.reconstructor.tokenizer.decode(np.resize(some, length)) for length in sorted(args.lengths)]
+    tokenizer = Compressor(args.model_path).reconstructor.tokenizer
+    ids = tokenizer("\n".join(text for _, text in itertools.islice(SotuDocuments(args.seed), DOCUMENTS)))["input_ids"]
+    return [tokenizer.decode(np.resize(ids, length)) for length in sorted(args.lengths)]
 
 
 def causal_pass(kind, model, compressor, ids):
@@ -148,26 +148,24 @@ def clock(on_card):
 
 
 def measure_all(args):
-    """A row of every way on every length, in ascending order, and the shortest text."""
+    """After every length, in ascending order: the rows of every way so far, and the shortest text."""
     rows, texts, last = [], alone(make_texts, args), {}
     for length, text in zip(sorted(args.lengths), texts, strict=True):
         sent = None
         for way in WAYS:
-            before = last.get(way)
-            expected = length / before["tokens_per_second"] if before else 0
+            expected = length / last[way]["tokens_per_second"] if way in last else 0
             figures = dict.fromkeys(("tokens", "seconds", "tokens_per_second", "peak_memory"))
             if expected > args.max_seconds:
                 figures["reason"] = f"would take {expected:,.0f} s, more than {args.max_seconds:g}"
             elif way == RESTORING and sent is None:
                 figures["reason"] = "nothing was compressed to restore"
             else:
-                figures, returned = alone(measure, way, text, sent, args)
-                last[way] = figures
-                sent = returned if way == COMPRESSING else sent
+                last[way], returned = alone(measure, way, text, sent, args)
+                figures, sent = last[way], returned if way == COMPRESSING else sent
             rows.append({"way": way, "length": length, **figures})
             said = "{tokens_per_second:9,.0f} tokens/s, peak {peak_memory:,.0f} MiB"
             print(f"{length:11,} tokens, {way:30s}", figures.get("reason") or said.format_map(figures), flush=True)
-    return rows, texts[0]
+        yield rows, texts[0]
 
 
 def start_of(text, args, seconds):
@@ -198,17 +196,17 @@ def pays(fixed, speed, start, readers):
 
 
 def main(argv=None):
-    args = parse_args(argv)
+    args, start = parse_args(argv), None
     make_output_dir(args.output_dir)
-    rows, text = measure_all(args)
-    measured = {way: [row for row in rows if row["way"] == way and row["seconds"]] for way in WAYS}
-    short, long = measured[READ][0], measured[READ][-1]
-    fixed = max(0.0, short["seconds"] - short["tokens"] / long["tokens_per_second"])
-    start = start_of(text, args, short["seconds"])
-    readers = {model: measured[f"prefill, {model}"][-1]["tokens_per_second"] for model in (OWN, LARGE)}
-    found = pays(fixed, long["tokens_per_second"], start, readers)
-    content = {"results": rows, "fixed": fixed, "start": start, "pays": found}
-    write_json(args.output_dir / "speed_results.json", SCHEMA, args, UNITS, [args.model_path], keep_ratio=RATIO, **content)
+    for rows, text in measure_all(args):
+        measured = {way: [row for row in rows if row["way"] == way and row["seconds"]] for way in WAYS}
+        short, long = measured[READ][0], measured[READ][-1]
+        fixed = max(0.0, short["seconds"] - short["tokens"] / long["tokens_per_second"])
+        start = start_of(text, args, short["seconds"]) if start is None else start
+        readers = {model: measured[f"prefill, {model}"][-1]["tokens_per_second"] for model in (OWN, LARGE)}
+        found = pays(fixed, long["tokens_per_second"], start, readers)
+        content = {"keep_ratio": RATIO, "results": rows, "fixed": fixed, "start": start, "pays": found}
+        write_json(args.output_dir / "speed_results.json", SCHEMA, args, UNITS, [args.model_path], **content)
     print(args.output_dir / "speed_results.json")
 
 
