@@ -2,11 +2,11 @@
 
     python eval/benchmark.py --output_dir eval/results/speed
 
-With the agent that ships, at keep ratio RATIO, on texts of `--lengths` tokens of the embedded corpus. Every way on every length runs in a process of its
-own, one thread, whose peak memory is that of this length. Beside it stand the agent's own base and a GPT-2 with 124 M parameters
-(random weights; they don't change the time), in windows of WINDOW tokens: `surprisal` has logits at every token, as Selective
-Context needs; `prefill` reads a text as a prompt, with logits at its end. What would take longer than `--max_seconds`, at the
-speed of the length before, is not measured, and `reason` says so.
+With the agent that ships, at keep ratio RATIO, on texts of `--lengths` tokens of the embedded corpus. Every way on every length
+runs in a process of its own, one thread, whose peak memory is that of this length. Beside it stand the agent's own base and a
+GPT-2 with 124 M parameters (random weights; they don't change the time), in windows of WINDOW tokens: `surprisal` has logits at
+every token, as Selective Context needs; `prefill` reads a text as a prompt, with logits at its end. What would take longer than
+`--max_seconds`, at the speed of the length before, is not measured, and `reason` says so.
 
 `pays`: a language model that reads R tokens per second in prefill saves (1 − k) n / R seconds on n tokens, of which the share k
 is sent, and compressing costs a + n / C: C is the speed on the longest text, a what the shortest one takes beyond that. So it

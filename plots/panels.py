@@ -72,12 +72,11 @@ def curves_by_method(record, name, title, unit):
 
 
 def panels_by_kind(records):
-    """Of {kind: evaluation results} nats against the keep ratio: a panel a kind, one scale and legend; only the agent has a band."""
+    """Of {kind: evaluation results} nats against the keep ratio: a panel a kind, one scale and legend; only the agent's band."""
     columns = min(len(records), 3 if len(records) in (3, 5, 6, 9) else 4)
     rows = -(-len(records) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.0 + 2.9 * columns, 1.3 + 2.7 * rows), layout="constrained", sharex=True, sharey=True, squeeze=False
-    )
+    size = (1.0 + 2.9 * columns, 1.3 + 2.7 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False)
     style = styles(dict.fromkeys(r["method"] for record in records.values() for r in record["results"]))
     labels = {}
     for axis, (kind, record) in zip(axes.flat, records.items(), strict=False):

@@ -95,7 +95,8 @@ def test_a_reader_s_figures_stand_at_their_budgets(reader):
 
 def test_methods_have_colours_of_their_own():
     assert len({colour for colour, _ in panels.STYLE.values()}) == len(panels.STYLE)
-    named = {found.name for found in vars(methods).values() if isinstance(found, type) and isinstance(getattr(found, "name", 0), str)}
+    classes = [found for found in vars(methods).values() if isinstance(found, type)]
+    named = {found.name for found in classes if isinstance(getattr(found, "name", None), str)}
     assert named | {methods.AGAINST} <= set(panels.STYLE), "every method of eval/methods.py"
 
 
