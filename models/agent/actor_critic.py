@@ -69,7 +69,7 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     @property
     def lm_passes(self):
-        """What a decision costs, in passes of the whole reconstructor without its output layer."""
+        """What a decision costs, in passes of the whole model that it reads with, without its output layer."""
         return self.reader.passes
 
     def own_state(self):
