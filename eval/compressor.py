@@ -34,11 +34,11 @@ class Compressor:
     """An agent that compresses texts, one, many or a batch of columns: a callable for `datasets.map(batched=True)`
     and Ray Data's `map_batches`.
 
-    `model_path`: the agent, a directory or a .zip. `reconstructor_path`: where its reconstructor lies, or another one that
-    restores; default: the one that it names. `goal`: "restore", what is sent is best restored, or "read", a language model that
-    reads what is sent answers best. `unit`: "word" or "token", default: the agent's. `batch_size`: windows per forward pass.
-    What `compress` takes may be given here, for all texts. Models are loaded when the first text comes. Threads may share one. A
-    pickle of it has the paths and settings, and loads anew.
+    `model_path`: the agent, a directory or a .zip. `reconstructor_path`: where its receiver lies, or another one that restores;
+    default: the one that it names. An agent with a reader of its own compresses without it. `goal`: "restore", what is sent
+    is best restored, or "read", a language model that reads what is sent answers best. `unit`: "word" or "token", default: the
+    agent's. `batch_size`: windows per forward pass. What `compress` takes may be given here, for all texts. Models are loaded
+    when the first text comes. Threads may share one. A pickle of it has the paths and settings, and loads anew.
 
     Raises FileNotFoundError or InputError if there is no such agent.
     """
@@ -73,24 +73,37 @@ class Compressor:
 
     @functools.cached_property
     def reconstructor(self):
-        """What the agent reads with, and what restores. A restoration needs no agent, so any other one will do."""
+        """What restores, and, unless the agent has a reader of its own, what it reads with. A restoration needs no agent, so any
+        other one will do."""
         where = self.reconstructor_path or self.config["reconstructor"]["path"]
         return Reconstructor.load(where, self.device, self.config["gaps"])
 
     @functools.cached_property
+    def _agent(self):
+        return load_policy(self.model_path, self.device, None if self.config.get("reader") else self.reconstructor)
+
+    @functools.cached_property
     def encoder(self):
-        return Encoder(self.reconstructor.tokenizer, self.unit or self.config["unit"])
+        reads = self._agent.reader.reconstructor if self.config.get("reader") else self.reconstructor
+        return Encoder(reads.tokenizer, self.unit or self.config["unit"])
+
+    @functools.cached_property
+    def _restoring(self):
+        """The receiver and its Encoder, which has the agent's tokenizer."""
+        if self.config.get("reader"):
+            return self.reconstructor, Encoder(self.reconstructor.tokenizer, self.unit or self.config["unit"])
+        return self.reconstructor, self.encoder
 
     @functools.cached_property
     def _policy(self):
-        policy = load_policy(self.model_path, self.device, self.reconstructor)
+        policy = self._agent
         policy.reader.words = self.encoder.words
         if self.goal == "read" and policy.reader.worth is None:
             raise InputError(
                 f"{self.model_path}: expected an agent that knows what words are worth to a reader, found no worths beside its "
                 "weights; teach it: python rl/train_worth.py"
             )
-        self._common = np.zeros(self.reconstructor.vocab_size, dtype=bool)
+        self._common = np.zeros(policy.reader.reconstructor.vocab_size, dtype=bool)
         self._common[policy.reader.common.cpu()] = True
         return policy
 
@@ -212,7 +225,7 @@ class Compressor:
         Raises InputError if the reconstructor can't find gaps.
         """
         with self._lock:
-            models = self.reconstructor, self.encoder
+            models = self._restoring
         return restore(*models, sent.text if isinstance(sent, Compressed) else sent, self.batch_size)
 
 

@@ -197,7 +197,7 @@ class Models(NamedTuple):
 def check_trained_alike(paths, settings):
     """Raises InputError unless the agents at `paths`, trained with `settings`, are runs of one training with different seeds."""
     for i, (path, found) in enumerate(zip(paths, settings, strict=True)):
-        if name := different_setting(settings[0], found, FREE):
+        if name := different_setting(settings[0], found, FREE) or different_setting(found, settings[0], FREE):
             raise InputError(
                 f"{path}: expected an agent trained as {paths[0]} was, with --{name} {settings[0].get(name)}, "
                 f"found {found.get(name)}; evaluate it by itself"
@@ -268,7 +268,8 @@ def open_models(args):
         expected, found = f"the reconstructor's tokenizer {reconstructor.fingerprint}", fingerprint(tokenizer)
         raise InputError(f"--base_model {name}: expected {expected}, found {found}; name one with that tokenizer")
     theirs = [receiver.directory for receiver in receivers.values()]
-    paths = (*args.model_path, *args.against, reconstructor.directory, name, *theirs)
+    readers = [policy.reader.reconstructor.directory for policy in policies + against]
+    paths = (*args.model_path, *args.against, reconstructor.directory, *readers, name, *theirs)
     paths = dict.fromkeys(Path(locate(path)) for path in paths)
     return Models(
         policies, against, int(config["max_length"]), Words(reconstructor.tokenizer, unit), reconstructor, receivers,

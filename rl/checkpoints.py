@@ -12,9 +12,9 @@ from models.agent.files import check_reconstructor, load_weights
 from models.reconstructor.checkpoints import random_states, read_newest, restore_random_states, write_checkpoint
 
 LIMIT = 3  # newest checkpoints to keep
-FREE = ("resume", "quiet", "num_timesteps", "checkpoint_freq", "output_dir", "device")  # flags that may change when a run goes on
-PARTS = ("args", "reconstructor", "seconds", "history", "evaluation_seconds", "texts", "updates", "policy", "optimizer", "env",
-         "random")  # of a checkpoint
+FREE = ("resume", "quiet", "num_timesteps", "output_dir", "device")  # flags that may change when a run goes on
+PARTS = ("args", "reconstructor", "reader", "seconds", "history", "evaluation_seconds", "texts", "updates", "policy", "optimizer",
+         "env", "random")  # of a checkpoint
 
 
 def save_checkpoint(agent, directory, **content):
@@ -33,7 +33,9 @@ def go_on(agent, directory, args):
     """
     path, state = read_newest(directory, PARTS)
     check_resumed(path, vars(args), state["args"], FREE)
-    check_reconstructor(state, path, agent.env.judge.reconstructor)
+    check_reconstructor(state["reconstructor"], path, agent.env.judge.reconstructor)
+    if state["reader"]:
+        check_reconstructor(state["reader"], path, agent.policy.reader.reconstructor)
     load_weights(agent.policy, state["policy"], path)
     agent.policy.optimizer.load_state_dict(state["optimizer"])
     agent.num_timesteps, agent._n_updates = state["texts"], state["updates"]

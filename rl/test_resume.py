@@ -25,7 +25,7 @@ from rl.conftest import agent_words, alike, train_agent, weights
 
 def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     """kill -9 after the first checkpoint, then --resume: the same weights, evaluations and log as a run that was left alone."""
-    flags = "--num_timesteps 320 --checkpoint_freq 64 --eval_freq 96 --seed 5".split()
+    flags = "--num_timesteps 320 --eval_freq 96 --seed 5".split()
     train_agent(toy, tmp_path / "whole", *flags)
     command = [sys.executable, REPOSITORY / "rl/train.py", *agent_words(toy, tmp_path / "cut"), *flags]
     running = subprocess.Popen([str(w) for w in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -46,13 +46,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     logs = [EventAccumulator(str(tmp_path / run / "tb_logs")).Reload().Scalars("rollout/J") for run in ("whole", "cut")]
     curves = [[(p.step, p.value) for p in log] for log in logs]
     assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(32, 321, 32))
-    names = [f"checkpoint-{texts}" for texts in (192, 256, 320)]
+    names = [f"checkpoint-{texts}" for texts in (192, 288, 320)]
     assert sorted(p.name for p in (tmp_path / "cut/checkpoints").iterdir()) == names, "the newest three"
 
 
 @pytest.mark.parametrize("words", ["--critic_only", "--min_price 2 --max_price 2", "--init_from EARLIER"])
 def test_every_variant_goes_on_to_the_same_weights(toy, earlier, tmp_path, words):
-    flags = [*words.replace("EARLIER", str(earlier)).split(), "--num_timesteps", 128, "--checkpoint_freq", 64]
+    flags = [*words.replace("EARLIER", str(earlier)).split(), "--num_timesteps", 128, "--eval_freq", 64]
     train_agent(toy, tmp_path, *flags)
     whole = weights(tmp_path / "final_model.zip")
     shutil.rmtree(tmp_path / "checkpoints/checkpoint-128")
@@ -65,7 +65,7 @@ def test_every_variant_goes_on_to_the_same_weights(toy, earlier, tmp_path, words
 def finished(toy, tmp_path_factory):
     """The folder of a run that has ended."""
     folder = tmp_path_factory.mktemp("finished")
-    train_agent(toy, folder, "--num_timesteps", 96, "--checkpoint_freq", 64)
+    train_agent(toy, folder, "--num_timesteps", 96, "--eval_freq", 64)
     return folder
 
 
@@ -79,14 +79,14 @@ def refused(toy, folder, *words, error=InputError):
     """In what words training refuses to go on, in one line; nothing is written."""
     before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file())
     with pytest.raises(error) as found:
-        train_agent(toy, folder, "--num_timesteps", 128, "--checkpoint_freq", 64, "--resume", *words)
+        train_agent(toy, folder, "--num_timesteps", 128, "--eval_freq", 64, "--resume", *words)
     assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()) == before
     assert "\n" not in str(found.value)
     return str(found.value)
 
 
 def test_a_finished_run_trains_on(toy, run):
-    train_agent(toy, run, "--num_timesteps", 128, "--resume", "--checkpoint_freq", 32)
+    train_agent(toy, run, "--num_timesteps", 128, "--resume", "--eval_freq", 64)
     assert json.loads((run / "training.json").read_text())["texts"] == 128
 
 
@@ -103,7 +103,7 @@ def test_damaged_checkpoints_are_skipped_and_named(toy, run, capsys):
     newest = run / "checkpoints/checkpoint-96/state.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     whole = weights(run / "final_model.zip")
-    train_agent(toy, run, "--num_timesteps", 96, "--checkpoint_freq", 64, "--resume")
+    train_agent(toy, run, "--num_timesteps", 96, "--eval_freq", 64, "--resume")
     assert "skipped checkpoint-96 (state.pt not as written); going on from checkpoint-64" in capsys.readouterr().out
     assert alike(weights(run / "final_model.zip"), whole)
     for path in (run / "checkpoints").iterdir():

@@ -3,9 +3,10 @@
     python rl/train.py --data_path data/processed/processed_data.json --output_dir models/agent/output \\
         --reconstructor_path models/reconstructor/fine-tuned --num_timesteps 1000000 --n_steps 2048 --batch_size 64 --gamma 0.99
 
-Reads training and validation sequences, a reconstructor and, if `--init_from` names one, an agent to begin with; writes
-`best_model.zip` (highest J on held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.json`. A timestep
-is one text. A run that was cut off goes on with `--resume`, on a CPU to the same weights as if it had not been.
+Reads training and validation sequences, a reconstructor, which is the receiver that pays, another one if the agent is to read
+with that (`--reader_path`), and, if `--init_from` names one, an agent to begin with; writes `best_model.zip` (highest J on
+held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.json`. A timestep is one text. A run that was cut
+off goes on with `--resume`, on a CPU to the same weights as if it had not been.
 """
 
 import shutil
@@ -55,6 +56,8 @@ def parse_args(argv=None):
     add("--output_dir", type=Path, default=Path("models/agent/output"), help="directory to write")
     add("--reconstructor_path", type=Path, default=Path("models/reconstructor/fine-tuned"),
         help="directory written by models/reconstructor/train_cpu.py or train_gpu.py, or models/reconstructor/base")
+    add("--reader_path", type=Path, default=None,
+        help="another such directory, with the same tokenizer, that the agent reads with; default: --reconstructor_path")
     add("--init_from", type=Path, default=None, help="agent whose weights training begins with; the optimiser begins anew")
     add("--num_timesteps", type=positive, default=20_000, help="texts to decide in training; each is one episode of one step")
     add("--n_steps", type=bounded(int, 2, 10**9), default=64, help="texts per rollout")
@@ -72,11 +75,10 @@ def parse_args(argv=None):
     add("--max_length", type=bounded(int, 1, 10**6), default=None,
         help="tokens per text, longer ones are cut into several; default: the data's, or the reconstructor's longest")
     add("--width", type=bounded(int, 4, 4096), default=96, help=f"width of the policy network, a multiple of {HEADS}")
-    add("--eval_freq", type=positive, default=1280, help="training texts between held-out evaluations")
+    add("--eval_freq", type=positive, default=1280, help="training texts between held-out evaluations, and between checkpoints")
     add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at all --eval_prices")
     add("--eval_prices", type=price, nargs="+", default=[1.5, 3.0, 6.0],
         help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
-    add("--checkpoint_freq", type=positive, default=5120, help="training texts between checkpoints")
     add("--resume", action="store_true", help="go on from the newest checkpoint; a larger --num_timesteps trains on")
     add("--device", default="auto", help="auto, cpu, cuda or mps; auto takes CUDA if there is one")
     add("--seed", type=SEED, default=42, help="seeds initial weights, order of texts, prices and decisions")
@@ -114,12 +116,30 @@ def training_environment(args, device):
     return env, train, held_out
 
 
+def open_reader(args, env):
+    """What the agent reads with: `--reader_path`, or the receiver itself.
+
+    Raises FileNotFoundError or InputError unless it reads the same tokens, as many, and finds gaps where it has to.
+    """
+    receiver, length, name = env.judge.reconstructor, env.judge.max_length, f"--reader_path {args.reader_path}"
+    if args.reader_path is None:
+        return receiver
+    reader = Reconstructor.load(args.reader_path, receiver.device, args.gaps)
+    if reader.fingerprint != receiver.fingerprint:
+        expected, remedy = f"expected the receiver's tokenizer {receiver.fingerprint}", "give one with that tokenizer"
+        raise InputError(f"{name}: {expected}, found {reader.fingerprint}; {remedy}")
+    if reader.max_length < length:
+        found = f"found {reader.max_length}, its positions less one"
+        raise InputError(f"{name}: expected one that reads the {length} tokens of a text, {found}; give a smaller --max_length")
+    return reader
+
+
 def build_agent(args, env, train, device):
-    """An agent whose network starts from the reconstructor's embeddings and the corpus' frequencies, or from `--init_from`."""
+    """An agent whose network starts from its reader's embeddings and the corpus' frequencies, or from `--init_from`."""
     earlier = read_agent(args.init_from) if args.init_from else None
     if earlier:
         check_trained_for(args, earlier[0])
-    reconstructor = env.judge.reconstructor
+    reconstructor = open_reader(args, env)
     counts = token_counts(train, reconstructor.vocab_size)
     sizes = {"embedding_dim": EMBEDDING_DIM, "width": args.width, "layers": LAYERS, "heads": HEADS}
     common = common_tokens(earlier[1], reconstructor.vocab_size, args.init_from) if earlier else Reader.common_tokens(counts)
@@ -150,7 +170,7 @@ def check_trained_for(args, config):
 
 
 class Run(BaseCallback):
-    """One training. As a callback it evaluates every `--eval_freq` texts and saves every `--checkpoint_freq`, before a rollout.
+    """One training. As a callback it evaluates and saves every `--eval_freq` texts, before a rollout.
 
     `history` has a row per evaluation; what evaluations took, `evaluation_seconds`, is no time of training.
     """
@@ -161,15 +181,21 @@ class Run(BaseCallback):
         device = find_device(args.device)
         self.env, train, held_out = training_environment(args, device)
         self.reconstructor, length = self.env.judge.reconstructor, self.env.judge.max_length
-        self.read_with = {"path": str(args.reconstructor_path), **identity(self.reconstructor.directory, args.gaps)}
         self.agent = build_agent(args, self.env, train, device)
+        self.directories = {"reconstructor": self.reconstructor.directory}
+        if args.reader_path:
+            self.directories["reader"] = self.agent.policy.reader.reconstructor.directory
+        self.named = {
+            name: {"path": str(vars(args)[f"{name}_path"]), **identity(directory, args.gaps)}
+            for name, directory in self.directories.items()
+        }
         self.logs, self.checkpoint_dir = make_output_dir(args.output_dir) / "tb_logs", args.output_dir / "checkpoints"
         before = {"seconds": 0.0, "history": [], "evaluation_seconds": 0.0}
         if args.resume:
             before = go_on(self.agent, self.checkpoint_dir, args)
         else:
             clear(self.logs, self.checkpoint_dir)
-        self.start, self.saved = time.monotonic() - before["seconds"], self.agent.num_timesteps
+        self.start = time.monotonic() - before["seconds"]
         self.history, self.evaluation_seconds = before["history"], before["evaluation_seconds"]
         count = environments(len(held_out) * len(args.eval_prices))
         self.held_out = TokenCompressionVecEnv(held_out, self.reconstructor, length, count, args.eval_prices, False, args.unit)
@@ -177,8 +203,8 @@ class Run(BaseCallback):
     def _on_rollout_start(self):
         if not self.history or self.agent.num_timesteps - self.history[-1]["texts"] >= self.args.eval_freq:
             self.evaluate()
-        if self.agent.num_timesteps - self.saved >= self.args.checkpoint_freq:
-            self.save_state()
+            if self.agent.num_timesteps:
+                self.save_state()
 
     def _on_step(self):
         return True
@@ -197,10 +223,9 @@ class Run(BaseCallback):
         return time.monotonic() - self.start
 
     def save_state(self):
-        self.saved = self.agent.num_timesteps
         save_checkpoint(
             self.agent, self.checkpoint_dir, args={name: str(value) for name, value in vars(self.args).items()},
-            reconstructor=self.read_with, seconds=self.seconds(), history=self.history,
+            **{"reader": None, **self.named}, seconds=self.seconds(), history=self.history,
             evaluation_seconds=self.evaluation_seconds,
         )
 
@@ -226,14 +251,14 @@ class Run(BaseCallback):
         """Write the agent as it is, with all that a reader of its file has to know."""
         row = self.history[-1]
         config = stamped(
-            AGENT_SCHEMA, self.args, UNITS, reconstructor=self.read_with, tokenizer_fingerprint=self.reconstructor.fingerprint,
+            AGENT_SCHEMA, self.args, UNITS, **self.named, tokenizer_fingerprint=self.reconstructor.fingerprint,
             max_length=self.env.judge.max_length, texts=row["texts"], held_out=row, **self.agent.policy.config,
         )
         save_agent(self.agent.policy, config, self.args.output_dir / name)
 
     def record(self):
         write_json(
-            self.args.output_dir / "training.json", SCHEMA, self.args, UNITS, weights=[self.reconstructor.directory],
+            self.args.output_dir / "training.json", SCHEMA, self.args, UNITS, weights=[*self.directories.values()],
             seconds=self.seconds(), texts=self.agent.num_timesteps, best_J=self.best_J,
             parameters=sum(p.numel() for p in self.agent.policy.parameters() if p.requires_grad),
             tokenizer_fingerprint=self.reconstructor.fingerprint, max_length=self.env.judge.max_length,

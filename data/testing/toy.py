@@ -5,6 +5,7 @@ the echo of its class. An echo says nothing new: after its word it costs 0 nats,
 ln 5 = 1.6 nats if its echo is known, ln 20 = 3.0 if not.
 """
 
+import argparse
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
 from data import prepare
+from models.reconstructor.reconstructor import Reconstructor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = [chr(ord("a") + i) for i in range(20)]
@@ -32,8 +34,8 @@ def write_corpus(path, texts=300, seed=0):
     return Path(path)
 
 
-def write_base(directory, n_positions=32, seed=0):
-    """A GPT-2 with random weights (width 64, 2 layers) and the toy tokenizer, in standard form."""
+def write_base(directory, n_positions=32, seed=0, width=64, layers=2):
+    """A GPT-2 with random weights and the toy tokenizer, in standard form."""
     names = ["<|endoftext|>", "?", *WORDS, *"ABCD"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -41,10 +43,17 @@ def write_base(directory, n_positions=32, seed=0):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
     set_seed(seed)
     config = GPT2Config(
-        vocab_size=len(names), n_positions=n_positions, n_embd=64, n_layer=2, n_head=2,
+        vocab_size=len(names), n_positions=n_positions, n_embd=width, n_layer=layers, n_head=2,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )
     GPT2LMHeadModel(config).save_pretrained(directory)
+    return Path(directory)
+
+
+def write_small(directory, gaps="found", n_positions=32):
+    """A reconstructor smaller than those that are made from `write_base`, with random weights."""
+    write_base(directory, n_positions, seed=1, width=16, layers=1)
+    Reconstructor.from_base(directory, gaps=gaps).save(directory, args=argparse.Namespace())
     return Path(directory)
 
 

@@ -73,7 +73,7 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
 
     @property
     def lm_passes(self):
-        """What a decision costs, in passes of the whole reconstructor without its output layer."""
+        """What a decision costs, in passes of the whole model that it reads with, without its output layer."""
         return self.reader.blocks / self.reader.depth if self.supervised else self.reader.passes
 
     def own_state(self):

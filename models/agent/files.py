@@ -1,8 +1,10 @@
 """An agent on the disk: trained parameters as safetensors, the rest as JSON. Nothing that is opened is run.
 
 `config.json` and `model.safetensors` lie in a directory, as the Hugging Face hub has them, or in one file that ends in .zip.
-What is the reconstructor's is not among them: the config names it by path and SHA-256, and another one is refused. An agent
-that was taught what words are worth to a reader has `worth.safetensors` beside them, in a directory.
+What is the reconstructor's is not among them: the config names it by path and SHA-256, and another one is refused. Its
+`reconstructor` is the agent's receiver, which restores what is sent, and by which training was paid; its `reader`, if there is
+one, what the agent reads with: without it, that is the receiver, too. An agent that was taught what words are worth to a language
+model has `worth.safetensors` beside them, in a directory.
 
     policy = load_policy("models/agent/released")
     TrainedAgent.from_pretrained("models/agent/released").push_to_hub("somebody/an-agent")
@@ -90,9 +92,8 @@ def identity(directory, gaps):
     return {"sha256": sha256_of(directory), **found}
 
 
-def check_reconstructor(config, path, reconstructor):
-    """Raises InputError unless a loaded reconstructor has the weights that the agent at `path` was trained with."""
-    named = config["reconstructor"]
+def check_reconstructor(named, path, reconstructor):
+    """Raises InputError unless a loaded reconstructor has the weights that the agent at `path` was trained with, as `named`."""
     ours = identity(reconstructor.directory, "found" if "gap_head" in named else "told")
     for name, found in ours.items():
         if named.get(name) != found:
@@ -129,13 +130,18 @@ def load_weights(policy, tensors, path):
 def load_policy(path, device="cpu", reconstructor=None):
     """The policy of an agent, a directory or a .zip, ready to decide; `policy.config` is its config.
 
-    `reconstructor`: the one that the agent names, if it is loaded already; the policy then goes to its device. Raises
-    FileNotFoundError if there is no such agent, InputError if it is none or was trained with another reconstructor.
+    `reconstructor`: its receiver, if it is loaded already; the policy then goes to its device. An agent with a reader of its own
+    needs none to decide: `load_receiver`. Raises FileNotFoundError if there is no such agent or reader, InputError if it is none
+    or was trained with another reconstructor.
     """
     config, tensors = read_agent(path)
-    if reconstructor is None:
-        reconstructor = Reconstructor.load(config["reconstructor"]["path"], device, config["gaps"])
-    check_reconstructor(config, path, reconstructor)
+    if reconstructor is not None:
+        check_reconstructor(config["reconstructor"], path, reconstructor)
+        device = reconstructor.device
+    if reconstructor is None or config.get("reader"):
+        named = config.get("reader") or config["reconstructor"]
+        reconstructor = Reconstructor.load(named["path"], device, config["gaps"])
+        check_reconstructor(named, path, reconstructor)
     common, found = common_tokens(tensors, reconstructor.vocab_size, path), config["gaps"] == "found"
     reader = Reader(reconstructor, common, config["blocks"], found, config["unit"])
     policy = TokenCompressionPolicy(
@@ -148,6 +154,17 @@ def load_policy(path, device="cpu", reconstructor=None):
     reader.worth = load_worth(locate(path), reader.states)
     policy.set_training_mode(False)
     return policy
+
+
+def load_receiver(policy):
+    """The reconstructor that restores what a policy of `load_policy` sends, on its device: what it reads with, unless it has a
+    reader of its own. Raises FileNotFoundError or InputError."""
+    config = policy.config
+    if not config.get("reader"):
+        return policy.reader.reconstructor
+    receiver = Reconstructor.load(config["reconstructor"]["path"], policy.device, config["gaps"])
+    check_reconstructor(config["reconstructor"], "the agent", receiver)
+    return receiver
 
 
 class TrainedAgent(ModelHubMixin, library_name="rl-token-compression", tags=["text-compression", "reinforcement-learning"]):

@@ -1,5 +1,6 @@
-"""What the agent takes from the reconstructor: it reads the text with the first blocks, and the draft with all of them.
+"""What the agent takes from a reconstructor: it reads the text with the first blocks, and the draft with all of them.
 
+That is its receiver, or a smaller one with the same tokenizer, so that deciding does not cost more where the receiver is larger.
 Nothing here is trained, and nothing is saved with an agent but the list of common tokens: the weights are the
 reconstructor's. Shapes: `B` texts, `T` tokens, `M` hidden tokens, `S` = 2 D' states of a token, `D'` hidden size of the
 reconstructor, `E` numbers of evidence.
@@ -32,7 +33,7 @@ def first_blocks(model, blocks):
 
 
 class Reader:
-    """Reads texts and drafts as the receiver would.
+    """Reads texts and drafts as the receiver would, if `reconstructor` is the receiver, and else about so.
 
     `blocks`: how many of the reconstructor's blocks read the text; half of them if None. `common` (C,) int64: the corpus'
     most frequent tokens. `found`: whether the receiver has to find the gaps. `unit`: what one decision is about. `states`: S.
@@ -55,7 +56,7 @@ class Reader:
 
     @property
     def passes(self):
-        """What a decision costs in passes of the whole reconstructor, output layers not counted.
+        """What a decision costs in passes of the whole model that it reads with, output layers not counted.
 
         The text goes through the first blocks and its draft through all; who looks for gaps reads what the last draft sent, too.
         """
