@@ -134,10 +134,9 @@ class Methods:
         self.named |= {name: (method.name, runs(name)) for name, method in opponents.items()}
 
 
-def evaluate_texts(args, models, methods, path):
-    """The record of an evaluation on the texts of one sequence file, without its head."""
-    corpus, cells = draw_texts(args, models, path), {}
-    check_ratios(args, path, corpus)
+def evaluate_texts(args, models, methods, corpus):
+    """The record of an evaluation on a Corpus, without its head."""
+    cells = {}
     for name, (title, runs) in (progress := tqdm(methods.named.items(), desc="evaluate", unit="method", disable=args.quiet)):
         progress.set_postfix_str(title)
         found = evaluate_method(runs, args.keep_ratios, corpus, models.receiver(name))
@@ -157,9 +156,12 @@ def evaluate_texts(args, models, methods, path):
 def main(argv=None):
     args = parse_args(argv)
     folders, models = output_dirs(args), open_models(args)
+    corpora = {path: draw_texts(args, models, path) for path in folders}
+    for path, corpus in corpora.items():
+        check_ratios(args, path, corpus)
     methods = Methods(args, models)
     for path, folder in folders.items():
-        record = evaluate_texts(args, models, methods, path)
+        record = evaluate_texts(args, models, methods, corpora[path])
         make_output_dir(folder)
         write_json(folder / "evaluation_results.json", SCHEMA, args, UNITS, models.weights, **record)
         write_text(folder / "examples.txt", examples_as_text(record["examples"]))

@@ -65,9 +65,8 @@ def choose_rules(args, models, methods):
 class Evaluation:
     """Everything on the texts of one file at any price: the models, the methods and their scores, rules chosen before."""
 
-    def __init__(self, args, models, methods, rules, path):
-        self.args, self.models, self.methods, self.rules = args, models, methods, rules
-        self.corpus, self.scores = draw_texts(args, models, path), {}
+    def __init__(self, args, models, methods, rules, corpus):
+        self.args, self.models, self.methods, self.rules, self.corpus, self.scores = args, models, methods, rules, corpus, {}
         self.bootstrap = Bootstrap(len(self.corpus.names), SAMPLES, args.seed)
 
     def masks(self, rule):
@@ -170,11 +169,12 @@ def format_price(at, agents):
 def main(argv=None):
     args = parse_args(argv)
     folders, models = output_dirs(args), open_models(args)
+    corpora = {path: draw_texts(args, models, path) for path in folders}
     methods = build_opponents(args, models)
     rules = choose_rules(args, models, methods)
     for path, folder in folders.items():
-        evaluation = Evaluation(args, models, methods, rules, path)
-        corpus = evaluation.corpus
+        corpus = corpora[path]
+        evaluation = Evaluation(args, models, methods, rules, corpus)
         record = {
             "texts": len(corpus.texts), "documents": len(corpus.names),
             "gaps": "found" if models.reconstructor.found else "told", "unit": models.words.unit,

@@ -268,7 +268,8 @@ def open_models(args):
         expected, found = f"the reconstructor's tokenizer {reconstructor.fingerprint}", fingerprint(tokenizer)
         raise InputError(f"--base_model {name}: expected {expected}, found {found}; name one with that tokenizer")
     theirs = [receiver.directory for receiver in receivers.values()]
-    readers = [policy.reader.reconstructor.directory for policy in policies + against]
+    others = [run.policy for runs in against.values() for run in runs]
+    readers = [policy.reader.reconstructor.directory for policy in policies + others]
     paths = (*args.model_path, *args.against, reconstructor.directory, *readers, name, *theirs)
     paths = dict.fromkeys(Path(locate(path)) for path in paths)
     return Models(
