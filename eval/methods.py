@@ -240,7 +240,7 @@ def build_opponent(name, model, receiver, words, counts, seed, common=None):
     def verified(readings):
         looked_at = Reader.common_tokens(counts()) if common is None else common
         reader = Reader(receiver, looked_at, found=receiver.found, unit=words.unit)
-        return Verified(reader, (CausalSurprisal(*base), TokenFrequency(counts())), readings)
+        return Verified(reader, (TokenFrequency(counts()), CausalSurprisal(*base)), readings)
 
     makers = {
         "causal": lambda: CausalSurprisal(*base),
