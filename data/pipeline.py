@@ -13,6 +13,10 @@ from data.duplicates import Seen
 BATCH_CHARACTERS = 2**18  # of documents tokenized in one call: enough to keep every core busy, few enough to stream
 BATCH_DOCUMENTS = 2**12  # documents in one batch, at most, so that a run which drops nearly all of them is saved too
 SAVE_EVERY = 5.0  # seconds
+FEW = 100  # documents: with more of them no split is empty by chance
+PIECES = 60  # of so few documents, about
+LEAST = 6  # of them in a split, as many as an interval needs
+SHORTEST_PIECE, LONGEST_PIECE = 500, 2000  # characters, about
 
 
 def split_of(digest, val_ratio, test_ratio):
@@ -21,6 +25,51 @@ def split_of(digest, val_ratio, test_ratio):
     if position < test_ratio:
         return "test"
     return "val" if position < test_ratio + val_ratio else "train"
+
+
+class Pieces:
+    """Documents that are too few for three splits, cut to pieces, each a document of its own.
+
+    Every split gets its share of the pieces, and at least LEAST or a fifth of them, in the order of their hashes. `splits`:
+    {SHA-256: split}.
+    """
+
+    part = None
+
+    def __init__(self, documents, stamp, args):
+        self.stamp, self.documents = stamp, len(documents)
+        size = min(max(sum(len(text) for _, text in documents) // PIECES, SHORTEST_PIECE), LONGEST_PIECE)
+        found = ((f"{name}#{i}", piece) for name, text in documents for i, piece in enumerate(cut(text, size)))
+        self.pieces = [(name, piece) for name, piece in found if piece.strip()]
+        digests = sorted({hashlib.sha256(piece.encode()).digest() for _, piece in self.pieces})
+        least = max(1, min(LEAST, len(digests) // 5))
+        test, val = (max(least, round(len(digests) * share)) if share else 0 for share in (args.test_ratio, args.val_ratio))
+        order = ["test"] * test + ["val"] * val + ["train"] * len(digests)
+        self.splits = dict(zip(digests, order))
+
+    def __iter__(self):
+        return iter(self.pieces)
+
+
+def cut(text, size):
+    """Pieces of about `size` characters that end with a paragraph, or else a line, a sentence or a word; no character is lost."""
+    start = 0
+    while len(text) - start > size * 3 // 2:
+        places = ((mark, text.rfind(mark, start + size // 2, start + size * 3 // 2)) for mark in ("\n\n", "\n", ". ", " "))
+        end = next((place + len(mark) for mark, place in places if place >= 0), start + size)
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def in_pieces(source, args):
+    """The source, or Pieces of it if its documents are so few that, by their hashes, a split would be empty."""
+    first = [each for each in islice(with_digests(source), FEW + 1) if each[2].strip()]
+    shares = {"train": 1, "val": args.val_ratio, "test": args.test_ratio}
+    found = {split_of(digest, args.val_ratio, args.test_ratio) for *_, digest in first}
+    if not first or len(first) > FEW or all(split in found for split, share in shares.items() if share):
+        return source
+    return Pieces([(name, text) for _, name, text, _ in first], source.stamp, args)
 
 
 def quotas(args):
@@ -69,6 +118,7 @@ def write_splits(source, tokenizer, writers, partial, counts, args):
     `counts` are carried on; they tell how many documents an interrupted run has read.
     """
     limits, seen, documents, encode = quotas(args), Seen(args.near_duplicates), with_digests(source), encoder(tokenizer)
+    splits = getattr(source, "splits", {})
 
     def save():
         partial.save(stamp=source.stamp, counts=counts, writers={split: writer.state() for split, writer in writers.items()})
@@ -85,7 +135,7 @@ def write_splits(source, tokenizer, writers, partial, counts, args):
                 if fault:
                     counts[fault] += 1
                 else:
-                    split = split_of(digest, args.val_ratio, args.test_ratio)
+                    split = splits.get(digest) or split_of(digest, args.val_ratio, args.test_ratio)
                     counts["short"] += write_document(part, name, text, encoding, writers[split], limits[split], args)
             progress.set_postfix(read=counts["read"], refresh=False)
             progress.update(sum(writer.size["sequences"] for writer in writers.values()) - progress.n)

@@ -10,7 +10,8 @@ sequences and writes `processed_data.json` (training), `val_data.json`, `test_da
 
 A document belongs to one split for ever: the split is read off the SHA-256 of its text, so it depends on no seed,
 no source and no order, and the embedded base model, which was pre-trained on the training split alone, has never
-seen a test document. Exact duplicates have the same hash; only the first is kept.
+seen a test document. Exact duplicates have the same hash; only the first is kept. Of --source text, documents so few that a split
+would be empty, a single file say, are cut to pieces, and these are split.
 
 Everything is streamed: memory holds the longest document and 0.1 KB for each one that was read. An interrupted run goes on with
 --resume and writes the same files.
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
 from data.mixed import EMBEDDED, MixedDocuments
 from data.partial import Partial, Resumable
-from data.pipeline import write_splits
+from data.pipeline import Pieces, in_pieces, write_splits
 from data.reddit import RedditDocuments
 from data.sequences import SCHEMA, SPLITS, SequenceWriter
 from data.sources import TextDocuments
@@ -82,9 +83,15 @@ def prepare(source, tokenizer, identity, partial, args):
         lambda path: write_json(
             path, SCHEMA, args, UNITS, source=args.source, source_commit=source.stamp if args.source == "reddit" else None,
             max_length=args.max_length, counts=counts, splits=splits, tokenizer=identity,
+            split_by="pieces" if isinstance(source, Pieces) else "documents",
         )
     )
     report(counts, splits, sum(writer.size["tokens"] for writer in writers.values()) - before, time.monotonic() - began, args)
+    if isinstance(source, Pieces):
+        print(
+            f"warning: {source.documents} document(s) do not fill three splits, so {len(source.pieces)} pieces of them were "
+            "split, and count as documents; training and test text are parts of the same ones: for figures on new ones, give more"
+        )
 
 
 def report(counts, splits, tokens, seconds, args):
@@ -114,7 +121,7 @@ def parse_args(argv=None):
     add("--source", choices=("sotu", "wiki", "text", "mixed", "reddit"), default="sotu",
         help="sotu: the embedded presidential addresses; wiki: the embedded leads of Wikipedia articles; text: your own files; "
         "mixed: several of these; reddit: webis/tldr-17 from the Hugging Face hub")
-    add("--input", nargs="+", help="for --source text: files, folders or globs of .txt (one document a file), .jsonl, .csv, "
+    add("--input", nargs="+", help="for --source text: files, folders or globs of .txt, .md (one document a file), .jsonl, .csv, "
         ".parquet (one a row); all but .parquet also with .gz; for --source mixed: parts, each sotu, wiki or files, with "
         "=WEIGHT, its share of the characters as long as it lasts (1 if not given)")
     add("--text_column", help="field or column that holds the text; default 'text', for reddit 'content'")
@@ -160,7 +167,7 @@ def source_of(args):
     if args.source in EMBEDDED:
         return EMBEDDED[args.source](args.seed)
     if args.source == "text":
-        return TextDocuments(args.input, args.text_column)
+        return in_pieces(TextDocuments(args.input, args.text_column), args)
     if args.source == "mixed":
         return MixedDocuments(args.input, args.text_column, args.seed)
     return RedditDocuments(args.text_column, args.subreddits, args.retries)

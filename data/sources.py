@@ -68,7 +68,7 @@ class WikiDocuments:
 
 
 class TextDocuments:
-    """The user's own files, folders and globs. A .txt file is one document, a row of the other kinds is one.
+    """The user's own files, folders and globs. A .txt or .md file is one document, a row of the other kinds is one.
 
     Raises FileNotFoundError for what is not there, InputError for a file that can't be read as its ending says.
     """
@@ -189,6 +189,6 @@ def column_of(names, path, text_column):
 
 
 READERS = {
-    ".txt": read_txt, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet,
-    ".txt.gz": read_txt, ".jsonl.gz": read_jsonl, ".csv.gz": read_csv,
+    ".txt": read_txt, ".md": read_txt, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet,
+    ".txt.gz": read_txt, ".md.gz": read_txt, ".jsonl.gz": read_jsonl, ".csv.gz": read_csv,
 }
