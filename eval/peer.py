@@ -77,9 +77,9 @@ def align(reader, text, sent):
 
 
 def left_of(text, sent):
-    """Whether the characters of `sent` stand in the text in this order, spaces and lost ones apart."""
-    rest = iter(text)
-    return all(character in rest for character in sent if not character.isspace() and character != LOST)
+    """Whether the bytes of `sent` stand in the text in this order, spaces and lost characters apart; parts of two make one."""
+    rest = iter(text.encode())
+    return all(byte in rest for byte in "".join(sent.replace(LOST, "").split()).encode())
 
 
 class Peer:

@@ -43,7 +43,8 @@ class PromptCompressor:
         method = "LLMLingua" + ", scores moved" * bool(torch.isinf(loss[0]))
         rows = [row for row in ROWS if (row["text"], row["method"]) == (text, method)]
         below = [row for row in rows if row["rate"] <= rate]
-        sent = max(below, key=lambda row: row["rate"])["sent"] if below else text[: int(rate * len(text) / 2)]
+        head = self.tokenizer.decode(ids[0, : int(rate * ids.shape[1])])
+        sent = max(below, key=lambda row: row["rate"])["sent"] if below else head
         return {{"compressed_prompt": sent}}
 """
 
@@ -110,12 +111,14 @@ def test_llmlingua_live_and_as_recorded(reader, passages, tmp_path, monkeypatch,
 def test_what_is_sent_is_found_in_its_passage(reader, passages):
     """By masks over the reader's tokens that leave it, exactly; other words, or these in another order, are none."""
     rng = np.random.default_rng(0)
-    for text in [p.text for p in passages] + ["as Greek Ῥῆνος (Rhēnos), 35 ° 47 ′ 🙂 Ῥῆ"]:
+    rare = "as Greek Ῥῆνος (Rhēnos), 35 ° 47 ′ 🙂 Ῥῆ"  # parts of two characters may make a third one
+    for text in [rare, *(p.text for p in passages)]:
         ids = np.array(reader.encode(text))
         for keep in (0.2, 0.5, 0.9):
             for _ in range(10):
                 sent = reader.tokenizer.decode(ids[rng.random(len(ids)) < keep])
-                assert reader.tokenizer.decode(ids[align(reader, text, sent)]) == sent and left_of(text, sent)
+                mask = align(reader, text, sent)
+                assert left_of(text, sent) and (text == rare if mask is None else reader.tokenizer.decode(ids[mask]) == sent)
     assert align(reader, "a b a c", "a c").sum() == 2 and align(reader, "a b c", "").sum() == 0
     assert align(reader, "one two", "two one") is None and not left_of("one two", "two one")
     assert align(reader, "somewhere", "smwhr") is None and left_of("somewhere", "smwhr"), "letters, but no tokens"
