@@ -100,7 +100,8 @@ def test_llmlingua_live_and_as_recorded(reader, passages, tmp_path, monkeypatch,
     assert published["nats"]["value"] != moved["nats"]["value"]
     for (name, budget), cell in cells.items():
         assert cell["tokens"] <= (budget or 1) and (not name.startswith("LLM") or cell["tokens"] > budget - 0.2)
-    assert results[0]["peer"]["aligned"] == {"LLMLingua": 1, "LLMLingua, scores moved": 1}
+    # The record's are whole tokens of another tokenizer, hence not of this reader's; the stand-in's heads of older parts are.
+    assert results[0]["peer"]["aligned"] == {"LLMLingua": 0.5, "LLMLingua, scores moved": 0.5}
     assert results[0]["peer"]["versions"]["llmlingua"] == "0.2.2"
     sent = {json.loads(line).get("sent") for line in (tmp_path / "0/peer.jsonl").read_text().splitlines()}
     real = [json.loads(line) for line in RECORDED.read_text(encoding="utf-8").splitlines()[1:]]
