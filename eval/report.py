@@ -150,6 +150,25 @@ def verdicts(records):
     return markdown([row["schema" in records :] for row in rows])
 
 
+def standing_counts(*groups):
+    """A table of how many kinds the agent is ahead of every opponent in / behind it, Holm-corrected, by what first judges a record
+    and by setting, from groups {kind: record} of evaluations at keep ratios or at prices."""
+    found, columns = {}, []
+    for records in groups:
+        for record in records.values():
+            kind, unit, differences = paired(record)
+            name, (_, more) = next(iter(JUDGED[kind].items()))
+            for method, at, figures in differences:
+                column = f"{NAMES.get(name, name)} at {unit}{at:g}"
+                columns += [column] * (column not in columns)
+                cell = found.setdefault(method, {}).setdefault(column, [0, 0])
+                if figures[name]["p_holm"] <= ALPHA:
+                    cell[(figures[name]["value"] > 0) != more] += 1
+    rows = [["opponent", *columns]]
+    rows += [[method, *(" / ".join(map(str, cells[c])) if c in cells else "" for c in columns)] for method, cells in found.items()]
+    return markdown(rows)
+
+
 def sentences(record):
     """One sentence for every opponent, as lines of text: where the agent is ahead, behind, or neither."""
     kind, _, differences = paired(record)

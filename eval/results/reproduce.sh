@@ -6,7 +6,7 @@
 #   eval/results/reproduce.sh KIND …     # only results whose path has one of these words in it
 #
 # A step is skipped where its file is there: to make one anew, delete it. eval/results/times.json has the seconds of each. PYTHON
-# names the interpreter. Two cores take days for all of it; `rl/read.py` wants a card, and the last step needs one.
+# names the interpreter. Two cores take a day for all of it; `rl/read.py` wants a card, and the last step needs one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=$(command -v "${PYTHON:-python}" || echo python)
@@ -71,7 +71,9 @@ card() { .ci/gpu_check.sh eval/results; rm eval/results/gpu_check.log; }
 TRAINED="brown commentary dictionary encyclopaedia-long encyclopaedia factbook jargon legal mailing-lists manuals novels recipes"
 TRAINED="$TRAINED tales technical web"
 UNSEEN="moby-dick fortunes drama"
-SEEDS="42 43 44"
+OUTSIDE="consultations film-reviews medical-abstracts"
+FRESH="addresses encyclopaedia mailing-lists recipes technical $OUTSIDE"
+SEEDS="42 43 44 45 46"
 agent=models/agent/output tuned=models/reconstructor/fine-tuned processed=data/processed out=eval/results
 mixed="$processed/mixed/processed_data.json"
 test_of() { if [ "$1" = addresses ]; then echo $processed/$1/test_data.json; else echo $processed/kinds/$1/test_data.json; fi; }
@@ -92,52 +94,67 @@ for kind in $TRAINED $UNSEEN; do
     --output_dir $processed/kinds/$kind --max_length 128 --max_sequences 100000
 done
 
+result corpora/unseen/news.jsonl.gz python models/reconstructor/pretraining/corpora.py --output_dir corpora --kinds news $OUTSIDE
+for kind in $OUTSIDE; do
+  result $processed/outside/$kind/dataset_info.json python data/prepare.py --source text --max_length 128 --test_ratio 0.6 \
+    --val_ratio 0.3 --input corpora/unseen/$kind.jsonl.gz --output_dir $processed/outside/$kind
+done
+result $processed/fresh/addresses/dataset_info.json python eval/results/fresh.py --output_dir $processed/fresh \
+  --input $processed/kinds/{encyclopaedia,recipes,mailing-lists,technical} $processed/addresses $processed/outside/* \
+  --used $processed/wiki $processed/kinds/{brown,factbook,jargon,moby-dick,tales,encyclopaedia-long}
+
 section agents
 flags="--reconstructor_path models/reconstructor/base --n_steps 64 --batch_size 16"
 found="--data_path $mixed $flags --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 --min_price 0.5 --max_price 16"
+# Trained in an agent's folder, of which the record is brought here.
+record() { local path=$1 folder=$2; shift 2; "$@" --output_dir "$folder" && cp "$folder/training.json" "$path"; }
 for seed in $SEEDS; do
-  result $agent/found-$seed/training.json python rl/train.py $found --output_dir $agent/found-$seed --seed $seed
-  result $agent/critic-$seed/training.json python rl/train.py $found --output_dir $agent/critic-$seed --critic_only --seed $seed
+  path=$out/training/found-$seed.json
+  result $path record $path $agent/found-$seed python rl/train.py $found --seed $seed
 done
-found=("$agent"/found-4[234]/best_model.zip)
+for seed in 42 43 44; do
+  path=$out/training/critic-$seed.json
+  result $path record $path $agent/critic-$seed python rl/train.py $found --critic_only --seed $seed
+done
+found=("$agent"/found-4[23456]/best_model.zip)
 
-section proposers  # what words are worth to a language model; read.py takes hours without a card
+section proposers
+result $agent/proposer-42/training.json python rl/train_proposer.py --data_path $mixed \
+  --reconstructor_path models/reconstructor/base --num_texts 1000 --seed 42 --output_dir $agent/proposer-42
+
+section what words are worth to a language model  # read.py takes hours without a card
 result $processed/passages/reads.jsonl python rl/read.py --reader smollm2 --data_path $processed/passages/processed_data.json \
   --output $processed/passages/reads.jsonl --reader_batch 512
-for seed in $SEEDS; do
+for seed in 42 43 44; do
   result $agent/read-$seed/worth.safetensors python rl/train_worth.py --reads $processed/passages/reads.jsonl \
     --model_path $agent/found-$seed/best_model.zip --output_dir $agent/read-$seed --seed $seed
 done
 
 section reconstructors  # one for each method, on its own masks
 receivers=()
-for method in agent causal iterative frequency verified-once; do
-  policy=$method
-  [ $method != agent ] || policy=$agent/found-42/best_model.zip
+for pair in agent=$agent/found-42/best_model.zip critic=$agent/critic-44/best_model.zip proposer=$agent/proposer-42/best_model.zip \
+  causal=causal iterative=iterative frequency=frequency head=head tail=tail sentences=sentences \
+  verified-once=verified-once verified-twice=verified-twice; do
+  method=${pair%%=*}
   result $tuned/$method/reconstructor.json python models/reconstructor/train_cpu.py --data_path $mixed \
-    --base_model models/reconstructor/base --mask_policy $policy --policy_share 0.8 --max_steps 150 --batch_size 16 \
+    --base_model models/reconstructor/base --mask_policy ${pair#*=} --policy_share 0.8 --max_steps 150 --batch_size 16 \
     --learning_rate 3e-4 --eval_steps 1000 --save_steps 1000 --eval_sequences 16 --output_dir $tuned/$method
   receivers+=("$method=$tuned/$method")
 done
 
-section evaluation at keep ratios, from the sent tokens alone
-methods="causal iterative frequency random verified-once"
-alike="--receivers ${receivers[*]} --methods $methods --num_sequences 40"
-for kind in addresses encyclopaedia; do
-  result $out/found/$kind/evaluation_results.json python eval/evaluate.py --model_path "${found[@]}" $alike \
-    --keep_ratios 0.9 0.8 0.7 0.6 0.5 --num_examples 5 --data_path "$(test_of $kind)" --output_dir $out/found/$kind
-done
-result $out/found/mailing-lists/evaluation_results.json python eval/evaluate.py --model_path $agent/found-4[23]/best_model.zip \
-  $alike --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 5 --data_path "$(test_of mailing-lists)" \
-  --output_dir $out/found/mailing-lists
+section fresh documents, from the sent tokens alone
+alike="--against $(echo $agent/critic-4[234]/best_model.zip) $agent/proposer-42/best_model.zip --receivers ${receivers[*]}"
+alike="$alike --methods causal iterative frequency random head tail sentences verified-once verified-twice"
+alike="$alike --num_sequences 60 --chosen_on $processed/mixed --output_dir $out/fresh"
+alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " $FRESH)"
+result $out/fresh/addresses/evaluation_results.json python eval/evaluate.py --model_path "${found[@]}" $alike \
+  --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 5
+result $out/fresh/addresses/price_results.json python eval/evaluate_price.py --model_path "${found[@]}" $alike --prices 3 6
 
-section evaluation at a price, from the sent tokens alone
-for kind in addresses encyclopaedia; do
-  result $out/found/$kind/price_results.json python eval/evaluate_price.py --model_path "${found[@]}" $alike \
-    --tune_sequences 24 --data_path "$(test_of $kind)" --output_dir $out/found/$kind
-done
-result $out/found/mailing-lists/price_results.json python eval/evaluate_price.py --model_path $agent/found-4[23]/best_model.zip \
-  $alike --tune_sequences 24 --data_path "$(test_of mailing-lists)" --output_dir $out/found/mailing-lists
+section room above the agent
+result $out/room/price_results.json python eval/evaluate_price.py --model_path $agent/found-4[234]/best_model.zip \
+  --receivers agent=$tuned/agent verified-once=$tuned/verified-once --methods verified-once search --prices 3 --max_length 64 \
+  --data_path $processed/mixed/test_data.json --output_dir $out/room
 
 section reader
 result $out/reader/found/reader_results.json python eval/evaluate_reader.py --reader smollm2 --model_path $agent/read-4[234] \
@@ -154,54 +171,8 @@ result $out/lossless/lossless_results.json python eval/evaluate_lossless.py \
 section speed
 result $out/speed/speed_results.json python eval/benchmark.py --output_dir $out/speed
 
-section earlier agents and code: gaps told, tokens decided
-told=b3a9c25 first=3b0dbba
-for seed in $SEEDS; do
-  earlier $told $agent/mixed-$seed/training.json python rl/train.py --data_path $mixed $flags \
-    --output_dir $agent/mixed-$seed --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 --seed $seed
-done
-earlier $told $agent/told-44/config.json cp -r models/agent/released/. $agent/told-44
-for kind in addresses encyclopaedia mailing-lists; do
-  result $out/found/told-agent/$kind/price_results.json python eval/evaluate_price.py \
-    --model_path $agent/found-4[23]/best_model.zip --against $agent/told-44 --methods frequency --num_sequences 40 \
-    --tune_sequences 24 --data_path "$(test_of $kind)" --output_dir $out/found/told-agent/$kind
-done
-mixed_agents=("$agent"/mixed-4[234]/best_model.zip)
-earlier $told $out/mixed/evaluation_results.json python eval/evaluate.py --model_path "${mixed_agents[@]}" \
-  --data_path $processed/mixed/test_data.json --methods $methods --num_sequences 200 --output_dir $out/mixed
-earlier $told $out/mixed/price_results.json python eval/evaluate_price.py --model_path "${mixed_agents[@]}" \
-  --data_path $processed/mixed/test_data.json --methods causal frequency random verified-once verified --num_sequences 60 \
-  --tune_sequences 24 --output_dir $out/mixed
-earlier $told $out/addresses/evaluation_results.json python eval/evaluate.py --model_path "${mixed_agents[@]}" \
-  --methods $methods --data_path $processed/addresses/test_data.json --output_dir $out/addresses
-for kind in $TRAINED $UNSEEN; do
-  earlier $told $out/kinds/$kind/evaluation_results.json python eval/evaluate.py --model_path "${mixed_agents[@]}" \
-    --methods causal frequency verified-once --data_path "$(test_of $kind)" --num_sequences 60 --keep_ratios 0.8 0.6 \
-    --output_dir $out/kinds/$kind
-done
-earlier $told $agent/addresses-42/training.json python rl/train.py --data_path $processed/addresses/processed_data.json $flags \
-  --output_dir $agent/addresses-42 --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 --seed 42
-for kind in addresses $TRAINED $UNSEEN; do
-  against="--against $agent/addresses-42/best_model.zip --methods verified-once --num_sequences 60 --data_path $(test_of $kind)"
-  earlier $told $out/addresses-alone/$kind/price_results.json python eval/evaluate_price.py --model_path models/agent/released \
-    $against --tune_sequences 24 --output_dir $out/addresses-alone/$kind
-  earlier $told $out/addresses-alone/$kind/evaluation_results.json python eval/evaluate.py --model_path models/agent/released \
-    $against --keep_ratios 0.8 0.6 --num_examples 0 --output_dir $out/addresses-alone/$kind
-done
-
-section earlier: what reinforcement is worth, training time, ways to train
-# Trained in an agent's folder, of which the record is brought here.
-record() { local path=$1 folder=$2; shift 2; "$@" --output_dir "$folder" && cp "$folder/training.json" "$path"; }
-short="--data_path $processed/addresses/processed_data.json $flags --num_timesteps 2560 --eval_freq 320 --eval_sequences 48"
-for seed in $SEEDS; do
-  for name in old new critic; do
-    commit=$told more=
-    [ $name != old ] || commit=$first
-    [ $name != critic ] || more=--critic_only
-    path=$out/training/$name-$seed.json
-    earlier $commit $path record $path $agent/training-$name-$seed python rl/train.py $short $more --seed $seed
-  done
-done
+section ways to train, compared by earlier code
+first=3b0dbba
 earlier $first $out/compared/comparison.json python rl/compare.py --minutes 2.5 --seeds 0 1 --jobs 2 --pilot_rollouts 1 \
   --flags="--max_length 64 --eval_freq 320" --output_dir $out/compared --variants as-is "own=--credit_window 0" \
   "exact=--flips 2" "group=--group_size 4" "text=--credit text" "warm=--warm_start 256" "once=--passes 1" \
