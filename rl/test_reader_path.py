@@ -78,7 +78,7 @@ def test_what_it_is_paid_is_what_the_judge_says(toy, finding, small, folder):
         costs = (scored.nats * ~keep_mask.numpy() + scored.gaps).sum(1) / valid.sum(1).numpy()
         J.append(float((PRICE * (1 - (keep_mask & valid).sum(1) / valid.sum(1)).numpy() - costs).mean()))
     assert policy.config["held_out"]["J"] == pytest.approx(J[0], abs=1e-4) and abs(J[1] - J[0]) > 0.1
-    assert env.judge.reconstructor.directory == finding and 0.1 < (keep_mask & valid).sum() / valid.sum() < 0.9
+    assert env.judge.reconstructor.directory == finding and (keep_mask & valid).sum() < 0.9 * valid.sum()
 
 
 def test_the_judge_alone_teaches_another_agent(toy, finding, small, folder, tmp_path):
