@@ -125,6 +125,6 @@ def reader_figure(records):
         label.set_fontweight("bold" if label.get_text() == "agent" else "normal")
     figure.supxlabel("share of the way from no passage (0) to the whole one (1), in nats of the answer", fontsize=10)
     marks = [plt.Line2D([], [], color="#333333", marker="o", linestyle="", markerfacecolor=face) for face in ("#333333", "white")]
-    short = "of answers of up to three words; lines: 95 % over passages"
+    short = "of answers of up to three words (bars: 95 % over passages; grey line: the most of all answers)"
     figure.legend(marks, ["of all answers", short], loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return figure
