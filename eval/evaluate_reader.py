@@ -53,7 +53,8 @@ def parse_args(argv=None):
     add("--reader", default="smollm2", help="causal LM: a directory, a name in the hub, or smollm2 or gemma3, of PyPI packages")
     add("--reader_batch", type=positive, default=8, help="texts per forward pass of the reader")
     add("--questions", type=Path, default=QUESTIONS, help="JSON Lines with context, question, answer")
-    add("--split", choices=("choose", "report"), default="report", help="choose: every variant, on the passages to choose with")
+    add("--split", choices=("choose", "report", "all"), default="report",
+        help="choose: every variant, on the passages to choose with; all: the chosen ones, on all passages")
     add("--num_questions", type=positive, default=200, help="questions, drawn at random; all if there are fewer")
     add("--budgets", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.8, 0.7, 0.5, 0.3],
         help="reader's tokens per token of the passage, between 0 and 1")
@@ -83,7 +84,7 @@ def load_questions(args):
             blank = True
         if blank:
             raise InputError(f"{args.questions}, line {number}: expected an object with context, question and answer, all text")
-        found += [row] * (split_of(row["context"]) == args.split)
+        found += [row] * (args.split in ("all", split_of(row["context"])))
     if not found:
         raise InputError(f"{args.questions}: expected questions of --split {args.split}, found none in {len(lines)} lines")
     order = np.random.default_rng(args.seed).permutation(len(found))[: args.num_questions]
@@ -126,7 +127,7 @@ class Evaluation:
         self.document = [texts.index(q["context"]) for q in self.questions]
         self.short = np.array([len(q["answer"].split()) <= SHORT for q in self.questions])
         self.contexts = Contexts(texts, args, models, reader)
-        long = [p.text for p in self.contexts.passages if p.length >= 2 * TAIL][: CONTINUATIONS if args.split == "report" else 0]
+        long = [p.text for p in self.contexts.passages if p.length >= 2 * TAIL][: 0 if args.split == "choose" else CONTINUATIONS]
         self.cuts = [cut_tail(text, reader) for text in long]
         self.older = Contexts([older for older, _ in self.cuts], args, models, reader)
         passages = [*self.contexts.passages, *self.older.passages]

@@ -103,6 +103,19 @@ def by_keep_ratio(record, methods=None):
     return markdown(rows)
 
 
+def by_kind(kinds, keep_ratio):
+    """A table of evaluations {kind: record} at one keep ratio: the two figures of JUDGED of every method, a column a kind."""
+    judged = JUDGED[next(iter(kinds.values())).get("gaps", "told")]
+    cells = {(r["method"], kind): r for kind, k in kinds.items() for r in k["results"] if r["keep_ratio_asked"] == keep_ratio}
+    rows = [[str(keep_ratio), *kinds]]
+    for method in dict.fromkeys(method for method, _ in cells):
+        show = lambda c, each: " / ".join(each(c[name], digits) for name, (digits, _) in judged.items())
+        rows.append([method, *(show(cells[method, kind], number) for kind in kinds)])
+        if method == "agent":
+            rows.append(["±", *(show(cells[method, kind], half) for kind in kinds)])
+    return markdown(rows)
+
+
 STANDINGS = ("ahead", "not distinguishable", "behind")
 NAMES = {"top1": "top-1", "distortion": "nats"}  # of figures, where they are not their own
 

@@ -128,7 +128,8 @@ def test_prompts(reader):
 
 def test_a_passage_is_on_one_side_for_ever():
     sides = {side: load_questions(parse_args(["--split", side, "--num_questions", "1000"])) for side in ("choose", "report")}
-    assert len(sides["choose"]) + len(sides["report"]) == len(QUESTIONS.read_text(encoding="utf-8").splitlines())
+    every = load_questions(parse_args(["--split", "all", "--num_questions", "1000"]))
+    assert len(sides["choose"]) + len(sides["report"]) == len(every) == len(QUESTIONS.read_text(encoding="utf-8").splitlines())
     texts = {side: {q["context"] for q in rows} for side, rows in sides.items()}
     assert not texts["choose"] & texts["report"] and 0.25 < len(texts["choose"]) / sum(map(len, texts.values())) < 0.4
     digest = hashlib.sha256("".join(sorted(texts["choose"])).encode()).hexdigest()
