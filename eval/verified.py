@@ -15,7 +15,7 @@ from models.reconstructor.scoring import score
 
 SENT = 1e3  # nats, more than any token costs: a score of tokens that are sent in any case
 POWERS = (1.25, 1.5, 2.0, 3.0)  # of the keep ratio: what is sent before the first reading, so that too much is hidden in it
-FLOORS = (0.1, 0.2, 0.35, 0.5)  # the same at a price, where no ratio is given: shares of a text
+FLOORS = (0.2, 0.35, 0.5, 0.65)  # the same at a price, where no ratio is given: shares of a text
 VIEWS = 10  # how often every token is hidden
 PATIENCE = 2  # times as many masks as that takes, where whole words are hidden, of which some fit in beside any others
 NAMES = {1: "verified once", 2: "verified twice"}

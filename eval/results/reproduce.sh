@@ -144,8 +144,8 @@ done
 
 section fresh documents, from the sent tokens alone
 alike="--against $(echo $agent/critic-4[234]/best_model.zip) $agent/proposer-42/best_model.zip --receivers ${receivers[*]}"
-alike="$alike --methods causal iterative frequency random head tail sentences verified-once verified-twice"
-alike="$alike --num_sequences 60 --chosen_on $processed/mixed --output_dir $out/fresh"
+alike="$alike --methods causal iterative frequency head tail sentences verified-once verified-twice"
+alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/fresh"
 alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " $FRESH)"
 result $out/fresh/addresses/evaluation_results.json python eval/evaluate.py --model_path "${found[@]}" $alike \
   --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 5
