@@ -51,6 +51,7 @@ UNITS = {
 }
 WIDTH, BATCH = 96, 16  # as the agent's
 LEARNING_RATE, DECAY = 1e-3, 0.05  # the rate falls linearly to LAST_RATE of it
+JUDGED = (1.5, 3.0, 6.0)  # prices at which thresholds are judged, as agents are by rl/train.py
 THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # of the probability of keeping: to hide a dear token loses more than to send a cheap one
 
 
@@ -155,18 +156,19 @@ def train(policy, examples, held_out, args):
             yield mean_cross_entropy(policy, held_out)
 
 
-@torch.no_grad()
 def J_by_threshold(policy, examples):
-    """{threshold: mean J over the examples, each at its price} of keeping what is kept with more than that probability."""
+    """{threshold: mean J of the examples' texts at JUDGED} of keeping what is kept with more than that probability."""
     found = dict.fromkeys(THRESHOLDS, 0.0)
-    for text, states, price, _ in examples:
-        ids, valid = torch.as_tensor(text, device=policy.device)[None], np.ones((1, len(text)), dtype=bool)
-        batch = ids, torch.ones_like(ids, dtype=torch.bool), torch.full((1, 1), price, device=policy.device), states[None]
-        kept = policy.decide(*batch)[0].sigmoid().cpu().numpy()
-        for threshold in THRESHOLDS:
-            paid = score(policy.reader.reconstructor, text[None], kept > threshold, valid)
-            J = token_rewards(kept > threshold, valid, paid.nats, [price], paid.gaps).sum()
-            found[threshold] += float(J) / len(examples)
+    for start in range(0, len(examples), BATCH):
+        some = examples[start : start + BATCH]
+        ids, valid = pad_batch([e.text for e in some], 0)
+        for price in JUDGED:
+            kept = policy.keep_probability(ids, valid, price).numpy()
+            for threshold in THRESHOLDS:
+                keep_mask = (kept > threshold) | ~valid
+                paid = score(policy.reader.reconstructor, ids, keep_mask, valid)
+                J = token_rewards(keep_mask, valid, paid.nats, [price] * len(ids), paid.gaps).sum()
+                found[threshold] += float(J) / len(examples) / len(JUDGED)
     return found
 
 
