@@ -145,8 +145,9 @@ def test_agents_that_were_trained_alike_are_one_method_named_by_what_they_are(st
     kinds = [(1, {"critic_only": True}), (1, {}), (2, {"critic_only": True}), (1, {"width": 8})]
     paths = [trained_otherwise(agents[1], tmp_path / str(i), seed, **kind) for i, (seed, kind) in enumerate(kinds)]
     for place, seed in ((1, 1), (5, 2)):
-        words = f"--data_path {stages[0]}/data/processed_data.json --reconstructor_path {stages[0]}/tuned --num_texts 32 --epochs 2"
-        train_proposer.main(f"{words} --output_dir {tmp_path}/proposer-{seed} --seed {seed} --device cpu --quiet".split())
+        paths_in = f"--data_path {stages[0]}/data/processed_data.json --reconstructor_path {stages[0]}/tuned"
+        words = f"--num_texts 32 --epochs 2 --output_dir {tmp_path}/proposer-{seed} --seed {seed} --device cpu --quiet"
+        train_proposer.main(f"{paths_in} {words}".split())
         paths.insert(place, tmp_path / f"proposer-{seed}/best_model.zip")
     receivers = ["--receivers", f"critic={adapted}", f"against-2={adapted}"]
     record, found = cells(stages[0], tmp_path, "--against", *paths, *receivers)

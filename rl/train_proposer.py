@@ -3,14 +3,16 @@
     python rl/train_proposer.py --reconstructor_path models/reconstructor/base --output_dir models/agent/output/proposer
 
 Every training text gets a price λ and the mask that is verified at it, which takes some readings; then the first pass of the
-agent's network learns to predict that mask, token by token, from half a reading. Writes `best_model.zip`, an agent's file, after
-the epoch that predicts validation texts' masks best, and `training.json`.
+agent's network learns to predict that mask, token by token, from half a reading. The epoch that predicts validation texts' masks
+best is kept, with the threshold of the highest J on them. Writes `best_model.zip`, an agent's file, and `training.json`.
 
 The idea is LLMLingua-2's (Pan et al. 2024): token classification learned from compressed texts. Deviations: 1. the labels are
 masks that leave nothing dearer than λ, not a large model's abridgements; 2. the price is an input, so that one classifier serves
 all rates; 3. the agent's network and readings instead of a fine-tuned encoder.
 """
 
+import copy
+import math
 import sys
 import time
 from pathlib import Path
@@ -33,20 +35,24 @@ from models.agent.policy import observation_space
 from models.agent.reader import Reader
 from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import Reconstructor, find_device
-from models.reconstructor.scoring import verify
+from models.reconstructor.scoring import score, verify
 from models.reconstructor.texts import HELD_OUT_SEED, open_splits, token_counts
 from models.reconstructor.words import DECIDED
-from rl.env import PRICES, TextStream
+from rl.env import PRICES, TextStream, token_rewards
 from rl.train import EMBEDDING_DIM, HEADS, LAST_RATE, LAYERS
 
 SCHEMA = "rltc.proposer/1"
 UNITS = {
-    "bce": "nats per token of validation texts: binary cross-entropy of verified masks", "seconds": "seconds of wall time; processor_seconds: of all cores",
+    "bce": "nats per token of validation texts: binary cross-entropy of verified masks",
+    "seconds": "seconds of wall time; processor_seconds: of all cores",
     "base_rate": "bce of who knows what share of each text is kept, and not which tokens", "texts": "texts",
+    "J": "nats per original token",
     "keep_ratio": "share of tokens kept by verified masks of the training texts", "prices": "nats per token saved",
 }
 WIDTH, BATCH = 96, 16  # as the agent's
 LEARNING_RATE, DECAY = 1e-3, 0.05  # the rate falls linearly to LAST_RATE of it
+JUDGED = (1.5, 3.0, 6.0)  # prices at which thresholds are judged, as agents are by rl/train.py
+THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # of the probability of keeping: to hide a dear token loses more than to send a cheap one
 
 
 def parse_args(argv=None):
@@ -58,7 +64,7 @@ def parse_args(argv=None):
     add("--output_dir", type=Path, default=Path("models/agent/output/proposer"), help="directory to write")
     add("--num_texts", type=positive, default=1000, help="training texts, each with one λ, log-uniform as the agent's")
     add("--eval_sequences", type=positive, default=96, help="validation texts, each with one λ")
-    add("--epochs", type=bounded(int, 1, 1000), default=8, help="passes over the texts")
+    add("--epochs", type=bounded(int, 1, 1000), default=4, help="passes over the texts; later ones predict no better")
     add("--gaps", choices=GAPS, default=GAPS[0], help="whether the receiver has to find where tokens are missing, or is told")
     add("--unit", choices=DECIDED, default=DECIDED[0], help="what one decision is about")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -150,6 +156,22 @@ def train(policy, examples, held_out, args):
             yield mean_cross_entropy(policy, held_out)
 
 
+def J_by_threshold(policy, examples):
+    """{threshold: mean J of the examples' texts at JUDGED} of keeping what is kept with more than that probability."""
+    found = dict.fromkeys(THRESHOLDS, 0.0)
+    for start in range(0, len(examples), BATCH):
+        some = examples[start : start + BATCH]
+        ids, valid = pad_batch([e.text for e in some], 0)
+        for price in JUDGED:
+            kept = policy.keep_probability(ids, valid, price).numpy()
+            for threshold in THRESHOLDS:
+                keep_mask = (kept > threshold) | ~valid
+                paid = score(policy.reader.reconstructor, ids, keep_mask, valid)
+                J = token_rewards(keep_mask, valid, paid.nats, [price] * len(ids), paid.gaps).sum()
+                found[threshold] += float(J) / len(examples) / len(JUDGED)
+    return found
+
+
 def main(argv=None):
     args = parse_args(argv)
     start, processor = time.monotonic(), time.process_time()
@@ -167,18 +189,26 @@ def main(argv=None):
     for bce in train(policy, examples, held_out, args):
         history.append(bce)
         if bce == min(history):
-            row = {"epoch": len(history), "bce": bce}
-            config = stamped(AGENT_SCHEMA, args, UNITS, reconstructor=read_with, held_out=row, **known, **policy.config)
-            save_agent(policy, config, args.output_dir / "best_model.zip")
+            best = copy.deepcopy(policy.own_state())
+    policy.load_state_dict(best, strict=False)
+    J = J_by_threshold(policy, held_out)
+    threshold = max(J, key=J.get)
+    with torch.no_grad():  # what is kept with the threshold's probability is kept with one half
+        policy.action_net.bias += math.log((1 - threshold) / threshold)
+    row = {"epoch": history.index(min(history)) + 1, "bce": min(history), "threshold": threshold, "J": J[threshold]}
+    config = stamped(AGENT_SCHEMA, args, UNITS, reconstructor=read_with, held_out=row, **known, **policy.config)
+    save_agent(policy, config, args.output_dir / "best_model.zip")
     record = {
         "seconds": time.monotonic() - start, "processor_seconds": time.process_time() - processor,
         "base_rate": base_rate(held_out), "keep_ratio": float(np.concatenate([e.kept for e in examples]).mean()), "bce": history,
+        "J_by_threshold": {str(threshold): value for threshold, value in J.items()},
     }
     write_json(args.output_dir / "training.json", SCHEMA, args, UNITS, [reconstructor.directory], **known, **record)
     after = ", ".join(f"{bce:.3f}" for bce in history)
     print(
         f"{len(examples):,} texts in {record['processor_seconds']:.0f} s of processor time; cross-entropy of validation masks by "
-        f"epoch: {after}; knowing the shares kept: {record['base_rate']:.3f}; written to {args.output_dir}"
+        f"epoch: {after}; knowing the shares kept: {record['base_rate']:.3f}; J {J[threshold]:.3f} at threshold {threshold}; "
+        f"written to {args.output_dir}"
     )
 
 
