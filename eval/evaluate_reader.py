@@ -23,7 +23,7 @@ from data.artifacts import InputError, Parser, bounded, make_output_dir, run, wr
 from eval.contexts import METHODS, Contexts, Passage, taught, ways
 from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, JUDGED, SAMPLES, TEST, Bootstrap, correct, difference
-from eval.peer import INSTALL, Peer
+from eval.peer import INSTALL, Peer, check_peer
 from eval.reader import QUESTIONS, Reader
 from eval.report import format_reader
 
@@ -216,6 +216,8 @@ def merge(dicts):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.peer:
+        check_peer(args.peer)
     models = open_models(args)
     if "restored" in args.methods and models.receiver("agent").gap_head is None:
         args.methods.remove("restored")

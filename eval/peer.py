@@ -82,6 +82,22 @@ def left_of(text, sent):
     return all(byte in rest for byte in "".join(sent.replace(LOST, "").split()).encode())
 
 
+def find_python(where):
+    """The Python of the environment that `--peer` names. Raises InputError."""
+    python = (ENVIRONMENT if where == NAME else Path(where)) / "bin/python"
+    if not python.is_file():
+        raise InputError(f"--peer {where}: expected an environment's {python}, found none; install it with: {INSTALL}")
+    return python
+
+
+def check_peer(where):
+    """Raises InputError or FileNotFoundError unless `--peer` names a record or an environment: before anything is read."""
+    if Path(where).suffix != ".jsonl":
+        find_python(where)
+    elif not Path(where).is_file():
+        raise FileNotFoundError(f"--peer {where}: expected a record of {WORKER.name}, found no file; make one with: --peer {NAME}")
+
+
 class Peer:
     """What the peer made of passages: `contexts(passages, budgets)`."""
 
@@ -109,9 +125,7 @@ class Peer:
 
     def _run(self, asked):
         """The lines of the worker. Raises InputError."""
-        python = (ENVIRONMENT if self.where == NAME else Path(self.where)) / "bin/python"
-        if not python.is_file():
-            raise InputError(f"--peer {self.where}: expected an environment's {python}, found none; install it with: {INSTALL}")
+        python = find_python(self.where)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_model(self.reader, folder / "model")

@@ -46,7 +46,7 @@ def test_an_evaluation_finds_reader_and_judge(stages, apart, tmp_path):
     assert 1.5 < theirs["lm_passes"] <= 2.5, "one block of two reads the text"
     args = evaluate.parse_args(evaluate_words(stages[0], *words))
     models = open_models(args)
-    corpus, policy = draw_texts(args, models), models.policies[0]
+    corpus, policy = draw_texts(args, models, args.data_path[0]), models.policies[0]
     assert models.reconstructor.directory == apart / "judge" and policy.reader.reconstructor.directory == apart / "reader"
     masks = corpus.keep_highest([policy.keep_probability_at(*batch, 0.6).numpy() for batch in corpus.batches], 0.6)
     by_judge, by_reader = (

@@ -147,9 +147,11 @@ alike="--against $(echo $agent/critic-4[234]/best_model.zip) $agent/proposer-42/
 alike="$alike --methods causal iterative frequency head tail sentences verified-once verified-twice"
 alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/fresh"
 alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " $FRESH)"
-result $out/fresh/addresses/evaluation_results.json python eval/evaluate.py --model_path "${found[@]}" $alike \
-  --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 5
-result $out/fresh/addresses/price_results.json python eval/evaluate_price.py --model_path "${found[@]}" $alike --prices 3 6
+for kind in $FRESH; do  # the first makes all of them
+  result $out/fresh/$kind/evaluation_results.json python eval/evaluate.py --model_path "${found[@]}" $alike \
+    --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 5
+  result $out/fresh/$kind/price_results.json python eval/evaluate_price.py --model_path "${found[@]}" $alike --prices 3 6
+done
 
 section room above the agent
 result $out/room/price_results.json python eval/evaluate_price.py --model_path $agent/found-4[234]/best_model.zip \
