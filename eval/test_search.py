@@ -125,7 +125,8 @@ def test_how_much_room_there_is(stages, agents, tmp_path, capsys):
     best = results[LOCAL_SEARCH]["J"]
     assert best >= max(results["agent"]["runs"][0], *(results[name]["J"] for name in verified)) - 1e-5
     lead = results[LOCAL_SEARCH]["agent_leads_by"]
-    assert lead["value"] == pytest.approx(results["agent"]["J"] - best, abs=1e-6) and lead["value"] <= 1e-6
+    assert lead["value"] == pytest.approx(results["agent"]["J"] - best, abs=1e-6)
+    assert best > results["agent, other training"]["J"] + 0.1, "the toy agent may be at the top, a noisy one is not"
     printed = capsys.readouterr().out
     assert f"J of {room['texts']} texts of {room['documents']} documents" in printed and LOCAL_SEARCH in printed
 

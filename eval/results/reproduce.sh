@@ -155,8 +155,8 @@ done
 
 section room above the agent
 result $out/room/price_results.json python eval/evaluate_price.py --model_path $agent/found-4[234]/best_model.zip \
-  --receivers agent=$tuned/agent verified-once=$tuned/verified-once --methods verified-once search --prices 3 --max_length 64 \
-  --data_path $processed/mixed/test_data.json --output_dir $out/room
+  --data_path $processed/mixed/test_data.json --methods verified-once verified search --num_sequences 24 --max_length 64 \
+  --receivers agent=$tuned/agent verified-once=$tuned/verified-once --prices 3 6 --output_dir $out/room
 
 section reader
 result $out/reader/found/reader_results.json python eval/evaluate_reader.py --reader smollm2 --model_path $agent/read-4[234] \
