@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
 
@@ -171,6 +173,40 @@ def make_output_dir(path):
             f"{path}: expected a directory that can be written, found: {error.strerror}; choose another --output_dir"
         ) from None
     return path
+
+
+LOCK = ".rltc_lock"  # in an output directory while a run writes there
+
+
+@contextmanager
+def claimed(path):
+    """An output directory, made and proved to be writable, that no other run writes to until the block ends.
+
+    The operating system lets go of the lock of a process that died. Of several processes of one run the first holds it. Raises
+    InputError.
+    """
+    path = make_output_dir(path)
+    if os.environ.get("RANK", "0") != "0":
+        yield path
+        return
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{path}: another run writes there; wait for it, or choose another --output_dir") from None
+    try:
+        yield path
+    finally:
+        lock.release()
+
+
+def keep_apart(output, **inputs):
+    """Raises InputError if an output directory is one that a run reads from: {flag: path, or None}."""
+    for flag, path in inputs.items():
+        if path is not None and Path(path).is_dir() and Path(path).resolve() == Path(output).resolve():
+            raise InputError(
+                f"--output_dir {output}: expected another directory than --{flag}, which would be overwritten; choose another one"
+            )
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -34,7 +34,7 @@ def load_causal_lm(name_or_dir):
 
 
 def check_tensors(name, model, found):
-    """Raises InputError unless all tensors of a model were in its file, and no others, by transformers' loading info, all finite."""
+    """Raises InputError unless a model's tensors, and no others, were in its file, by transformers' loading info, all finite."""
     wrong = {
         "missing": found["missing_keys"], "of another shape": [key for key, *_ in found["mismatched_keys"]],
         "unknown": [key for key in found["unexpected_keys"] if not str(key).endswith(BUFFERS)],
