@@ -5,7 +5,9 @@ reader checks ``schema`` and names the stage that should have written the file.
 """
 
 import argparse
+import codecs
 import copy
+import errno
 import functools
 import hashlib
 import json
@@ -18,9 +20,8 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 REPOSITORY = Path(__file__).resolve().parents[1]
+NO_ROOM = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
 PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -74,6 +75,10 @@ def written_aside(path):
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        if any(text in str(error) for text in NO_ROOM):  # said by libraries in words of their own
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -175,40 +180,6 @@ def make_output_dir(path):
     return path
 
 
-LOCK = ".rltc_lock"  # in an output directory while a run writes there
-
-
-@contextmanager
-def claimed(path):
-    """An output directory, made and proved to be writable, that no other run writes to until the block ends.
-
-    The operating system lets go of the lock of a process that died. Of several processes of one run the first holds it. Raises
-    InputError.
-    """
-    path = make_output_dir(path)
-    if os.environ.get("RANK", "0") != "0":
-        yield path
-        return
-    lock = FileLock(path / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{path}: another run writes there; wait for it, or choose another --output_dir") from None
-    try:
-        yield path
-    finally:
-        lock.release()
-
-
-def keep_apart(output, **inputs):
-    """Raises InputError if an output directory is one that a run reads from: {flag: path, or None}."""
-    for flag, path in inputs.items():
-        if path is not None and Path(path).is_dir() and Path(path).resolve() == Path(output).resolve():
-            raise InputError(
-                f"--output_dir {output}: expected another directory than --{flag}, which would be overwritten; choose another one"
-            )
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults behind every flag, as one would type them, and the script's own lines in front of them."""
 
@@ -224,6 +195,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc, **kwargs):
         super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if str(word) == "" or str(word).startswith("--") and str(word).endswith("="):
+                self.error(f"'{word}': expected a value, found an empty one; is it a variable that was not set?")
+        return super().parse_args(args, namespace)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
@@ -259,15 +236,38 @@ def quieten_libraries():
 
 
 SEED = bounded(int, 0, 2**32 - 1)  # what NumPy takes
+PLAIN = {"λ": "lambda", "−": "-", "–": "-", "—": "-", "±": "+-", "…": "...", "→": "->", "▶": ">", "·": "*", "█": "#"}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def plain(error):
+    """An error handler of encoders: what a screen can't show is written in plain letters, or as a question mark."""
+    return "".join(PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+def line_of(error):
+    """What a user reads of an InputError or OSError, in one line."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = error.filename or "the disk"
+        return f"{where}: expected room to write, found a full disk; free some, or write elsewhere; what was finished is whole"
+    return " ".join(str(error).split())
 
 
 def run(main):
     """Run a script's `main()`; a user's mistake ends in one line on stderr and exit status 2, never in a traceback."""
+    codecs.register_error("plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
     quieten_libraries()
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (InputError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {line_of(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; {interrupt or 'what was already saved is whole'}", file=sys.stderr)

@@ -20,7 +20,8 @@ from stable_baselines3.common.logger import HParam, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, claimed, keep_apart, run, sha256_of, stamped, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, run, sha256_of, stamped, write_json
+from data.scratch import claimed, keep_apart
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import SCHEMA as AGENT_SCHEMA
 from models.agent.files import common_tokens, identity, load_weights, read_agent, save_agent

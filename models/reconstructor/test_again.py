@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import pytest
 
-from data.artifacts import LOCK, InputError, claimed
-from data.scratch import MARK
+from data.artifacts import InputError
+from data.scratch import LOCK, MARK, claimed
 from models.reconstructor import train_cpu
 from models.reconstructor.test_checkpoints import command_line, fine_tune
 

@@ -18,7 +18,8 @@ from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, claimed, keep_apart, sha256_of, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, sha256_of, write_json
+from data.scratch import claimed, keep_apart
 from data.sequences import pad_batch
 from models.reconstructor import checkpoints
 from models.reconstructor.gaps import GAPS
@@ -34,13 +35,11 @@ UNITS = {
     "learning_rate": "AdamW's", "tokens_per_second": "tokens of text per second, over all processes",
 }
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
-# Flags that may change when a run goes on; of batches only the size of a step counts.
-FREE = (
+FREE = (  # flags that may change when a run goes on; of batches only the size of a step counts
     "resume", "quiet", "output_dir", "data_path", "device", "epochs", "max_steps", "batch_size", "gradient_accumulation_steps",
     "learning_rate", "gradient_checkpointing", "torch_compile", "use_amp", "amp_dtype", "eval_steps", "eval_sequences",
     "save_steps", "save_total_limit", "logging_steps",
 )
-# What a checkpoint has beside the model.
 STATE = ("data", "step_size", "args", "step", "log", "before", "metrics", "optimizer", "scaler", "random")
 MAX_GRAD_NORM = 1.0  # gradients are clipped to it, as GPT-3's (Brown et al. 2020, appendix B)
 LOWER = "lower --learning_rate"
