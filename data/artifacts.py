@@ -5,7 +5,9 @@ reader checks ``schema`` and names the stage that should have written the file.
 """
 
 import argparse
+import codecs
 import copy
+import errno
 import functools
 import hashlib
 import json
@@ -19,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+NO_ROOM = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
 PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -72,6 +75,10 @@ def written_aside(path):
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        if any(text in str(error) for text in NO_ROOM):  # said by libraries in words of their own
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -189,6 +196,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc, **kwargs):
         super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
+    def parse_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if str(word) == "" or str(word).startswith("--") and str(word).endswith("="):
+                self.error(f"'{word}': expected a value, found an empty one; is it a variable that was not set?")
+        return super().parse_args(args, namespace)
+
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
@@ -223,15 +236,38 @@ def quieten_libraries():
 
 
 SEED = bounded(int, 0, 2**32 - 1)  # what NumPy takes
+PLAIN = {"λ": "lambda", "−": "-", "–": "-", "—": "-", "±": "+-", "…": "...", "→": "->", "▶": ">", "·": "*", "█": "#"}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def plain(error):
+    """An error handler of encoders: what a screen can't show is written in plain letters, or as a question mark."""
+    return "".join(PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+def line_of(error):
+    """What a user reads of an InputError or OSError, in one line."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = error.filename or "the disk"
+        return f"{where}: expected room to write, found a full disk; free some, or write elsewhere; what was finished is whole"
+    return " ".join(str(error).split())
 
 
 def run(main):
     """Run a script's `main()`; a user's mistake ends in one line on stderr and exit status 2, never in a traceback."""
+    codecs.register_error("plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
     quieten_libraries()
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (InputError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {line_of(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; {interrupt or 'what was already saved is whole'}", file=sys.stderr)

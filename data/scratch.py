@@ -1,4 +1,4 @@
-"""Scratch folders: what the project keeps beside a user's files for its own use, and the one function that deletes them.
+"""What the project keeps beside a user's files for its own use: scratch folders, the one function that deletes them, and locks.
 
 A scratch folder carries a mark, a small file of fixed content, in the manner of CACHEDIR.TAG (https://bford.info/cachedir/).
 What does not carry it belongs to the user, whatever its name, and stays.
@@ -6,11 +6,15 @@ What does not carry it belongs to the user, whatever its name, and stays.
 
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
-from data.artifacts import InputError
+from filelock import FileLock, Timeout
+
+from data.artifacts import InputError, make_output_dir
 
 MARK = "RLTC_SCRATCH.TAG"
+LOCK = ".rltc_lock"  # in an output directory while a run writes there
 CONTENT = b"Signature: rltc-scratch-1\nMade by rl-token-compression, which deletes this folder with all that is in it.\n"
 
 
@@ -49,3 +53,34 @@ def remove_scratch(folder):
             path.unlink()
     (folder / MARK).unlink()
     folder.rmdir()
+
+
+@contextmanager
+def claimed(path):
+    """An output directory, made and proved to be writable, that no other run writes to until the block ends.
+
+    The operating system lets go of the lock of a process that died. Of several processes of one run the first holds it. Raises
+    InputError.
+    """
+    path = make_output_dir(path)
+    if os.environ.get("RANK", "0") != "0":
+        yield path
+        return
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{path}: another run writes there; wait for it, or choose another --output_dir") from None
+    try:
+        yield path
+    finally:
+        lock.release()
+
+
+def keep_apart(output, **inputs):
+    """Raises InputError if an output directory is one that a run reads from: {flag: path, or None}."""
+    for flag, path in inputs.items():
+        if path is not None and Path(path).is_dir() and Path(path).resolve() == Path(output).resolve():
+            raise InputError(
+                f"--output_dir {output}: expected another directory than --{flag}, which would be overwritten; choose another one"
+            )

@@ -36,7 +36,8 @@ from data.sources import SotuDocuments
 from eval.compressor import Compressor
 from eval.methods import CausalSurprisal
 from models.agent.files import RELEASED
-from models.reconstructor.reconstructor import find_device, load_causal_lm
+from models.reconstructor.causal_lm import load_causal_lm
+from models.reconstructor.reconstructor import find_device
 
 SCHEMA = "rltc.speed/1"
 RATIO, WINDOW = 0.7, 512

@@ -36,8 +36,8 @@ from eval.lossless import as_text, decode, encode, payload_size
 from eval.methods import CausalSurprisal
 from eval.report import markdown, number
 from models.agent.files import RELEASED
+from models.reconstructor.causal_lm import load_causal_lm
 from models.reconstructor.gaps import GAP_HEAD
-from models.reconstructor.reconstructor import load_causal_lm
 from models.reconstructor.tokenizer import locate
 
 SCHEMA = "rltc.lossless_evaluation/1"

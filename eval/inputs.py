@@ -12,8 +12,9 @@ from data.sequences import SPLITS, load_sequences, pad_batch
 from eval.methods import AGAINST, OPPONENTS, Agent
 from eval.restored import restored_row
 from models.agent.files import RELEASED, load_policy, read_agent
+from models.reconstructor.causal_lm import check_head, load_causal_lm
 from models.reconstructor.gaps import GAPS
-from models.reconstructor.reconstructor import SCHEMA, Reconstructor, check_head, find_device, load_causal_lm
+from models.reconstructor.reconstructor import SCHEMA, Reconstructor, find_device
 from models.reconstructor.scoring import score
 from models.reconstructor.tokenizer import fingerprint, load_tokenizer, locate
 from models.reconstructor.words import DECIDED, Words, spread

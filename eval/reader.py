@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.artifacts import REPOSITORY, InputError, reason_of
 from data.sequences import pad_batch
+from models.reconstructor.causal_lm import check_head, load_causal_lm
 from models.reconstructor.loss import read_logits
-from models.reconstructor.reconstructor import LOGIT_ROWS, check_head, load_causal_lm
+from models.reconstructor.reconstructor import LOGIT_ROWS
 from models.reconstructor.tokenizer import bos_id, load_tokenizer
 
 QUESTIONS = REPOSITORY / "eval/questions.jsonl"

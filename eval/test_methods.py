@@ -27,8 +27,9 @@ from eval.methods import (
 from eval.metrics import figures
 from eval.verified import MeanMaskedNats, Verified
 from models.agent.reader import DRAFT_THRESHOLD, Reader
+from models.reconstructor.causal_lm import load_causal_lm
 from models.reconstructor.masking import budget, keep_highest
-from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
+from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import load_tokenizer
 from models.reconstructor.words import Words
 

@@ -26,8 +26,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from data.artifacts import SEED, Parser, bounded, run
 from data.sequences import load_sequences, pad_batch
 from eval.methods import CausalSurprisal
+from models.reconstructor.causal_lm import load_causal_lm
 from models.reconstructor.gaps import GAPS
-from models.reconstructor.reconstructor import Reconstructor, find_device, load_causal_lm
+from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.tokenizer import BASE_MODEL
 from models.reconstructor.words import DECIDED
 from rl import train

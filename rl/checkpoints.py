@@ -9,12 +9,21 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data.artifacts import check_resumed
 from models.agent.files import check_reconstructor, load_weights
-from models.reconstructor.checkpoints import random_states, read_newest, restore_random_states, write_checkpoint
+from models.reconstructor.checkpoints import (
+    by_age,
+    check_data,
+    random_states,
+    read_newest,
+    remove_checkpoints,
+    restore_random_states,
+    write_checkpoint,
+)
 
 LIMIT = 3  # newest checkpoints to keep
-FREE = ("resume", "quiet", "num_timesteps", "output_dir", "device")  # flags that may change when a run goes on
-PARTS = ("args", "reconstructor", "reader", "seconds", "history", "evaluation_seconds", "texts", "updates", "policy", "optimizer",
-         "env", "random")  # of a checkpoint
+# Flags that may change when a run goes on; of texts their SHA-256 counts.
+FREE = ("resume", "quiet", "num_timesteps", "output_dir", "data_path", "device", "learning_rate")
+PARTS = ("data", "args", "reconstructor", "reader", "seconds", "history", "evaluation_seconds", "texts", "updates", "policy",
+         "optimizer", "env", "random")  # of a checkpoint
 
 
 def save_checkpoint(agent, directory, **content):
@@ -33,6 +42,7 @@ def go_on(agent, directory, args):
     """
     path, state = read_newest(directory, PARTS)
     check_resumed(path, vars(args), state["args"], FREE)
+    check_data(path, state["data"], args.data_path)
     check_reconstructor(state["reconstructor"], path, agent.env.judge.reconstructor)
     if state["reader"]:
         check_reconstructor(state["reader"], path, agent.policy.reader.reconstructor)
@@ -50,3 +60,19 @@ class ContinuedLog(TensorBoardOutputFormat):
 
     def __init__(self, folder, texts):
         self.writer, self._is_closed = SummaryWriter(log_dir=str(folder), purge_step=texts + 1), False
+
+
+def what_a_run_left(logs, checkpoints):
+    """The log files and checkpoints of an earlier run: two runs in one log would be drawn as one zigzag line."""
+    return [*logs.glob("events.out.tfevents.*"), *by_age(checkpoints)]
+
+
+def delete_run(paths):
+    """Delete what `what_a_run_left` found, when the new run is known to work. Returns an empty list."""
+    for path in paths:
+        if path.is_file():
+            path.unlink()
+    if checkpoints := [path for path in paths if path.is_dir()]:
+        print(f"{checkpoints[0].parent}: {len(checkpoints)} checkpoints of an earlier run are deleted")
+    remove_checkpoints(checkpoints)
+    return []

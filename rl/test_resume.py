@@ -90,7 +90,7 @@ def test_a_finished_run_trains_on(toy, run):
     assert json.loads((run / "training.json").read_text())["texts"] == 128
 
 
-CHANGED = [("learning_rate", "0.001", "0.01"), ("critic_only", "False", "True"), ("width", "16", "32"), ("seed", "42", "7")]
+CHANGED = [("n_epochs", "4", "2"), ("critic_only", "False", "True"), ("width", "16", "32"), ("seed", "42", "7")]
 
 
 @pytest.mark.parametrize("flag, before, now", [*CHANGED, ("eval_prices", "[1.5, 3.0, 6.0]", "[1.0]")])

@@ -9,7 +9,6 @@ held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.jso
 off goes on with `--resume`, on a CPU to the same weights as if it had not been.
 """
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,8 @@ from stable_baselines3.common.logger import HParam, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, stamped, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, run, sha256_of, stamped, write_json
+from data.scratch import claimed, keep_apart
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import SCHEMA as AGENT_SCHEMA
 from models.agent.files import common_tokens, identity, load_weights, read_agent, save_agent
@@ -31,7 +31,7 @@ from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.texts import open_splits, token_counts
 from models.reconstructor.words import DECIDED
 from rl.callbacks import RolloutFigures, held_out_figures
-from rl.checkpoints import ContinuedLog, go_on, save_checkpoint
+from rl.checkpoints import ContinuedLog, delete_run, go_on, save_checkpoint, what_a_run_left
 from rl.env import PRICES, TokenCompressionVecEnv
 from rl.ppo import TokenPPO
 
@@ -189,12 +189,12 @@ class Run(BaseCallback):
             name: {"path": str(vars(args)[f"{name}_path"]), **identity(directory, args.gaps)}
             for name, directory in self.directories.items()
         }
-        self.logs, self.checkpoint_dir = make_output_dir(args.output_dir) / "tb_logs", args.output_dir / "checkpoints"
+        self.logs, self.checkpoint_dir = args.output_dir / "tb_logs", args.output_dir / "checkpoints"
+        self.data = sha256_of(args.data_path)
         before = {"seconds": 0.0, "history": [], "evaluation_seconds": 0.0}
         if args.resume:
             before = go_on(self.agent, self.checkpoint_dir, args)
-        else:
-            clear(self.logs, self.checkpoint_dir)
+        self.earlier = [] if args.resume else what_a_run_left(self.logs, self.checkpoint_dir)
         self.start = time.monotonic() - before["seconds"]
         self.history, self.evaluation_seconds = before["history"], before["evaluation_seconds"]
         count = environments(len(held_out) * len(args.eval_prices))
@@ -203,6 +203,7 @@ class Run(BaseCallback):
     def _on_rollout_start(self):
         if not self.history or self.agent.num_timesteps - self.history[-1]["texts"] >= self.args.eval_freq:
             self.evaluate()
+            self.earlier = delete_run(self.earlier)
             if self.agent.num_timesteps:
                 self.save_state()
 
@@ -224,7 +225,7 @@ class Run(BaseCallback):
 
     def save_state(self):
         save_checkpoint(
-            self.agent, self.checkpoint_dir, args={name: str(value) for name, value in vars(self.args).items()},
+            self.agent, self.checkpoint_dir, data=self.data, args={name: str(value) for name, value in vars(self.args).items()},
             **{"reader": None, **self.named}, seconds=self.seconds(), history=self.history,
             evaluation_seconds=self.evaluation_seconds,
         )
@@ -268,10 +269,14 @@ class Run(BaseCallback):
     def train(self):
         """From where it stands to the end."""
         args, agent = self.args, self.agent
+        left = args.num_timesteps - agent.num_timesteps
+        if left <= 0 and (args.output_dir / "final_model.zip").is_file():
+            print(f"{args.output_dir}: trained on {agent.num_timesteps:,} texts already; nothing was changed. More: --num_timesteps")
+            return
         agent.set_logger(Logger(None, [ContinuedLog(self.logs, agent.num_timesteps)]))
         hparams = {name: v if isinstance(v, (int, float)) else str(v) for name, v in vars(args).items()}
         agent.logger.record("hparams", HParam(hparams, {"eval/J": 0.0}))
-        if (left := args.num_timesteps - agent.num_timesteps) > 0:
+        if left > 0:
             callbacks = [self, RolloutFigures(args.num_timesteps, args.quiet)]
             agent.learn(left, callback=callbacks, reset_num_timesteps=not args.resume)
         self.save_agent("final_model.zip")
@@ -281,18 +286,11 @@ class Run(BaseCallback):
         )
 
 
-def clear(logs, checkpoints):
-    """Delete the logs and checkpoints of an earlier run: two runs in one log would be drawn as one zigzag line."""
-    for old in logs.glob("events.out.tfevents.*"):
-        old.unlink()
-    if earlier := list(checkpoints.glob("checkpoint-*")):
-        print(f"{checkpoints}: {len(earlier)} checkpoints of an earlier run are deleted; --resume would have gone on from them")
-    for old in earlier:
-        shutil.rmtree(old)
-
-
 def main(argv=None):
-    Run(parse_args(argv)).train()
+    args = parse_args(argv)
+    keep_apart(args.output_dir, reconstructor_path=args.reconstructor_path, reader_path=args.reader_path)
+    with claimed(args.output_dir):
+        Run(args).train()
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """One way to resume, for reconstructor and agent: checkpoints that are there whole or not at all, and known to be undamaged.
 
 A checkpoint is a directory `checkpoint-STEP` with `state.pt`, which holds all that a run's future depends on, whatever else the
-training puts beside it, and `checksums.json`. Nothing that is in it is run when it is read.
+training puts beside it, and `checksums.json`. Nothing that is in it is run when it is read. It carries the mark of
+data/scratch.py: what does not is never deleted.
 """
 
 import json
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data.artifacts import InputError, reason_of, sha256_of
+from data.scratch import MARK, make_scratch, remove_scratch
 
 STATE = "state.pt"
 UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
@@ -24,15 +25,22 @@ REMEDY = "leave --resume away to start anew"
 def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
     """Write `state`, and what `fill(folder)` adds, to `directory`/checkpoint-`step`; keep the newest `limit` checkpoints."""
     aside, final = Path(directory) / UNFINISHED, Path(directory) / f"checkpoint-{step}"
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    aside.mkdir(parents=True)
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    remove_scratch(aside)  # of a run that was killed
+    make_scratch(aside)
     torch.save(state, aside / STATE)
     fill(aside)
     (aside / MANIFEST).write_text(json.dumps(checksums(aside), indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
+    remove_scratch(final)
     os.replace(aside, final)
-    for old in by_age(directory)[:-limit]:
-        shutil.rmtree(old)
+    remove_checkpoints(by_age(directory)[:-limit])
+
+
+def remove_checkpoints(paths):
+    """Delete checkpoints; what has the name of one, but not the mark, stays."""
+    for path in paths:
+        if (path / MARK).is_file():
+            remove_scratch(path)
 
 
 def by_age(directory):
@@ -83,6 +91,14 @@ def read_state(path, names):
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {reason_of(error)}"
         raise InputError(f"--resume: expected a training's state in {path}, found another content ({reason}); {REMEDY}") from None
+
+
+def check_data(path, began, data_path):
+    """A run goes on with the training texts that it `began` with, by their SHA-256; `path` is what it left. Raises InputError."""
+    if began != sha256_of(data_path):
+        raise InputError(
+            f"--resume: {path} was made from other texts than {data_path} has now; prepare the same ones again, or {REMEDY}"
+        )
 
 
 def random_states(device):

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from data.artifacts import InputError, read_json, reason_of, write_json
+from data.artifacts import InputError, read_json, write_json
+from models.reconstructor.causal_lm import check_head, load_causal_lm
 from models.reconstructor.gaps import GAPS, GapHead, at_places, load_gap_head, save_gap_head, send, shares
 from models.reconstructor.loss import read_logits, summed_nats
 from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer, locate
@@ -41,36 +40,6 @@ class Prediction(NamedTuple):
     nats: torch.Tensor  # (B, T) float32, -ln p(true token | kept tokens and gaps)
     top1: torch.Tensor  # (B, T) int64, the most probable token
     gaps: torch.Tensor  # (B, T) float32, each token's share of -ln p(gaps | kept tokens); 0 if the receiver is told
-
-
-def load_causal_lm(name_or_dir):
-    """A causal language model in float32, from a directory or by name from the Hugging Face hub or its cache.
-
-    Its weights must be safetensors: older files are pickles, which run code when they are opened. Raises InputError in one line
-    if there is none.
-    """
-    try:
-        config = AutoConfig.from_pretrained(locate(name_or_dir))
-        if getattr(config, "activation_function", None) == "gelu_new":
-            config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel, in a quarter of the time
-        kwargs = {"config": config, "dtype": torch.float32, "use_safetensors": True}
-        return AutoModelForCausalLM.from_pretrained(locate(name_or_dir), **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"no causal language model at '{name_or_dir}': expected a directory with config.json and model.safetensors, or the "
-            f"name of a model in the Hugging Face hub or cache ({reason_of(error)})"
-        ) from None
-
-
-def check_head(model):
-    """Logits must be hidden states times the output embedding, nothing else. Raises InputError."""
-    head, config = model.get_output_embeddings(), model.config
-    extras = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None)]
-    if getattr(head, "bias", None) is not None or extras:
-        raise InputError(
-            f"{type(model).__name__}: expected a plain linear output layer, found {', '.join(extras) or 'one with a bias'}; "
-            "choose another --base_model, such as GPT-2 or Llama"
-        )
 
 
 def find_device(name):

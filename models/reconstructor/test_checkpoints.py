@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from data.artifacts import InputError
+from data.scratch import make_scratch
 from data.testing.toy import REPOSITORY, Planted, write_base
 from models.reconstructor import train_cpu
 from models.reconstructor.checkpoints import MANIFEST, checksums
@@ -89,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(toy, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut/model.safetensors").exists()
-    (tmp_path / "cut/.unfinished/checkpoint-99").mkdir(parents=True, exist_ok=True)  # as if it had been killed while it saved
+    (make_scratch(tmp_path / "cut/.unfinished") / "checkpoint-99").mkdir(exist_ok=True)  # as if it had been killed while it saved
     fine_tune(toy, tmp_path / "cut", *words, "--resume")
     fine_tune(toy, tmp_path / "whole", *words)
     whole, cut = weights_of(tmp_path / "whole", tmp_path / "cut")

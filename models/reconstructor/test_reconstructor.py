@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from data.artifacts import InputError, sha256_of
 from data.testing.toy import Planted
+from models.reconstructor.causal_lm import load_causal_lm
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.masking import draw_mask_ratios, keep_highest, random_keep_mask
 from models.reconstructor.reconstructor import Reconstructor
@@ -163,6 +166,31 @@ def test_weights_are_known_by_their_name_and_no_pickle_is_opened(toy, tmp_path):
             with pytest.raises(InputError, match="expected a directory with config.json and model.safetensors"):
                 load(tmp_path)
     assert not (tmp_path / "planted").exists()
+
+
+SPOILED = {
+    "missing": lambda tensors: [tensors.pop(name) for name in list(tensors) if ".h.1." in name],
+    "unknown": lambda tensors: tensors.update({"transformer.h.7.ln_1.bias": torch.zeros(4)}),
+    "of another shape": lambda tensors: tensors.update({"transformer.ln_f.weight": torch.ones(5)}),
+    "not finite": lambda tensors: tensors["transformer.h.0.mlp.c_fc.bias"].fill_(float("nan")),
+}
+
+
+@pytest.mark.parametrize("what", [None, *SPOILED])
+def test_weights_that_are_not_those_of_the_config_are_refused_by_name(toy, tmp_path, what):
+    """Nothing is invented for what is missing; constants of old GPT-2 files are no weights."""
+    shutil.copytree(toy / "base", tmp_path / "base")
+    path = tmp_path / "base/model.safetensors"
+    tensors = load_file(path) | {"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4)}
+    if what is None:
+        save_file(tensors, path, metadata={"format": "pt"})
+        assert load_causal_lm(tmp_path / "base")
+        return
+    SPOILED[what](tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"expected the finite tensors .* found \d+ {what}: transformer\.") as refused:
+        load_causal_lm(tmp_path / "base")
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_gpt2_tokenizer():

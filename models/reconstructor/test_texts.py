@@ -12,7 +12,8 @@ import torch
 from data.artifacts import InputError
 from data.sequences import load_sequences, pad_batch
 from eval.methods import CausalSurprisal, Random, TokenFrequency
-from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
+from models.reconstructor.causal_lm import load_causal_lm
+from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.test_checkpoints import fine_tune, train_cpu_args
 from models.reconstructor.texts import MaskPolicy, Rarity, draw_masks, load_mask_policy, token_counts
 from models.reconstructor.tokenizer import BASE_MODEL

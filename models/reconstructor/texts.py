@@ -7,8 +7,9 @@ import torch
 
 from data.artifacts import InputError
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
+from models.reconstructor.causal_lm import load_causal_lm
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
-from models.reconstructor.reconstructor import Reconstructor, load_causal_lm
+from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.scoring import SUMS, score
 from models.reconstructor.tokenizer import locate
 from models.reconstructor.words import Words

@@ -13,11 +13,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.artifacts import run
-from models.reconstructor.training import Training, parse_args
+from models.reconstructor.training import fine_tune, parse_args
 
 
 def main(argv=None):
-    return Training(parse_args(argv, devices=("cuda", "mps"), doc=__doc__)).run()
+    return fine_tune(parse_args(argv, devices=("cuda", "mps"), doc=__doc__))
 
 
 if __name__ == "__main__":

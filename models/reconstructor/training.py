@@ -18,9 +18,10 @@ from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, make_output_dir, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, sha256_of, write_json
+from data.scratch import claimed, keep_apart
 from data.sequences import pad_batch
-from models.reconstructor.checkpoints import random_states, read_newest, restore_random_states, write_checkpoint
+from models.reconstructor import checkpoints
 from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
 from models.reconstructor.texts import Rarity, draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
@@ -34,14 +35,19 @@ UNITS = {
     "learning_rate": "AdamW's", "tokens_per_second": "tokens of text per second, over all processes",
 }
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
-STATE = ("args", "step", "log", "before", "metrics", "optimizer", "scaler", "random")  # what a checkpoint has beside the model
+FREE = (  # flags that may change when a run goes on; of batches only the size of a step counts
+    "resume", "quiet", "output_dir", "data_path", "device", "epochs", "max_steps", "batch_size", "gradient_accumulation_steps",
+    "learning_rate", "gradient_checkpointing", "torch_compile", "use_amp", "amp_dtype", "eval_steps", "eval_sequences",
+    "save_steps", "save_total_limit", "logging_steps",
+)
+STATE = ("data", "step_size", "args", "step", "log", "before", "metrics", "optimizer", "scaler", "random")
 MAX_GRAD_NORM = 1.0  # gradients are clipped to it, as GPT-3's (Brown et al. 2020, appendix B)
-LOWER = "lower --learning_rate and go on with --resume"
+LOWER = "lower --learning_rate"
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the last validation
 
 
 def parse_args(argv, devices, doc):
-    """The command line of both scripts; `devices` are the ones the script offers, the first is the default."""
+    """The command line of both scripts; of the `devices` that a script offers the first is the default."""
     parser = Parser(doc)
     add = parser.add_argument
     count, share = bounded(int, 1, 10**9), bounded(float, 0, 1)
@@ -99,6 +105,13 @@ def mixed_precision(args):
     return "no"
 
 
+def fine_tune(args):
+    """Train as the command line says; no other run may write to its --output_dir meanwhile. Returns the last metrics."""
+    keep_apart(args.output_dir, base_model=locate(args.base_model), mask_policy=args.mask_policy)
+    with claimed(args.output_dir):
+        return Training(args).run()
+
+
 class Training:
     """A fine-tuning in progress: `args` is the command line, `step` the optimiser steps taken, `log` what was measured."""
 
@@ -107,20 +120,22 @@ class Training:
         torch.manual_seed(args.seed)
         self.args, self.step, self.log, self.before, self.metrics = args, 0, [], None, None
         if args.resume:
-            checkpoint, state = read_newest(args.output_dir, STATE)
-            kept = {name: getattr(args, name) for name in ("attention", "base_model", "gaps", "gap_head_only")}
-            check_resumed(checkpoint, kept, state["args"])
+            checkpoint, state = checkpoints.read_newest(args.output_dir, STATE)
+            check_resumed(checkpoint, vars(args), state["args"], FREE)
+            checkpoints.check_data(checkpoint, state["data"], args.data_path)
             self.reconstructor = Reconstructor.load(checkpoint, gaps=args.gaps)
         else:
             self.reconstructor = Reconstructor.from_base(args.base_model, args.attention, args.gaps)
         self.texts, self.validation, _ = open_splits(args, self.reconstructor)
-        make_output_dir(args.output_dir)
+        self.data = sha256_of(args.data_path)
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
         self.accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=precision)
         named = args.mask_policy is not None
         self.policy = load_mask_policy(args, self.reconstructor, self.texts, self.accelerator.device) if named else None
         self.rarity = Rarity(self.texts, self.reconstructor) if args.gaps == "found" else None
         self.step_size = args.batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes  # texts
+        if args.resume and state["step_size"] != self.step_size:
+            raise InputError(f"{checkpoint} has {state['step_size']} texts a step, found {self.step_size}; give as many")
         self.per_epoch = math.ceil(len(self.texts) / self.step_size)
         self.steps = args.max_steps if args.max_steps > 0 else max(1, round(args.epochs * self.per_epoch))
         if args.gap_head_only:
@@ -142,22 +157,28 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        restore_random_states(state["random"][self.accelerator.process_index % len(state["random"])], self.args.device)
+        states = state["random"]
+        checkpoints.restore_random_states(states[self.accelerator.process_index % len(states)], self.args.device)
 
     def save(self):
         """Write a checkpoint: a standard model directory and what else the future depends on. InputError rather than NaN."""
         scaler = self.accelerator.scaler
         if not all(p.isfinite().all() for p in self.reconstructor.parameters()):
-            raise InputError(f"the weights are not finite at step {self.step}; {LOWER}")
+            raise InputError(f"the weights are not finite at step {self.step}; {self.remedy()}")
         state = {
-            "args": {name: str(value) for name, value in vars(self.args).items()}, "step": self.step, "log": self.log,
+            "args": {name: str(value) for name, value in vars(self.args).items()}, "data": self.data,
+            "step_size": self.step_size, "step": self.step, "log": self.log,
             "before": self.before, "metrics": self.metrics, "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
-            "random": gather_object([random_states(self.args.device)]),  # of every process
+            "random": gather_object([checkpoints.random_states(self.args.device)]),  # of every process
         }
         if self.is_main:
-            write_checkpoint(self.args.output_dir, self.step, state, self.args.save_total_limit, self.save_model)
+            checkpoints.write_checkpoint(self.args.output_dir, self.step, state, self.args.save_total_limit, self.save_model)
         self.accelerator.wait_for_everyone()
+
+    def remedy(self):
+        """What to do where weights or loss are not finite."""
+        return LOWER + " and go on with --resume" * bool(self.step and checkpoints.by_age(self.args.output_dir))
 
     def save_model(self, folder):
         self.reconstructor.save(folder, args=self.args, step=self.step, metrics=self.metrics)
@@ -197,7 +218,7 @@ class Training:
             loss += part.detach()
         loss = accelerator.reduce(loss, "mean").item()
         if not math.isfinite(loss):
-            raise InputError(f"the loss is {loss} at step {self.step}, learning rate {rate:g}; {LOWER}")
+            raise InputError(f"the loss is {loss} at step {self.step}, learning rate {rate:g}; {self.remedy()}")
         norm = float(accelerator.clip_grad_norm_(self.reconstructor.parameters(), MAX_GRAD_NORM))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -230,6 +251,9 @@ class Training:
     def run(self):
         """Train to the last step, with validations, logs and checkpoints on the way."""
         args, losses, tokens, seconds = self.args, [], 0, 0.0
+        if args.resume and self.step >= self.steps and (args.output_dir / "training.json").is_file():
+            print(f"{args.output_dir}: the run has taken its {self.step} steps; nothing was changed. More: --max_steps")
+            return self.metrics
         if not self.before:
             self.validate()
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=args.quiet or not self.is_main)
