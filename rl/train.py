@@ -289,8 +289,9 @@ class Run(BaseCallback):
 def main(argv=None):
     args = parse_args(argv)
     keep_apart(args.output_dir, reconstructor_path=args.reconstructor_path, reader_path=args.reader_path)
+    training = Run(args)
     with claimed(args.output_dir):
-        Run(args).train()
+        training.train()
 
 
 if __name__ == "__main__":

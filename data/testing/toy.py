@@ -111,7 +111,7 @@ def pipeline(folder):
         (
             "eval/evaluate.py",
             f"--model_path {agent}/best_model.zip --data_path {data}/test_data.json --output_dir {folder}/results "
-            "--num_sequences 30 --device cpu",
+            "--num_sequences 30 --keep_ratios 0.9 0.8 0.7 0.6 0.5 0.4 --device cpu",
         ),
         (
             "plots/visualize.py",

@@ -42,7 +42,6 @@ FREE = (  # flags that may change when a run goes on; of batches only the size o
 )
 STATE = ("data", "step_size", "args", "step", "log", "before", "metrics", "optimizer", "scaler", "random")
 MAX_GRAD_NORM = 1.0  # gradients are clipped to it, as GPT-3's (Brown et al. 2020, appendix B)
-LOWER = "lower --learning_rate"
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the last validation
 
 
@@ -108,8 +107,9 @@ def mixed_precision(args):
 def fine_tune(args):
     """Train as the command line says; no other run may write to its --output_dir meanwhile. Returns the last metrics."""
     keep_apart(args.output_dir, base_model=locate(args.base_model), mask_policy=args.mask_policy)
+    training = Training(args)
     with claimed(args.output_dir):
-        return Training(args).run()
+        return training.run()
 
 
 class Training:
@@ -148,8 +148,7 @@ class Training:
         self.model, self.optimizer = self.accelerator.prepare(self.reconstructor.train(), adamw(args, self.reconstructor))
         if args.resume:
             self.restore(state)
-        self.is_main = self.accelerator.is_main_process
-        self.writer = SummaryWriter(str(args.output_dir / "tb_logs"), purge_step=self.step + 1) if self.is_main else None
+        self.is_main, self.writer = self.accelerator.is_main_process, None
 
     def restore(self, state):
         """Go on where `save` was called."""
@@ -178,7 +177,7 @@ class Training:
 
     def remedy(self):
         """What to do where weights or loss are not finite."""
-        return LOWER + " and go on with --resume" * bool(self.step and checkpoints.by_age(self.args.output_dir))
+        return "lower --learning_rate" + " and go on with --resume" * bool(self.step and checkpoints.by_age(self.args.output_dir))
 
     def save_model(self, folder):
         self.reconstructor.save(folder, args=self.args, step=self.step, metrics=self.metrics)
@@ -254,6 +253,7 @@ class Training:
         if args.resume and self.step >= self.steps and (args.output_dir / "training.json").is_file():
             print(f"{args.output_dir}: the run has taken its {self.step} steps; nothing was changed. More: --max_steps")
             return self.metrics
+        self.writer = SummaryWriter(str(args.output_dir / "tb_logs"), purge_step=self.step + 1) if self.is_main else None
         if not self.before:
             self.validate()
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=args.quiet or not self.is_main)
