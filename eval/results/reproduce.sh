@@ -165,6 +165,10 @@ result $out/reader/other-budgets/reader_results.json python eval/evaluate_reader
   --model_path $agent/read-4[234] --budgets 0.8 0.3 --data_path $processed/wiki/test_data.json --num_questions 80 \
   --output_dir $out/reader/other-budgets
 
+result $out/reader/all/reader_results.json python eval/evaluate_reader.py --reader smollm2 --peer llmlingua --split all \
+  --model_path $agent/read-4[234] --budgets 0.7 --methods head tail random frequency causal sentences thinned agent \
+  --data_path $processed/wiki/test_data.json --num_questions 1000 --output_dir $out/reader/all
+
 section lossless
 result $out/lossless/lossless_results.json python eval/evaluate_lossless.py \
   --data_path $processed/addresses/test_data.json $processed/wiki/test_data.json $processed/kinds/*/test_data.json \
