@@ -32,9 +32,13 @@ def script(tmp_path, body, *words, encoding="utf-8", **kwargs):
     return subprocess.run(command, capture_output=True, env=environment, **kwargs)
 
 
-@pytest.mark.parametrize("encoding, expect", [("ascii", "lambda +- 1 ... ?"), ("cp1252", "lambda ± 1 … ?"), ("utf-8", "λ ± 1 … ─")])
+SHOWN = [("ascii", "lambda +- 1 ... ?"), ("cp1252", "lambda ± 1 … ?"), ("utf-8", "λ ± 1 … ─")]
+
+
+@pytest.mark.parametrize("encoding, expect", SHOWN)
 def test_a_screen_that_lacks_letters_gets_plain_ones(tmp_path, encoding, expect):
-    for done in (script(tmp_path, "print('λ ± 1 … ─')", encoding=encoding), script(tmp_path, "pass", "--help", encoding=encoding)):
+    for body, *words in (["print('λ ± 1 … ─')"], ["pass", "--help"]):
+        done = script(tmp_path, body, *words, encoding=encoding)
         assert done.returncode == 0 and expect in done.stdout.decode(encoding)
     done = script(tmp_path, "raise InputError('λ ± 1 … ─')", encoding=encoding)
     assert done.returncode == 2 and done.stderr.decode(encoding).strip() == f"script.py: error: {expect}"

@@ -64,8 +64,8 @@ def check_ratios(args, path, corpus):
         kept = np.concatenate([keep_counts(valid, keep_ratio) for _, valid in corpus.batches])
         if corpus.by_document((lengths - kept)[:, None]).min() == 0 or not kept.sum():
             raise InputError(
-                f"{path} at --keep_ratios {keep_ratio:g}: expected a masked token in every document and a kept one, found documents "
-                f"of {lengths.min()} tokens or more; use a ratio further from 0 and 1, or longer texts"
+                f"{path} at --keep_ratios {keep_ratio:g}: expected a masked token in every document and a kept one, found "
+                f"documents of {lengths.min()} tokens or more; use a ratio further from 0 and 1, or longer texts"
             )
 
 

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jinja2
 
 from data.artifacts import REPOSITORY, InputError, Parser, run, write_text
-from eval.report import agent_leads, by_budget, by_keep_ratio, by_kind, estimate, half, interval, number, standing_counts, tally, verdicts
+from eval.report import agent_leads, by_budget, by_keep_ratio, by_kind, estimate, half, interval, number, standing_counts
+from eval.report import tally, verdicts
 
 STAGES = ("data", "models", "rl", "eval", "plots")
 TABLE = re.compile(r"<!-- table (?P<sources>[^\n]+)\n(?P<template>.*?)\n-->\n(?P<table>(?:\|[^\n]*\n)*)", re.DOTALL)
@@ -44,8 +45,8 @@ def one(rows, **where):
 
 FILTERS = {"number": number, "half": half, "interval": interval, "estimate": estimate, "tally": tally}
 FUNCTIONS = {
-    "one": one, "by_keep_ratio": by_keep_ratio, "by_kind": by_kind, "by_budget": by_budget, "agent_leads": agent_leads, "verdicts": verdicts,
-    "standing_counts": standing_counts,
+    "one": one, "by_keep_ratio": by_keep_ratio, "by_kind": by_kind, "by_budget": by_budget, "agent_leads": agent_leads,
+    "verdicts": verdicts, "standing_counts": standing_counts,
 }
 
 

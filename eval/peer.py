@@ -95,7 +95,7 @@ def check_peer(where):
     if Path(where).suffix != ".jsonl":
         find_python(where)
     elif not Path(where).is_file():
-        raise FileNotFoundError(f"--peer {where}: expected a record of {WORKER.name}, found no file; make one with: --peer {NAME}")
+        raise FileNotFoundError(f"--peer {where}: expected a record of {WORKER.name}, found none; make one with: --peer {NAME}")
 
 
 class Peer:

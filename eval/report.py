@@ -164,8 +164,8 @@ def verdicts(records):
 
 
 def standing_counts(*groups):
-    """A table of how many kinds the agent is ahead of every opponent in / behind it, Holm-corrected, by what first judges a record
-    and by setting, from groups {kind: record} of evaluations at keep ratios or at prices."""
+    """A table of how many kinds the agent is ahead of every opponent in / behind it, Holm-corrected, by what first judges a
+    record and by setting, from groups {kind: record} of evaluations at keep ratios or at prices."""
     found, columns = {}, []
     for records in groups:
         for record in records.values():
@@ -178,7 +178,8 @@ def standing_counts(*groups):
                 if figures[name]["p_holm"] <= ALPHA:
                     cell[(figures[name]["value"] > 0) != more] += 1
     rows = [["opponent", *columns]]
-    rows += [[method, *(" / ".join(map(str, cells[c])) if c in cells else "" for c in columns)] for method, cells in found.items()]
+    shown = lambda cells, column: " / ".join(map(str, cells.get(column, [])))
+    rows += [[method, *(shown(cells, column) for column in columns)] for method, cells in found.items()]
     return markdown(rows)
 
 

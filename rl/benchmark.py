@@ -7,7 +7,8 @@ causal pass, with logits at every token, of the embedded base and of a GPT-2 wit
 change the time). The policy is an untrained one, whose draft hides every token, the dearest that it can do. Episodes: the
 same policy and the environment's judgement, in batches of texts and with one TokenCompressionEnv. Training: token decisions
 per second, rollouts and updates, of the same TokenPPO on TokenCompressionVecEnv and on one TokenCompressionEnv under
-Stable-Baselines3's DummyVecEnv. One decision is about a word. In turns, so that a noisy machine is noisy for all. Writes nothing. Texts of any length: eval/benchmark.py.
+Stable-Baselines3's DummyVecEnv. One decision is about a word. In turns, so that a noisy machine is noisy for all. Writes nothing.
+Texts of any length: eval/benchmark.py.
 """
 
 import resource

@@ -271,7 +271,8 @@ class Run(BaseCallback):
         args, agent = self.args, self.agent
         left = args.num_timesteps - agent.num_timesteps
         if left <= 0 and (args.output_dir / "final_model.zip").is_file():
-            print(f"{args.output_dir}: trained on {agent.num_timesteps:,} texts already; nothing was changed. More: --num_timesteps")
+            seen = f"trained on {agent.num_timesteps:,} texts already"
+            print(f"{args.output_dir}: {seen}; nothing was changed. More: --num_timesteps")
             return
         agent.set_logger(Logger(None, [ContinuedLog(self.logs, agent.num_timesteps)]))
         hparams = {name: v if isinstance(v, (int, float)) else str(v) for name, v in vars(args).items()}

@@ -74,7 +74,8 @@ def test_other_texts_are_named(toy, used, tmp_path):
 def test_a_lower_learning_rate_is_what_goes_on(toy, used):
     """As the advice says where a loss is not finite."""
     fine_tune(toy, used, *WORDS, "--max_steps", 8, "--learning_rate", 1e-5, "--logging_steps", 1, "--resume")
-    rates = {row["step"]: row["learning_rate"] for row in json.loads((used / "training.json").read_text())["log"] if "loss" in row}
+    log = json.loads((used / "training.json").read_text())["log"]
+    rates = {row["step"]: row["learning_rate"] for row in log if "loss" in row}
     assert max(rate for step, rate in rates.items() if step > 4) < 1e-5
 
 
