@@ -29,7 +29,7 @@ import jinja2
 
 from data.artifacts import REPOSITORY, InputError, Parser, run, write_text
 from eval.report import agent_leads, by_budget, by_keep_ratio, by_kind, estimate, half, interval, number, standing_counts
-from eval.report import tally, verdicts
+from eval.report import verdicts
 
 STAGES = ("data", "models", "rl", "eval", "plots")
 TABLE = re.compile(r"<!-- table (?P<sources>[^\n]+)\n(?P<template>.*?)\n-->\n(?P<table>(?:\|[^\n]*\n)*)", re.DOTALL)
@@ -43,7 +43,7 @@ def one(rows, **where):
     return found[0]
 
 
-FILTERS = {"number": number, "half": half, "interval": interval, "estimate": estimate, "tally": tally}
+FILTERS = {"number": number, "half": half, "interval": interval, "estimate": estimate}
 FUNCTIONS = {
     "one": one, "by_keep_ratio": by_keep_ratio, "by_kind": by_kind, "by_budget": by_budget, "agent_leads": agent_leads,
     "verdicts": verdicts, "standing_counts": standing_counts,

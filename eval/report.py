@@ -65,13 +65,6 @@ def half(figure, digits=3):
     return number(float(np.ptp(figure["interval"])) / 2, digits)
 
 
-def tally(figures, digits=3):
-    """Of several differences, how many have their whole interval above 0 and below it, and their mean."""
-    above, below = (sum(min(sign * end for end in figure["interval"]) > 0 for figure in figures) for sign in (1, -1))
-    mean = number(float(np.mean([figure["value"] for figure in figures])), digits)
-    return f"{above} above 0, {below} below, of {len(figures)}; mean {mean}"
-
-
 def markdown(rows):
     """Rows of text as a Markdown table, the first one its head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
