@@ -153,6 +153,58 @@ for kind in $FRESH; do  # the first makes all of them
   result $out/fresh/$kind/price_results.json python eval/evaluate_price.py --model_path "${found[@]}" $alike --prices 3 6
 done
 
+section told where tokens are missing, and by token
+for regime in told-word found-token told-token; do
+  how="--gaps ${regime%-*} --unit ${regime#*-}"
+  for seed in 42 43 44; do
+    path=$out/training/$regime-$seed.json
+    result $path record $path $agent/$regime-$seed python rl/train.py --data_path $mixed $flags --num_timesteps 1920 \
+      --eval_freq 640 --eval_sequences 96 $how --seed $seed
+  done
+  for pair in agent=$agent/$regime-42/best_model.zip verified-once=verified-once verified-twice=verified-twice; do
+    method=${pair%%=*}
+    result $tuned/$regime-$method/reconstructor.json python models/reconstructor/train_cpu.py --data_path $mixed $how \
+      --base_model models/reconstructor/base --mask_policy ${pair#*=} --policy_share 0.8 --max_steps 150 --batch_size 16 \
+      --learning_rate 3e-4 --eval_steps 1000 --save_steps 1000 --eval_sequences 16 --output_dir $tuned/$regime-$method
+  done
+  alike="--model_path $(echo $agent/$regime-4[234]/best_model.zip) --methods causal frequency verified-once verified-twice"
+  alike="$alike --receivers $(for m in agent verified-once verified-twice; do echo $m=$tuned/$regime-$m; done | xargs)"
+  alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/regimes/$regime"
+  alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " addresses encyclopaedia medical-abstracts)"
+  result $out/regimes/$regime/addresses/evaluation_results.json python eval/evaluate.py $alike \
+    --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 0
+  result $out/regimes/$regime/addresses/price_results.json python eval/evaluate_price.py $alike --prices 3 6
+done
+
+section a small reader for a larger judge
+half() {  # of the base: its first three blocks, with its embeddings and gap head
+  python - "$1" <<'END'
+import pathlib, shutil, sys
+from transformers import GPT2LMHeadModel
+base, half = pathlib.Path("models/reconstructor/base"), pathlib.Path(sys.argv[1])
+model = GPT2LMHeadModel.from_pretrained(base).float()
+model.transformer.h = model.transformer.h[:3]
+model.config.n_layer = 3
+model.save_pretrained(half)
+for name in ("tokenizer.json", "tokenizer_config.json", "gap_head.safetensors"):
+    shutil.copy(base / name, half / name)
+END
+}
+result $tuned/half-base/config.json half $tuned/half-base
+result $tuned/half/reconstructor.json python models/reconstructor/train_cpu.py --data_path $mixed --base_model $tuned/half-base \
+  --max_steps 150 --batch_size 16 --eval_sequences 32 --output_dir $tuned/half
+for seed in 42 43 44; do
+  path=$out/training/small-reader-$seed.json
+  result $path record $path $agent/small-reader-$seed python rl/train.py $found --reader_path $tuned/half --seed $seed
+done
+alike="--model_path $(echo $agent/small-reader-4[234]/best_model.zip) --against $(echo $agent/found-4[234]/best_model.zip)"
+alike="$alike --receivers agent=$tuned/agent against=$tuned/agent --methods frequency --num_sequences 55"
+alike="$alike --chosen_on $processed/mixed --output_dir $out/small-reader"
+alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " encyclopaedia technical medical-abstracts)"
+result $out/small-reader/encyclopaedia/evaluation_results.json python eval/evaluate.py $alike --keep_ratios 0.8 0.7 0.6 0.5 \
+  --num_examples 0
+result $out/small-reader/encyclopaedia/price_results.json python eval/evaluate_price.py $alike --prices 3 6
+
 section room above the agent
 result $out/room/price_results.json python eval/evaluate_price.py --model_path $agent/found-4[234]/best_model.zip \
   --data_path $processed/mixed/test_data.json --methods verified-once verified search --num_sequences 24 --max_length 64 \
