@@ -116,6 +116,8 @@ for seed in 42 43 44; do
   path=$out/training/critic-$seed.json
   result $path record $path $agent/critic-$seed python rl/train.py $found --critic_only --seed $seed
 done
+path=$out/training/long-44.json
+result $path record $path $agent/long-44 python rl/train.py ${found/1920/5760} --eval_freq 1920 --seed 44
 found=("$agent"/found-4[23456]/best_model.zip)
 
 section proposers
