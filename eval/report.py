@@ -197,12 +197,12 @@ def format_table(record):
     return "\n".join([*lines, "", *sentences(record)])
 
 
-def by_budget(record, figures=("recovered", "recovered_short", "survival", "continuation")):
-    """A table of a reader's evaluation: figures of every context, as far as there are any, by budget; ± is half of the agent's.
+def by_budget(*records, figures=("recovered", "recovered_short", "survival", "continuation")):
+    """A table of a reader's evaluations, each at other budgets: figures of every context, as far as there are any, by budget.
 
-    The best `recovered` of a budget is bold.
+    ± is half of the agent's interval. The best `recovered` of a budget is bold.
     """
-    results = [r for r in record["results"] if r["budget"]]
+    results = [r for record in records for r in record["results"] if r["budget"]]
     budgets, digits = sorted({r["budget"] for r in results}, reverse=True), {f: 2 if f == "continuation" else 3 for f in figures}
     best = {b: max(r["recovered"]["value"] for r in results if r["budget"] == b) for b in budgets}
     rows = [["budget", *map(str, budgets)]]
@@ -217,12 +217,13 @@ def by_budget(record, figures=("recovered", "recovered_short", "survival", "cont
     return markdown(rows)
 
 
-def agent_leads(record, figure="recovered"):
-    """A table of the agent's paired leads in a figure over every other context by budget, with intervals."""
-    budgets = sorted({d["budget"] for d in record["leads"]}, reverse=True)
+def agent_leads(*records, figure="recovered"):
+    """A table of the agent's paired leads in a figure over every other context by budget, with intervals; as `by_budget`."""
+    leads = [lead for record in records for lead in record["leads"]]
+    budgets = sorted({d["budget"] for d in leads}, reverse=True)
     rows = [["the agent leads over", *map(str, budgets)]]
-    for method in dict.fromkeys(d["method"] for d in record["leads"]):
-        cells = {d["budget"]: d[figure] for d in record["leads"] if d["method"] == method}
+    for method in dict.fromkeys(d["method"] for d in leads):
+        cells = {d["budget"]: d[figure] for d in leads if d["method"] == method}
         rows.append([method, *(estimate(cells[b]) for b in budgets)])
     return markdown(rows)
 

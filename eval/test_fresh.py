@@ -42,7 +42,13 @@ def test_no_text_of_an_earlier_draw_is_chosen_and_documents_are_whole(tmp_path, 
     for split, name in SPLITS.items():
         found = load_sequences(tmp_path / "fresh/tales" / name, info["tokenizer"]["fingerprint"])
         assert len(found) == info["splits"][split]["sequences"]
-    assert f"{len(names)} of" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{len(names)} of" in said and "tales: 0 of" in said, "no run of eight words is in a training text"
+    some = ["one two three it's 4 5 six seven", "two three it's 4 5 six seven eight"]
+    assert fresh.runs("One two, THREE; it's 4 5 six seven eight") == set(some)
+    monkeypatch.setattr(fresh, "RUN", 1)
+    fresh.main([*paths, "--documents", "10", "--texts", "15"])
+    assert f"tales: 2 of {2 + 2 * len(names)} runs" in capsys.readouterr().out, "number, and"
     monkeypatch.setattr(fresh, "OTHERS", 1000)
     with pytest.raises(InputError, match="that no result was made from, found none"):
         fresh.main([*paths, "--documents", "10"])

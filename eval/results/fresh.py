@@ -10,9 +10,11 @@ opponents are tuned; and the training texts of `--mixture`, the agent's, whose t
 A document was used if a text of it was drawn for a result in eval/results/, by `draw_texts` or by evaluate_lossless.py, from any
 of the files: texts are compared too, since the same one has several names. Where hardly a document is left, unused texts are
 taken, spread over all. Base, reconstructor and agent have learned from none; the base's card has the base's nats on parts of all.
+Printed is the share of their runs of RUN words that stand in training texts of `--mixture`, too.
 """
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +34,8 @@ NEW = ("news", "film-reviews", "medical-abstracts", "consultations")  # kinds th
 LOSSLESS = 2000  # tokens of whole documents that evaluate_lossless.py took of a kind, at most
 FEWEST = 5  # documents; of a kind with fewer unused ones, unused texts are taken, one in so many:
 SPREAD = 16
+RUN = 8  # words of a run that two texts share
+WORDS = re.compile(r"[a-z0-9']+")
 
 
 def texts_of(path, identity):
@@ -70,6 +74,12 @@ def choose(texts, seen, args):
     return sorted(chosen, key=lambda text: text[:2])
 
 
+def runs(text):
+    """The runs of RUN words of a text."""
+    words = WORDS.findall(text.lower())
+    return {" ".join(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
+
+
 def main(argv=None):
     parser, positive = Parser(__doc__), bounded(int, 1, 10**9)
     add = parser.add_argument
@@ -84,6 +94,7 @@ def main(argv=None):
     identity, size = info["tokenizer"]["fingerprint"], text_vocab_size(tokenizer)
     kinds = {path.name: texts_of(path / SPLITS["test"], identity) for path in [args.mixture, *args.used, *args.input]}
     seen = {texts[name][i].tobytes() for kind, (texts, order) in kinds.items() for name, i in used(kind, texts, order)}
+    own = {}
     for path in args.input:
         chosen, folder = choose(kinds[path.name][0], seen, args), args.output_dir / path.name
         if not chosen:
@@ -106,6 +117,11 @@ def main(argv=None):
         documents, tokens = len({name for name, *_ in chosen}), sum(len(ids) for *_, ids in chosen)
         of = f"{documents} of {len(kinds[path.name][0])} test documents"
         print(f"{path.name}: {of}, {len(chosen)} texts, {tokens:,} tokens", flush=True)
+        own[path.name] = set().union(*(runs(tokenizer.decode(ids)) for *_, ids in chosen))
+    every, train = set().union(*own.values()), load_sequences(args.mixture / SPLITS["train"], identity)
+    known = set().union(*(every & runs(tokenizer.decode(ids)) for ids in train))
+    for kind, some in own.items():
+        print(f"{kind}: {len(some & known)} of {len(some):,} runs of {RUN} words stand in training texts")
 
 
 if __name__ == "__main__":

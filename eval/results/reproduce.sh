@@ -219,9 +219,14 @@ result $out/reader/other-budgets/reader_results.json python eval/evaluate_reader
   --model_path $agent/read-4[234] --budgets 0.8 0.3 --data_path $processed/wiki/test_data.json --num_questions 80 \
   --output_dir $out/reader/other-budgets
 
-result $out/reader/all/reader_results.json python eval/evaluate_reader.py --reader smollm2 --peer llmlingua --split all \
-  --model_path $agent/read-4[234] --budgets 0.7 --methods head tail random frequency causal sentences thinned agent \
-  --data_path $processed/wiki/test_data.json --num_questions 1000 --output_dir $out/reader/all
+read="eval/evaluate_reader.py --split all --model_path $(echo $agent/read-4[234]) --num_questions 1000"
+read="$read --data_path $processed/wiki/test_data.json"
+for pair in all=0.7 half=0.5; do
+  result $out/reader/${pair%=*}/reader_results.json python $read --reader smollm2 --peer llmlingua --budgets ${pair#*=} \
+    --methods head tail random frequency causal sentences thinned agent --output_dir $out/reader/${pair%=*}
+done
+result $out/reader/gemma3/reader_results.json python $read --reader gemma3 --budgets 0.7 \
+  --methods head tail frequency causal sentences agent --output_dir $out/reader/gemma3
 
 section lossless
 result $out/lossless/lossless_results.json python eval/evaluate_lossless.py \
