@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NO_ROOM = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
+PROBE = ".write_test."
 PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -67,11 +69,35 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_running(pid):
+    """Whether there is a process of this number; where the system can't say so without disturbing it, it is taken for granted."""
+    try:
+        return os.name != "posix" or os.kill(pid, 0) is None
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+
+
+def left_behind(folder, before, after=""):
+    """What lies in `folder` under a name that a process, no more there, put its number into: `before`, number, `after`."""
+    named = re.compile(rf"{re.escape(before)}([1-9][0-9]{{0,8}}){re.escape(after)}")
+    found = ((path, named.fullmatch(path.name)) for path in Path(folder).iterdir())
+    return [path for path, match in found if match and not path.is_symlink() and not is_running(int(match[1]))]
+
+
+def remove_left_files(folder, before, after=""):
+    """Delete files that `left_behind` finds: temporary ones of runs that were killed."""
+    for path in left_behind(folder, before, after):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def written_aside(path):
     """A temporary name beside `path`, which it takes when the block ends without an error: readers never see half a file."""
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    before, after = f".{path.stem}.", f".tmp{path.suffix}"
+    remove_left_files(path.parent, before, after)
+    temporary = path.with_name(f"{before}{os.getpid()}{after}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -170,7 +196,8 @@ def make_output_dir(path):
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write_test.{os.getpid()}"
+        remove_left_files(path, PROBE)
+        probe = path / f"{PROBE}{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
