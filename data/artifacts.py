@@ -14,15 +14,18 @@ import json
 import logging
 import os
 import platform
-import re
 import subprocess
 import sys
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from data.leftovers import remove_left_files
+from data.letters import plain, shown
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 NO_ROOM = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
+NO_MEMORY = ("out of memory", "can't allocate memory")  # in what PyTorch says
 PROBE = ".write_test."
 PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
 
@@ -69,28 +72,6 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_running(pid):
-    """Whether there is a process of this number; where the system can't say so without disturbing it, it is taken for granted."""
-    try:
-        return os.name != "posix" or os.kill(pid, 0) is None
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-
-
-def left_behind(folder, before, after=""):
-    """What lies in `folder` under a name that a process, no more there, put its number into: `before`, number, `after`."""
-    named = re.compile(rf"{re.escape(before)}([1-9][0-9]{{0,8}}){re.escape(after)}")
-    found = ((path, named.fullmatch(path.name)) for path in Path(folder).iterdir())
-    return [path for path, match in found if match and not path.is_symlink() and not is_running(int(match[1]))]
-
-
-def remove_left_files(folder, before, after=""):
-    """Delete files that `left_behind` finds: temporary ones of runs that were killed."""
-    for path in left_behind(folder, before, after):
-        if path.is_file():
-            path.unlink(missing_ok=True)
-
-
 @contextmanager
 def written_aside(path):
     """A temporary name beside `path`, which it takes when the block ends without an error: readers never see half a file."""
@@ -110,9 +91,9 @@ def written_aside(path):
 
 
 def write_text(path, text):
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path`, whole or not at all; names that are not UTF-8 so that, in JSON, they come back as they were."""
     with written_aside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def command_line(script, args):
@@ -218,16 +199,25 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose --help is the script's docstring and its flags with defaults; its errors are one line."""
+    """An ArgumentParser whose --help is the script's docstring and its flags with defaults; its errors are one line.
 
-    def __init__(self, doc, **kwargs):
+    Names must be UTF-8, as libraries want them that open models, but those of a user's texts, the flags in `any_bytes`.
+    """
+
+    def __init__(self, doc, any_bytes=(), **kwargs):
+        self.any_bytes = any_bytes
         super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None, namespace=None):
         for word in sys.argv[1:] if args is None else args:
             if str(word) == "" or str(word).startswith("--") and str(word).endswith("="):
                 self.error(f"'{word}': expected a value, found an empty one; is it a variable that was not set?")
-        return super().parse_args(args, namespace)
+        found = super().parse_args(args, namespace)
+        for name, value in vars(found).items():
+            for one in value if isinstance(value, list) else [value]:
+                if name not in self.any_bytes and str(one) != shown(one):
+                    self.error(f"--{name} {shown(one)}: expected a name in UTF-8, found other bytes; rename it")
+        return found
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
@@ -247,6 +237,7 @@ def bounded(kind, low, high, open_ends=False):
             raise argparse.ArgumentTypeError(f"expected a number {ends}, found {text}")
         return value
 
+    parse.kind, parse.low, parse.high = kind, low, high
     return parse
 
 
@@ -263,13 +254,7 @@ def quieten_libraries():
 
 
 SEED = bounded(int, 0, 2**32 - 1)  # what NumPy takes
-PLAIN = {"λ": "lambda", "−": "-", "–": "-", "—": "-", "±": "+-", "…": "...", "→": "->", "▶": ">", "·": "*", "█": "#"}
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def plain(error):
-    """An error handler of encoders: what a screen can't show is written in plain letters, or as a question mark."""
-    return "".join(PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 def line_of(error):
@@ -295,6 +280,12 @@ def run(main):
         sys.exit(141)
     except (InputError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {line_of(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in NO_MEMORY):
+            raise
+        found = f"expected enough memory, found too little ({reason_of(error)}); give smaller sizes, or fewer texts at a time"
+        print(f"{Path(sys.argv[0]).name}: error: {found}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; {interrupt or 'what was already saved is whole'}", file=sys.stderr)

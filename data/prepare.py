@@ -116,7 +116,7 @@ def report(source, counts, splits, tokens, seconds, args):
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, any_bytes=("input",))
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("data/processed"), help="directory for the three splits and dataset_info.json")
     add("--source", choices=("sotu", "wiki", "text", "mixed", "reddit"), default="sotu",

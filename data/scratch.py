@@ -11,7 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data.artifacts import InputError, left_behind, make_output_dir
+from data.artifacts import InputError, make_output_dir
+from data.leftovers import left_behind
 
 MARK = "RLTC_SCRATCH.TAG"
 LOCK = ".rltc_lock"  # in an output directory while a run writes there

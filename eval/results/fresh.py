@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
+from data.artifacts import InputError, Parser, make_output_dir, run, write_json
+from data.limits import COUNT
 from data.prepare import UNITS
 from data.sequences import INFO, SCHEMA, SPLITS, SequenceWriter, load_info, load_sequences
 from models.reconstructor.tokenizer import BASE_MODEL, load_tokenizer, text_vocab_size
@@ -71,14 +72,14 @@ def choose(texts, seen, args):
 
 
 def main(argv=None):
-    parser, positive = Parser(__doc__), bounded(int, 1, 10**9)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, help="folders with the test splits of kinds, named by the kinds")
     add("--used", type=Path, nargs="*", default=[], help="more folders whose test splits results were made from")
     add("--mixture", type=Path, default=Path("data/processed/mixed"), help="data set that the agent was trained on")
     add("--output_dir", type=Path, default=Path("data/processed/fresh"), help="directory for a data set of every kind")
-    add("--documents", type=positive, default=20, help="documents of every kind, at least, if there are as many")
-    add("--texts", type=positive, default=40, help="texts of every kind, at least, if there are as many")
+    add("--documents", type=COUNT, default=20, help="documents of every kind, at least, if there are as many")
+    add("--texts", type=COUNT, default=40, help="texts of every kind, at least, if there are as many")
     args = parser.parse_args(argv)
     tokenizer, info = load_tokenizer(BASE_MODEL), load_info(args.mixture / SPLITS["test"])
     identity, size = info["tokenizer"]["fingerprint"], text_vocab_size(tokenizer)
