@@ -7,24 +7,25 @@ reader checks ``schema`` and names the stage that should have written the file.
 import argparse
 import codecs
 import copy
-import errno
 import functools
 import hashlib
 import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from data.leftovers import remove_left_files
 from data.letters import plain, shown
+from data.room import FULL, on_full_disk
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-NO_ROOM = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in what PyTorch says
 PROBE = ".write_test."
 PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
@@ -80,12 +81,9 @@ def written_aside(path):
     remove_left_files(path.parent, before, after)
     temporary = path.with_name(f"{before}{os.getpid()}{after}")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except Exception as error:
-        if any(text in str(error) for text in NO_ROOM):  # said by libraries in words of their own
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
-        raise
+        with on_full_disk(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -103,7 +101,7 @@ def command_line(script, args):
         if name not in ("resume", "quiet") and value is not None and value is not False and value != []:
             values = [] if value is True else value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def stamped(schema, args, units, weights=(), **content):
@@ -214,9 +212,9 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"'{word}': expected a value, found an empty one; is it a variable that was not set?")
         found = super().parse_args(args, namespace)
         for name, value in vars(found).items():
-            for one in value if isinstance(value, list) else [value]:
-                if name not in self.any_bytes and str(one) != shown(one):
-                    self.error(f"--{name} {shown(one)}: expected a name in UTF-8, found other bytes; rename it")
+            values = value if isinstance(value, list) else [value]
+            if name not in self.any_bytes and any(str(one) != shown(one) for one in values):
+                self.error(f"--{name} {shown(value)}: expected names in UTF-8, found other bytes; rename them")
         return found
 
     def error(self, message):
@@ -254,7 +252,6 @@ def quieten_libraries():
 
 
 SEED = bounded(int, 0, 2**32 - 1)  # what NumPy takes
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def line_of(error):
@@ -272,6 +269,8 @@ def run(main):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
     quieten_libraries()
+    # What a thread could not write, TensorBoard's say, it tells the main one.
+    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else sys.__excepthook__(*failed[:3])
     try:
         main()
         sys.stdout.flush()
@@ -284,8 +283,8 @@ def run(main):
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(text in str(error) for text in NO_MEMORY):
             raise
-        found = f"expected enough memory, found too little ({reason_of(error)}); give smaller sizes, or fewer texts at a time"
-        print(f"{Path(sys.argv[0]).name}: error: {found}", file=sys.stderr)
+        found = f"expected enough memory, found too little ({reason_of(error)})"
+        print(f"{Path(sys.argv[0]).name}: error: {found}; give smaller sizes", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; {interrupt or 'what was already saved is whole'}", file=sys.stderr)

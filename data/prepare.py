@@ -184,14 +184,15 @@ def main(argv=None):
         partial = Partial(args, identity["fingerprint"])
         try:
             figures = prepare(source, tokenizer, identity, partial, args)
-        except Resumable:
+        except (Resumable, BrokenPipeError):
             raise
         except InputError:
             partial.discard()
             raise
         except OSError as error:
             where, found = error.filename or partial.folder, error.strerror or error
-            raise Resumable(f"{where}: expected to write there until the end, found: {found}; mend it and {partial.way_on()}") from None
+            expected = f"expected to write there until the end, found: {found}"
+            raise Resumable(f"{where}: {expected}; mend it and {partial.way_on()}") from None
         except KeyboardInterrupt:
             raise KeyboardInterrupt(partial.way_on()) from None
     report(source, *figures, args)

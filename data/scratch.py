@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from data.artifacts import InputError, make_output_dir
 from data.leftovers import left_behind
+from data.room import on_full_disk
 
 MARK = "RLTC_SCRATCH.TAG"
 LOCK = ".rltc_lock"  # in an output directory while a run writes there
@@ -88,13 +89,20 @@ def claimed(path):
     if os.environ.get("RANK", "0") != "0":
         yield path
         return
-    lock = FileLock(path / LOCK)
+    with held(path / LOCK, f"{path}: another run writes there; wait for it, or choose another --output_dir"), on_full_disk(path):
+        yield path
+
+
+@contextmanager
+def held(path, taken):
+    """A lock. Raises InputError with the words `taken` if another process holds it."""
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"{path}: another run writes there; wait for it, or choose another --output_dir") from None
+        raise InputError(taken) from None
     try:
-        yield path
+        yield
     finally:
         lock.release()
 

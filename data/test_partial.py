@@ -14,7 +14,7 @@ import pytest
 from data import pipeline
 from data.artifacts import InputError, read_json
 from data.partial import FOLDER
-from data.scratch import LOCK, MARK, claimed, make_scratch, remove_scratch
+from data.scratch import LOCK, claimed, make_scratch, remove_scratch
 from data.sequences import CACHE, SCHEMA, load_sequences
 from data.testing.preparation import ONE_RUN, prepared, restless, split_bytes, write_jsonl, write_texts
 from data.testing.toy import WORDS, write_base
@@ -22,7 +22,7 @@ from models.reconstructor.tokenizer import fingerprint
 
 
 FILES = tuple(f"data/{name}.py" for name in ("partial", "prepare", "scratch", "sequences", "artifacts"))
-EACH = ("write", "state", "statistics", "parse", "<genexpr>", "<listcomp>", "<dictcomp>")  # functions without a place of their own
+EACH = ("write", "state", "statistics", "parse", "<genexpr>", "<listcomp>", "<dictcomp>")  # what is called all the time
 
 
 def write_rows(path, count):
@@ -42,7 +42,7 @@ def kill_at(out, size, *words):
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    assert process.returncode == -9 and {path.name for path in out.iterdir()} == {FOLDER, LOCK}, "it was over before it was killed"
+    assert process.returncode == -9 and {path.name for path in out.iterdir()} == {FOLDER, LOCK}, "it was not killed in time"
 
 
 def test_a_killed_run_goes_on_and_writes_the_same_files(tmp_path, capsys):
@@ -189,6 +189,29 @@ def test_a_folder_that_another_run_writes_to_is_refused(interrupted):
                 prepared(folder, *words, *resume)
     assert (folder / "out" / FOLDER / "state.json").read_bytes() == before, "the other run was disturbed"
     prepared(folder, *words, "--resume")
+
+
+def test_files_of_the_user_survive(tmp_path):
+    """Of the names that a preparation writes, of other programs, and of the kind that killed runs leave, but not quite."""
+    folder, out = write_texts(tmp_path / "texts"), tmp_path / "out"
+    out.mkdir()
+    for name in ("dataset_info.json", "test_data.json"):
+        (out / name).write_text('{"mine": 1}')
+        with pytest.raises(InputError, match=f"{name}: expected a file that data/prepare.py wrote.*; move it away"):
+            prepared(tmp_path, "--input", folder)
+        assert (out / name).read_text() == '{"mine": 1}'
+        (out / name).unlink()
+    dead = 2**22 + 1  # no process has a higher number than 2**22
+    mine = [".dataset_info.tmp.json", f".notes.{dead}.tmp.json", ".dataset_info.x1.tmp.json"]
+    ours = [f".dataset_info.{dead}.tmp.json", f".write_test.{dead}"]
+    for name in (*mine, *ours):
+        (out / name).write_text("left")
+    make_scratch(out / f"{FOLDER}.{dead}")
+    (out / f"{CACHE}.{dead}").mkdir()
+    (out / f"{CACHE}.{dead}" / "thesis.txt").write_text("mine")
+    prepared(tmp_path, "--input", folder, "--max_length", 50)
+    names = {path.name for path in out.iterdir()}
+    assert names >= {*mine, f"{CACHE}.{dead}"} and names.isdisjoint([*ours, f"{FOLDER}.{dead}"])
 
 
 def test_folders_of_the_user_survive(tmp_path, tokenizer):

@@ -38,7 +38,7 @@ from data.limits import BATCH, PRICE
 from eval.compressor import GOALS, Compressed, Compressor
 from eval.container import SUFFIX, make_container, plain_payload, restore_file, weights_of
 from eval.deciding import DEFAULT_RATIO
-from eval.files import ROWS, Output, called, decoded, groups, json_lines, read_bytes, sources, targets
+from eval.files import ROWS, STD, Output, called, decoded, groups, json_lines, read_bytes, sources, targets
 from eval.lossless import encode, payload_size
 from eval.protect import Protection, read_names
 from eval.view import page
@@ -203,6 +203,10 @@ def main(argv=None):
     rows = {path: output for path, output in outputs.items() if of_rows(path)}
     if args.html and (len(outputs) > 1 or rows):
         raise InputError(f"--html {args.html}: expected one text to show, found {given}; name a file of text")
+    apart = {name: vars(args)[name].resolve() for name in ("html", "keep_names") if vars(args)[name]}
+    taken = {Path(path).resolve() for path in (*outputs, *outputs.values()) if path != STD}
+    if clash := [name for name, path in apart.items() if path in taken] or ["html"] * (len({*apart.values()}) < len(apart)):
+        raise InputError(f"--{clash[0]} {apart[clash[0]]}: expected another file than those of the other flags; name another")
     compressor = Compressor(args.model_path, args.device, protection=protection_of(args), **settings, **ask)
     if args.restore:
         restore_files(args, compressor, outputs)

@@ -32,7 +32,7 @@ from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.texts import open_splits, token_counts
 from models.reconstructor.words import DECIDED
 from rl.callbacks import RolloutFigures, held_out_figures
-from rl.checkpoints import ContinuedLog, delete_run, go_on, save_checkpoint, what_a_run_left
+from rl.checkpoints import ContinuedLog, delete_run, go_on, resumable, save_checkpoint, what_a_run_left
 from rl.env import PRICES, TokenCompressionVecEnv
 from rl.ppo import TokenPPO
 
@@ -292,7 +292,7 @@ def main(argv=None):
     args = parse_args(argv)
     keep_apart(args.output_dir, reconstructor_path=args.reconstructor_path, reader_path=args.reader_path)
     training = Run(args)
-    with claimed(args.output_dir):
+    with claimed(args.output_dir), resumable(training.checkpoint_dir):
         training.train()
 
 

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from tqdm import tqdm
 
-from data.artifacts import SEED, Parser, bounded, make_output_dir, run, stamped, write_json
+from data.artifacts import SEED, Parser, bounded, run, stamped, write_json
 from data.limits import COUNT, check_memory
+from data.scratch import claimed, keep_apart
 from data.sequences import pad_batch
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import SCHEMA as AGENT_SCHEMA
@@ -174,11 +175,17 @@ def J_by_threshold(policy, examples):
 
 def main(argv=None):
     args = parse_args(argv)
+    keep_apart(args.output_dir, reconstructor_path=args.reconstructor_path, data_path=args.data_path.parent)
+    with claimed(args.output_dir):
+        propose(args)
+
+
+def propose(args):
+    """Verify masks, learn them, and write the proposer."""
     start, processor = time.monotonic(), time.process_time()
     reconstructor = Reconstructor.load(args.reconstructor_path, find_device(args.device), args.gaps)
     texts, validation, length = open_splits(args, reconstructor)
     policy = build_proposer(args, reconstructor, token_counts(texts, reconstructor.vocab_size))
-    make_output_dir(args.output_dir)
     remedy = "give fewer, or a smaller --max_length to data/prepare.py"
     check_memory(args.num_texts * length * policy.reader.states * 2, f"--num_texts {args.num_texts}", remedy)
     examples, held_out = (

@@ -23,6 +23,7 @@ import numpy as np
 from data.artifacts import InputError, Parser, make_output_dir, run, write_json
 from data.limits import COUNT
 from data.prepare import UNITS
+from data.partial import check_place
 from data.sequences import INFO, SCHEMA, SPLITS, SequenceWriter, load_info, load_sequences
 from models.reconstructor.tokenizer import BASE_MODEL, load_tokenizer, text_vocab_size
 
@@ -89,7 +90,7 @@ def main(argv=None):
         chosen, folder = choose(kinds[path.name][0], seen, args), args.output_dir / path.name
         if not chosen:
             raise InputError(f"{path}: expected test documents that no result was made from, found none; leave it out")
-        make_output_dir(folder)
+        check_place(make_output_dir(folder))
         validation, order = texts_of(path / SPLITS["val"], identity)
         rows = {"val": [(name, i, validation[name][i]) for name, i in order], "test": chosen}
         splits = {"train": info["splits"]["train"]}
@@ -100,7 +101,8 @@ def main(argv=None):
             writer.close()
             splits[split] = {"file": SPLITS[split], **writer.statistics()}
         train = folder / SPLITS["train"]
-        train.unlink(missing_ok=True)
+        if train.is_symlink():
+            train.unlink()
         train.symlink_to((args.mixture / SPLITS["train"]).resolve())
         about = {"source": "mixed", "max_length": info["max_length"], "tokenizer": info["tokenizer"]}
         write_json(folder / INFO, SCHEMA, args, UNITS, **about, splits=splits)

@@ -108,7 +108,7 @@ def fine_tune(args):
     """Train as the command line says, alone in its --output_dir. Returns the last metrics."""
     keep_apart(args.output_dir, base_model=locate(args.base_model), mask_policy=args.mask_policy)
     training = Training(args)
-    with claimed(args.output_dir):
+    with claimed(args.output_dir), checkpoints.resumable(args.output_dir):
         return training.run()
 
 

@@ -34,8 +34,10 @@ import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
-from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, run, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, command_line, run, write_json
 from data.limits import check_memory
+from data.scratch import claimed
+from models.reconstructor.checkpoints import resumable
 from models.reconstructor.gaps import GapHead
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.pretraining.checkpoints import MADE_BY, SCHEMA, go_on, gpt2_config, save_base, save_checkpoint
@@ -258,15 +260,15 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    make_output_dir(args.output_dir)
     if args.device == "cuda":
         torch.set_float32_matmul_precision("high")
     size = args.n_embd * (12 * args.n_layer * args.n_embd + args.n_positions) * WEIGHT
     check_memory(size, f"--n_layer {args.n_layer} --n_embd {args.n_embd} --n_positions {args.n_positions}", "give smaller ones")
-    training = Pretraining(args)
-    millions, kinds = sum(p.numel() for p in training.model.parameters()) / 1e6, training.train_text.length
-    print(f"{millions:.1f} M parameters, {int(kinds.sum()):,} training tokens of {len(kinds)} kinds", flush=True)
-    training.train()
+    with claimed(args.output_dir), resumable(args.output_dir):
+        training = Pretraining(args)
+        millions, kinds = sum(p.numel() for p in training.model.parameters()) / 1e6, training.train_text.length
+        print(f"{millions:.1f} M parameters, {int(kinds.sum()):,} training tokens of {len(kinds)} kinds", flush=True)
+        training.train()
     print(f"written to {args.output_dir}")
 
 
