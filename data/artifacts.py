@@ -7,21 +7,27 @@ reader checks ``schema`` and names the stage that should have written the file.
 import argparse
 import codecs
 import copy
-import errno
 import functools
 import hashlib
 import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from data.leftovers import remove_left_files
+from data.letters import plain, shown
+from data.room import FULL, on_full_disk
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-NO_ROOM = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
+NO_MEMORY = ("out of memory", "can't allocate memory")  # in what PyTorch says
+PROBE = ".write_test."
 PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -71,22 +77,21 @@ def sha256_of(path):
 def written_aside(path):
     """A temporary name beside `path`, which it takes when the block ends without an error: readers never see half a file."""
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    before, after = f".{path.stem}.", f".tmp{path.suffix}"
+    remove_left_files(path.parent, before, after)
+    temporary = path.with_name(f"{before}{os.getpid()}{after}")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except Exception as error:
-        if any(text in str(error) for text in NO_ROOM):  # said by libraries in words of their own
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
-        raise
+        with on_full_disk(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path, text):
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path`, whole or not at all; names that are not UTF-8 so that, in JSON, they come back as they were."""
     with written_aside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def command_line(script, args):
@@ -96,7 +101,7 @@ def command_line(script, args):
         if name not in ("resume", "quiet") and value is not None and value is not False and value != []:
             values = [] if value is True else value if isinstance(value, list) else [value]
             words += [f"--{name}", *map(str, values)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def stamped(schema, args, units, weights=(), **content):
@@ -170,7 +175,8 @@ def make_output_dir(path):
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write_test.{os.getpid()}"
+        remove_left_files(path, PROBE)
+        probe = path / f"{PROBE}{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -191,16 +197,25 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose --help is the script's docstring and its flags with defaults; its errors are one line."""
+    """An ArgumentParser whose --help is the script's docstring and its flags with defaults; its errors are one line.
 
-    def __init__(self, doc, **kwargs):
+    Names must be UTF-8, as libraries want them that open models, but those of a user's texts, the flags in `any_bytes`.
+    """
+
+    def __init__(self, doc, any_bytes=(), **kwargs):
+        self.any_bytes = any_bytes
         super().__init__(description=doc, formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None, namespace=None):
         for word in sys.argv[1:] if args is None else args:
             if str(word) == "" or str(word).startswith("--") and str(word).endswith("="):
                 self.error(f"'{word}': expected a value, found an empty one; is it a variable that was not set?")
-        return super().parse_args(args, namespace)
+        found = super().parse_args(args, namespace)
+        for name, value in vars(found).items():
+            values = value if isinstance(value, list) else [value]
+            if name not in self.any_bytes and any(str(one) != shown(one) for one in values):
+                self.error(f"--{name} {shown(value)}: expected names in UTF-8, found other bytes; rename them")
+        return found
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
@@ -220,6 +235,7 @@ def bounded(kind, low, high, open_ends=False):
             raise argparse.ArgumentTypeError(f"expected a number {ends}, found {text}")
         return value
 
+    parse.kind, parse.low, parse.high = kind, low, high
     return parse
 
 
@@ -236,13 +252,6 @@ def quieten_libraries():
 
 
 SEED = bounded(int, 0, 2**32 - 1)  # what NumPy takes
-PLAIN = {"λ": "lambda", "−": "-", "–": "-", "—": "-", "±": "+-", "…": "...", "→": "->", "▶": ">", "·": "*", "█": "#"}
-FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def plain(error):
-    """An error handler of encoders: what a screen can't show is written in plain letters, or as a question mark."""
-    return "".join(PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 def line_of(error):
@@ -260,6 +269,8 @@ def run(main):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
     quieten_libraries()
+    # What a thread could not write, TensorBoard's say, it tells the main one.
+    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else sys.__excepthook__(*failed[:3])
     try:
         main()
         sys.stdout.flush()
@@ -268,6 +279,12 @@ def run(main):
         sys.exit(141)
     except (InputError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {line_of(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in NO_MEMORY):
+            raise
+        found = f"expected enough memory, found too little ({reason_of(error)})"
+        print(f"{Path(sys.argv[0]).name}: error: {found}; give smaller sizes", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; {interrupt or 'what was already saved is whole'}", file=sys.stderr)

@@ -4,6 +4,7 @@ from math import inf
 from pathlib import Path
 
 from data.artifacts import InputError
+from data.letters import shown
 from data.sources import SotuDocuments, TextDocuments, WikiDocuments
 
 EMBEDDED = {"sotu": SotuDocuments, "wiki": WikiDocuments}
@@ -21,7 +22,7 @@ class MixedDocuments:
         self.parts, self.part = {}, None
         for word in words or []:
             what, weight = parse_part(word)
-            name = what if what in EMBEDDED else Path(what).name.split(".")[0]
+            name = what if what in EMBEDDED else shown(Path(what).name.split(".")[0])
             if name in self.parts:
                 raise InputError(f"--input {word}: expected each part once, found two named '{name}'; leave one out or rename it")
             source = EMBEDDED[what](seed) if what in EMBEDDED else TextDocuments([what], text_column)

@@ -8,8 +8,6 @@ its files their places begins anew.
 
 import os
 
-from filelock import FileLock, Timeout
-
 from data.artifacts import InputError, check_resumed, read_json, write_json
 from data.scratch import make_scratch, remove_scratch
 from data.sequences import CACHE, INFO, MADE_BY, SPLITS
@@ -27,7 +25,7 @@ class Partial:
     """The run in progress in `args.output_dir`: the interrupted one if `args.resume`, else a new one in place of any other.
 
     Their flags must be the same, those in FREE apart, and so must the tokenizer's `fingerprint`. `state` is that of the last
-    save, empty before the first. Raises InputError if another run holds the folder, nothing is there, or flags differ.
+    save, empty before the first. The directory must be `claimed`. Raises InputError if nothing is there, or flags differ.
     """
 
     def __init__(self, args, fingerprint):
@@ -36,18 +34,9 @@ class Partial:
         self.file = self.folder / "state.json"
         if args.resume and not self.file.exists():
             raise InputError(f"--resume: expected an interrupted run in {self.folder}, found none; begin without --resume")
-        self.lock = FileLock(make_scratch(self.folder) / "lock")
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            remedy = "wait for it, or choose another --output_dir"
-            raise InputError(f"{self.folder} is in use: expected no other run that writes there; {remedy}") from None
+        make_scratch(self.folder)
         if args.resume:
-            try:
-                self.go_on()
-            except InputError:
-                self.close()
-                raise
+            self.go_on()
         elif self.file.exists():
             self.file.unlink()
             print(f"discarded the interrupted run in {self.folder}, which --resume would have gone on with")
@@ -56,7 +45,8 @@ class Partial:
         state = read_json(self.file, SCHEMA, MADE_BY)
         ours = vars(self.args) | {"tokenizer": self.fingerprint}
         check_resumed(self.folder, ours, state["args"] | {"tokenizer": state["tokenizer"]}, FREE)
-        if all((self.folder / name).exists() for name in SPLITS.values()):
+        sizes = ((self.folder / name, state["writers"][split]["bytes"]) for split, name in SPLITS.items())
+        if all(path.is_file() and path.stat().st_size >= size for path, size in sizes):
             self.state = state
 
     def save(self, **state):
@@ -73,9 +63,22 @@ class Partial:
         write_info(self.args.output_dir / INFO)
         self.discard()
 
-    def close(self):
-        self.lock.release()
-
     def discard(self):
-        self.close()
         remove_scratch(self.folder)
+
+    def way_on(self):
+        """What a user can do whose run ended too early."""
+        return f"go on with the same command and --resume{'' if self.file.exists() else ' left away: nothing was saved yet'}"
+
+
+def check_place(folder):
+    """Raise InputError if `folder` has files of the names that a preparation writes which none has written."""
+    for name, head in {INFO: b'{\n "schema": "rltc.', **dict.fromkeys(SPLITS.values(), b'{"doc":')}.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            found = file.read(len(head))
+        if found not in (b"", head):
+            expected = f"expected a file that {MADE_BY} wrote, which may be overwritten, found another one"
+            raise InputError(f"{path}: {expected}; move it away, or choose another --output_dir")

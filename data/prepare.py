@@ -23,11 +23,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, run, write_json
 from data.mixed import EMBEDDED, MixedDocuments
-from data.partial import Partial, Resumable
+from data.partial import Partial, Resumable, check_place
 from data.pipeline import Pieces, in_pieces, write_splits
 from data.reddit import RedditDocuments
+from data.scratch import claimed
 from data.sequences import SCHEMA, SPLITS, SequenceWriter
 from data.sources import TextDocuments
 from models.reconstructor.tokenizer import BASE_MODEL, fingerprint, load_tokenizer, text_vocab_size
@@ -63,7 +64,7 @@ def check_splits(writers, counts, source, args):
 
 
 def prepare(source, tokenizer, identity, partial, args):
-    """Write the splits and `dataset_info.json`, and print statistics. Raises InputError, or Resumable if the run can go on."""
+    """Write the splits and `dataset_info.json`; what `report` prints of them. Raises InputError, or Resumable: it can go on."""
     stamp, counts, states = (partial.state.get(name) for name in ("stamp", "counts", "writers"))
     if stamp and source.stamp not in (None, stamp):
         found = "that some have changed since; begin anew without --resume"
@@ -86,15 +87,10 @@ def prepare(source, tokenizer, identity, partial, args):
             split_by="pieces" if isinstance(source, Pieces) else "documents",
         )
     )
-    report(counts, splits, sum(writer.size["tokens"] for writer in writers.values()) - before, time.monotonic() - began, args)
-    if isinstance(source, Pieces):
-        print(
-            f"warning: {source.documents} document(s) do not fill three splits, so {len(source.pieces)} pieces of them were "
-            "split, and count as documents; training and test text are parts of the same ones: for figures on new ones, give more"
-        )
+    return counts, splits, sum(writer.size["tokens"] for writer in writers.values()) - before, time.monotonic() - began
 
 
-def report(counts, splits, tokens, seconds, args):
+def report(source, counts, splits, tokens, seconds, args):
     """Print the statistics of `dataset_info.json`, and the speed at which `tokens` were written."""
     print("split  documents   characters  sequences       tokens  distinct  shortest     mean  longest")
     for split, size in splits.items():
@@ -112,10 +108,15 @@ def report(counts, splits, tokens, seconds, args):
         posts = counts["read"] + counts["other_subreddits"]
         print(f"{counts['read']:,} of {posts:,} posts were in {', '.join(args.subreddits)}")
     print(f"{tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s; written to {args.output_dir}")
+    if isinstance(source, Pieces):
+        print(
+            f"warning: {source.documents} document(s) do not fill three splits, so {len(source.pieces)} pieces of them were "
+            "split, and count as documents; training and test text are parts of the same ones: for figures on new ones, give more"
+        )
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, any_bytes=("input",))
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("data/processed"), help="directory for the three splits and dataset_info.json")
     add("--source", choices=("sotu", "wiki", "text", "mixed", "reddit"), default="sotu",
@@ -176,24 +177,25 @@ def source_of(args):
 def main(argv=None):
     args = parse_args(argv)
     tokenizer = load_tokenizer(args.tokenizer)
-    make_output_dir(args.output_dir)
-    source = source_of(args)
-    identity = {"name": args.tokenizer, "fingerprint": fingerprint(tokenizer), "vocab_size": text_vocab_size(tokenizer)}
-    partial = Partial(args, identity["fingerprint"])
-    try:
-        prepare(source, tokenizer, identity, partial, args)
-    except Resumable:
-        raise
-    except InputError:
-        partial.discard()
-        raise
-    except OSError as error:
-        remedy = "mend that (is the disk full?) and go on with the same command and --resume"
-        raise Resumable(f"{partial.folder}: expected to write there until the end, found: {error}; {remedy}") from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("go on with the same command and --resume") from None
-    finally:
-        partial.close()
+    with claimed(args.output_dir):
+        check_place(args.output_dir)
+        source = source_of(args)
+        identity = {"name": args.tokenizer, "fingerprint": fingerprint(tokenizer), "vocab_size": text_vocab_size(tokenizer)}
+        partial = Partial(args, identity["fingerprint"])
+        try:
+            figures = prepare(source, tokenizer, identity, partial, args)
+        except (Resumable, BrokenPipeError):
+            raise
+        except InputError:
+            partial.discard()
+            raise
+        except OSError as error:
+            where, found = error.filename or partial.folder, error.strerror or error
+            expected = f"expected to write there until the end, found: {found}"
+            raise Resumable(f"{where}: {expected}; mend it and {partial.way_on()}") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(partial.way_on()) from None
+    report(source, *figures, args)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from data.artifacts import InputError, make_output_dir
+from data.leftovers import left_behind
+from data.room import on_full_disk
 
 MARK = "RLTC_SCRATCH.TAG"
 LOCK = ".rltc_lock"  # in an output directory while a run writes there
@@ -28,14 +30,15 @@ def check_mark(folder):
 def make_scratch(folder):
     """Make a scratch folder, unless it is there. Returns its path; raises InputError if something else has its name."""
     folder = Path(folder)
+    remove_left_folders(folder)
     if not os.path.lexists(folder):
-        aside = folder.with_name(f"{folder.name}.{os.getpid()}")
+        aside = beside(folder)
         aside.mkdir(exist_ok=True)
         (aside / MARK).write_bytes(CONTENT)
         try:
             os.rename(aside, folder)  # so that nobody finds it without its mark
         except OSError:  # another process was faster
-            shutil.rmtree(aside)
+            delete(aside)
     check_mark(folder)
     return folder
 
@@ -43,16 +46,36 @@ def make_scratch(folder):
 def remove_scratch(folder):
     """Delete a scratch folder, if there is one. Raises InputError, and deletes nothing, if `folder` does not carry the mark."""
     folder = Path(folder)
+    remove_left_folders(folder)
     if not os.path.lexists(folder):
         return
     check_mark(folder)
+    os.rename(folder, beside(folder))  # so that nobody finds it without its mark
+    delete(beside(folder))
+
+
+def beside(folder):
+    """What `folder` is called while this process makes or deletes it."""
+    return folder.with_name(f"{folder.name}.{os.getpid()}")
+
+
+def delete(folder):
+    """Delete a folder of ours, the mark last, so that what a killed run leaves of it is still known as ours."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != MARK:  # last, so that what a killed run left of the folder can still be deleted
+        elif path.name != MARK:
             path.unlink()
-    (folder / MARK).unlink()
+    (folder / MARK).unlink(missing_ok=True)
     folder.rmdir()
+
+
+def remove_left_folders(folder):
+    """Delete what runs that were killed left of this scratch folder, and of its like, while they made or deleted it."""
+    if folder.parent.is_dir():
+        for path in left_behind(folder.parent, f"{folder.name}."):
+            if path.is_dir() and ((path / MARK).is_file() or not any(path.iterdir())):
+                delete(path)
 
 
 @contextmanager
@@ -66,13 +89,20 @@ def claimed(path):
     if os.environ.get("RANK", "0") != "0":
         yield path
         return
-    lock = FileLock(path / LOCK)
+    with held(path / LOCK, f"{path}: another run writes there; wait for it, or choose another --output_dir"), on_full_disk(path):
+        yield path
+
+
+@contextmanager
+def held(path, taken):
+    """A lock. Raises InputError with the words `taken` if another process holds it."""
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"{path}: another run writes there; wait for it, or choose another --output_dir") from None
+        raise InputError(taken) from None
     try:
-        yield path
+        yield
     finally:
         lock.release()
 

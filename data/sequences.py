@@ -5,21 +5,25 @@ tokens, with ``dataset_info.json`` beside them. Files are streamed out, and read
 Arrow: opening 50,000 sequences of 1,024 tokens needs neither minutes nor gigabytes.
 """
 
+import argparse
+import functools
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
 
-from data.artifacts import InputError, read_json
+from data.artifacts import InputError, command_line, read_json, sha256_of
 from data.scratch import make_scratch
 
 SCHEMA = "rltc.dataset/1"
 MADE_BY = "data/prepare.py"
 CACHE = ".rltc_cache"  # beside the sequence files: what `datasets` made of them
 INFO = "dataset_info.json"  # beside them: what they are
+DEFAULT_SHARE = 0.1  # of a split that was left out, in the advice
 SPLITS = {"train": "processed_data.json", "val": "val_data.json", "test": "test_data.json"}
 FEATURES = datasets.Features(
     {"doc": datasets.Value("string"), "index": datasets.Value("int32"), "tokens": datasets.List(datasets.Value("int32"))}
@@ -124,10 +128,36 @@ def features_of(info):
 
 def load_info(path):
     """The `dataset_info.json` beside sequence file `path`. Raises FileNotFoundError if either is missing."""
+    there = (Path(path).parent / INFO).is_file()
+    info = read_json(Path(path).parent / INFO, SCHEMA, MADE_BY) if there or Path(path).is_file() else None
     if not Path(path).is_file():
-        remedy = f"Make one with: python {MADE_BY} --output_dir {Path(path).parent}"
-        raise FileNotFoundError(f"{path} is missing; expected a sequence file. {remedy}")
-    return read_json(Path(path).parent / INFO, SCHEMA, MADE_BY)
+        remedy = again(path, info) if there else f"make one with: python {MADE_BY} --output_dir {Path(path).parent}"
+        raise FileNotFoundError(f"{path} is missing; expected a sequence file; {remedy}")
+    return info
+
+
+def again(path, info, **flags):
+    """What to do to have the sequence file `path` anew, for which `info` stands beside it; with these flags, if any."""
+    args = info.get("args")
+    if not isinstance(args, dict) or "source" not in args:  # another script's
+        return "write it again with the command that made it"
+    args = {**args, "output_dir": Path(path).parent, **flags}
+    return f"write it again with: {command_line(MADE_BY, argparse.Namespace(**args))}"
+
+
+def read_rows(path, features):
+    """The rows of a sequence file, through a cache beside it, which is known by the file's content, whatever its time says."""
+    read = functools.partial(datasets.Dataset.from_json, str(path), features=features)
+    try:
+        return read(cache_dir=str(make_scratch(path.parent / CACHE) / sha256_of(path)[:16]))
+    except (OSError, datasets.exceptions.DatasetGenerationError) as error:
+        if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
+            raise
+    try:
+        with TemporaryDirectory() as folder:  # there is no room for a cache beside the data, or no right to write one
+            return read(cache_dir=folder, keep_in_memory=True)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
 
 
 def load_sequences(path, tokenizer_fingerprint, max_length=None):
@@ -137,18 +167,22 @@ def load_sequences(path, tokenizer_fingerprint, max_length=None):
     made with another tokenizer.
     """
     path = Path(path)
-    remedy = f"write it again with: python {MADE_BY} --output_dir {path.parent}"
     info = load_info(path)
+    remedy = again(path, info)
     if info["tokenizer"]["fingerprint"] != tokenizer_fingerprint:
         raise InputError(
             f"{path} was made with tokenizer {info['tokenizer']['name']} ({info['tokenizer']['fingerprint']}), but this "
             f"stage's tokenizer is {tokenizer_fingerprint}; prepare the data again with --tokenizer, or name the matching model"
         )
     if path.stat().st_size == 0:
+        split = next((name for name, file in SPLITS.items() if file == path.name), None)
+        if split and not info["splits"].get(split, {}).get("sequences", 1):
+            share = f"--{split}_ratio"
+            found = f"{path} is empty, as {share} 0 asked for, but texts of it are needed"
+            raise InputError(f"{found}; give {share} a share and {again(path, info, **{f'{split}_ratio': DEFAULT_SHARE})}")
         raise InputError(f"{path} is empty; {remedy}")
     try:
-        cache = str(make_scratch(path.parent / CACHE))
-        dataset = datasets.Dataset.from_json(str(path), features=features_of(info), cache_dir=cache)
+        dataset = read_rows(path, features_of(info))
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         example = '{"doc": "a", "index": 0, "tokens": [1, 2]}'

@@ -22,9 +22,11 @@ import pyarrow
 import pyarrow.parquet
 
 from data.artifacts import InputError
+from data.letters import shown
 
 ROWS = 1024  # rows of a Parquet file decoded at a time
 BUFFER = 2**20  # bytes of it read at a time; without it, the column of a whole row group
+CONVERT = "convert it with: iconv -f ENCODING -t utf-8, where ENCODING is what it is written in, say latin1"
 LONGEST_FIELD = 2**31 - 1  # characters of a CSV field, at most
 
 
@@ -82,7 +84,7 @@ class TextDocuments:
 
     def __iter__(self):
         for path in self.files:
-            name = path.encode("utf-8", "replace").decode()  # a file's name may hold bytes that are not UTF-8
+            name = shown(path)
             for number, text in read_file(Path(path), self.text_column):
                 yield f"{name}:{number}" if number is not None else name, text
 
@@ -134,7 +136,7 @@ def read_txt(file, path, text_column):
         yield None, file.read().decode("utf-8")  # reading as text would rewrite line endings
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        raise unusable(path, "UTF-8", found, "convert it with: iconv -t utf-8") from None
+        raise unusable(path, "UTF-8", found, CONVERT) from None
 
 
 def read_jsonl(file, path, text_column):
@@ -163,9 +165,19 @@ def read_csv(file, path, text_column):
                 where, expected = f"{path}, line {rows.line_num}", f"{len(header)} columns as in the first line"
                 raise unusable(where, expected, len(row), "put quotes around fields with commas or line breaks")
             yield number, row[column]
-    except (csv.Error, UnicodeDecodeError) as error:
-        where = f"{path}, after line {rows.line_num}"
-        raise unusable(where, "CSV in UTF-8", error, "convert it with: iconv -t utf-8, or correct that line") from None
+    except UnicodeDecodeError as error:  # the reader is some lines behind the decoder
+        file.seek(0)
+        where = f"{path}, line {next(number for number, line in enumerate(file, 1) if not is_utf8(line))}"
+        raise unusable(where, "CSV in UTF-8", f"byte 0x{error.object[error.start]:02x}", CONVERT) from None
+    except csv.Error as error:
+        raise unusable(f"{path}, line {rows.line_num}", "CSV", error, "correct that line") from None
+
+
+def is_utf8(line):
+    try:
+        return isinstance(line.decode("utf-8"), str)
+    except UnicodeDecodeError:
+        return False
 
 
 def read_parquet(file, path, text_column):
@@ -174,9 +186,12 @@ def read_parquet(file, path, text_column):
         kind = table.schema_arrow.field(column_of(table.schema_arrow.names, path, text_column)).type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             raise unusable(path, f"text in the column '{text_column}'", kind, "name another with --text_column")
-        rows = (text for batch in table.iter_batches(ROWS, columns=[text_column]) for text in batch.column(0).to_pylist())
-        for number, text in enumerate(rows, 1):
-            yield number, text or ""  # a null counts as blank
+        number, rows = 0, (row for batch in table.iter_batches(ROWS, columns=[text_column]) for row in batch.column(0))
+        for number, row in enumerate(rows, 1):
+            yield number, row.as_py() or ""  # a null counts as blank
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x}"
+        raise unusable(f"{path}, row {number}", "text in UTF-8", found, "write that row again") from None
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise unusable(path, "a Parquet file", str(error).splitlines()[0], "fetch or write it again") from None
 

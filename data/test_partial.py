@@ -10,15 +10,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
-from filelock import FileLock
 
 from data import pipeline
 from data.artifacts import InputError, read_json
 from data.partial import FOLDER
-from data.scratch import make_scratch, remove_scratch
+from data.scratch import LOCK, claimed, make_scratch, remove_scratch
 from data.sequences import CACHE, SCHEMA, load_sequences
-from data.testing.preparation import ONE_RUN, prepared, restless, split_bytes, write_texts
+from data.testing.preparation import ONE_RUN, prepared, restless, split_bytes, write_jsonl, write_texts
+from data.testing.toy import WORDS, write_base
 from models.reconstructor.tokenizer import fingerprint
+
+
+FILES = tuple(f"data/{name}.py" for name in ("partial", "prepare", "scratch", "sequences", "artifacts"))
+EACH = ("write", "state", "statistics", "parse", "<genexpr>", "<listcomp>", "<dictcomp>")  # what is called all the time
 
 
 def write_rows(path, count):
@@ -38,7 +42,7 @@ def kill_at(out, size, *words):
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    assert process.returncode == -9 and [path.name for path in out.iterdir()] == [FOLDER], "it was over before it was killed"
+    assert process.returncode == -9 and {path.name for path in out.iterdir()} == {FOLDER, LOCK}, "it was not killed in time"
 
 
 def test_a_killed_run_goes_on_and_writes_the_same_files(tmp_path, capsys):
@@ -55,6 +59,11 @@ def test_a_killed_run_goes_on_and_writes_the_same_files(tmp_path, capsys):
     new = int(capsys.readouterr().out.splitlines()[-1].split()[0].replace(",", ""))
     assert new < 0.6 * sum(split["tokens"] for split in infos[0]["splits"].values()), "it tokenized again what was there"
     assert not (out / FOLDER).exists()
+
+
+def counted(folder):
+    """What the record in `folder/out` counts."""
+    return read_json(folder / "out" / "dataset_info.json", SCHEMA, "")["counts"]
 
 
 def interrupt_replacing(patch, number):
@@ -79,6 +88,7 @@ def test_a_run_interrupted_at_any_file_goes_on(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         names = interrupt_replacing(patch, 0)
         whole = split_bytes(prepared(tmp_path / "whole", *words))
+        counts = counted(tmp_path / "whole")
     assert names[-4:] == [*whole, "dataset_info.json"] and set(names[:-4]) == {"state.json"} and len(names) > 8
     for number in range(1, len(names) + 1):
         folder = tmp_path / str(number)
@@ -87,8 +97,53 @@ def test_a_run_interrupted_at_any_file_goes_on(tmp_path, monkeypatch, capsys):
             prepared(folder, *words)
         assert not (folder / "out" / "dataset_info.json").exists()
         resume = ["--resume"] if number > 1 else []  # before the first save there is nothing to go on with
-        assert split_bytes(prepared(folder, *words, *resume)) == whole
+        assert split_bytes(prepared(folder, *words, *resume)) == whole and counted(folder) == counts
         assert not (folder / "out" / FOLDER).exists()
+
+
+def die_at(line, folder, *words):
+    """Prepare in a process of its own that dies, as if killed, at this line that it comes to in `FILES`. Returns its status."""
+    pid, seen = os.fork(), 0
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def trace(frame, event, _):
+        nonlocal seen
+        if not frame.f_code.co_filename.endswith(FILES) or frame.f_code.co_name in EACH:
+            return None
+        seen += event == "line"
+        if seen == line:
+            os._exit(9)
+        return trace
+
+    sys.stdout = open(os.devnull, "w")
+    sys.settrace(trace)
+    prepared(folder, *words)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_that_dies_anywhere_counts_once_and_leaves_nothing(tmp_path, monkeypatch, times):
+    """Also in what follows the last batch, and if the run that goes on dies, too."""
+    monkeypatch.setattr(pipeline, "SAVE_EVERY", 0)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    texts = [" ".join(WORDS[int(digit)] for digit in f"{i % 90:04}") for i in range(120)]
+    words = ["--input", write_jsonl(tmp_path / "rows.jsonl", texts)]
+    words += ["--min_length", 2, "--tokenizer", write_base(tmp_path / "base")]
+    whole = split_bytes(prepared(tmp_path / "whole", *words))
+    counts, line, first = counted(tmp_path / "whole"), 7, 9
+    while first:
+        folder, line = tmp_path / str(line), line + 23
+        state = folder / "out" / FOLDER / "state.json"
+        first = status = die_at(line, folder, *words)
+        for again in range(1, times):
+            status = die_at(line * 3 // 4 + again, folder, *words, *["--resume"] * state.exists())
+        if status:
+            prepared(folder, *words, *["--resume"] * state.exists())
+        assert split_bytes(folder / "out") == whole and counted(folder) == counts
+        left = {path.name for path in (folder / "out").iterdir()} - {*whole, "dataset_info.json", LOCK}
+        assert not left, f"line {line} left {left}"
+    assert line > 300 and counts["read"] == 120 and counts["duplicates"] == 30
 
 
 @pytest.fixture
@@ -128,12 +183,35 @@ def test_there_must_be_something_to_resume(small, tmp_path):
 def test_a_folder_that_another_run_writes_to_is_refused(interrupted):
     folder, words = interrupted
     before = (folder / "out" / FOLDER / "state.json").read_bytes()
-    with FileLock(folder / "out" / FOLDER / "lock"):
+    with claimed(folder / "out"):
         for resume in ([], ["--resume"]):
-            with pytest.raises(InputError, match="is in use"):
+            with pytest.raises(InputError, match="another run writes there"):
                 prepared(folder, *words, *resume)
     assert (folder / "out" / FOLDER / "state.json").read_bytes() == before, "the other run was disturbed"
     prepared(folder, *words, "--resume")
+
+
+def test_files_of_the_user_survive(tmp_path):
+    """Of the names that a preparation writes, of other programs, and of the kind that killed runs leave, but not quite."""
+    folder, out = write_texts(tmp_path / "texts"), tmp_path / "out"
+    out.mkdir()
+    for name in ("dataset_info.json", "test_data.json"):
+        (out / name).write_text('{"mine": 1}')
+        with pytest.raises(InputError, match=f"{name}: expected a file that data/prepare.py wrote.*; move it away"):
+            prepared(tmp_path, "--input", folder)
+        assert (out / name).read_text() == '{"mine": 1}'
+        (out / name).unlink()
+    dead = 2**22 + 1  # no process has a higher number than 2**22
+    mine = [".dataset_info.tmp.json", f".notes.{dead}.tmp.json", ".dataset_info.x1.tmp.json"]
+    ours = [f".dataset_info.{dead}.tmp.json", f".write_test.{dead}"]
+    for name in (*mine, *ours):
+        (out / name).write_text("left")
+    make_scratch(out / f"{FOLDER}.{dead}")
+    (out / f"{CACHE}.{dead}").mkdir()
+    (out / f"{CACHE}.{dead}" / "thesis.txt").write_text("mine")
+    prepared(tmp_path, "--input", folder, "--max_length", 50)
+    names = {path.name for path in out.iterdir()}
+    assert names >= {*mine, f"{CACHE}.{dead}"} and names.isdisjoint([*ours, f"{FOLDER}.{dead}"])
 
 
 def test_folders_of_the_user_survive(tmp_path, tokenizer):

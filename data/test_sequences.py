@@ -1,5 +1,7 @@
 """Tests of the sequence files: pytest or `python data/test_sequences.py`."""
 
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,8 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pytest
 
+from data import sequences
 from data.artifacts import InputError
-from data.sequences import load_sequences, pad_batch
+from data.sequences import CACHE, load_sequences, pad_batch
 from data.testing.preparation import prepared, write_texts
 from data.testing.toy import write_base
 from models.reconstructor.tokenizer import fingerprint, load_tokenizer
@@ -61,6 +64,47 @@ def test_another_tokenizer_is_refused(small, tmp_path):
     toy = load_tokenizer(write_base(tmp_path / "toy"))
     with pytest.raises(InputError, match="was made with tokenizer"):
         load_sequences(small / "processed_data.json", fingerprint(toy))
+
+
+def test_a_cache_is_of_what_the_file_holds_whatever_the_clock_says(small, tokenizer):
+    path = small / "processed_data.json"
+    times, whole, expected = path.stat(), path.read_text(), len(load_sequences(path, fingerprint(tokenizer)))
+    lines = whole.splitlines(keepends=True)
+    for changed in (lines[1:] + lines[:1], lines):
+        path.write_text("".join(changed))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        found = load_sequences(path, fingerprint(tokenizer))
+        assert len(found) == expected and found[0].tolist() == json.loads(changed[0])["tokens"]
+
+
+def test_data_that_cannot_be_written_beside_are_read_without_a_cache(small, tokenizer, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(sequences, "make_scratch", refuse)
+    assert len(load_sequences(small / "processed_data.json", fingerprint(tokenizer))) > 20
+    assert not (small / CACHE).exists()
+
+
+def test_advice_is_the_command_that_made_the_file(small, tmp_path, tokenizer):
+    path = small / "val_data.json"
+    command = f"python data/prepare.py --output_dir {small} --source text --input {tmp_path / 'texts'} .*--max_length 50 "
+    whole = path.read_bytes()
+    for damaged, expect in ((whole[:-30], "expected lines like|expected"), (b"", "val_data.json is empty")):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"({expect}).*; write it again with: {command}"):
+            load_sequences(path, fingerprint(tokenizer))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"is missing; .*; write it again with: {command}"):
+        load_sequences(path, fingerprint(tokenizer))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_that_was_left_out_leads_back(tmp_path, tokenizer, split):
+    out = prepared(tmp_path, "--input", write_texts(tmp_path / "texts"), "--max_length", 50, f"--{split}_ratio", 0)
+    expect = f"{split}_data.json is empty, as --{split}_ratio 0 asked for.*; give --{split}_ratio a share and write it again with"
+    with pytest.raises(InputError, match=f"{expect}: python data/prepare.py .*--source text .*--{split}_ratio 0.1 "):
+        load_sequences(out / f"{split}_data.json", fingerprint(tokenizer))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Tests of the sources of text: pytest or `python data/test_sources.py`."""
 
 import gzip
+import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import pyarrow.parquet
 import pytest
 
 from data.artifacts import InputError, read_json
+from data.scratch import LOCK
 from data.sequences import SCHEMA, SPLITS
-from data.testing.preparation import all_tokens, prepared, rows, write_texts
+from data.testing.preparation import all_tokens, prepared, rows, split_bytes, write_texts
 from models.reconstructor.tokenizer import BASE_MODEL, MASK_TOKEN, load_tokenizer
 
 UNICODE = [
@@ -82,6 +85,8 @@ def test_hostile_unicode_comes_back_byte_for_byte(tmp_path, tokenizer):
         ("a.txt", b"", "among 1 documents"),
         ("a.jsonl", b'{"text": "lone \\ud800 surrogate"}\n', "expected text that UTF-8 can hold"),
         ("a.csv", "text\nna\u00efve\n".encode("latin-1"), "expected CSV in UTF-8"),
+        ("a.csv", b"text\n" + b"plain\n" * 59 + b"na\xefve\n" + b"plain\n" * 9, "line 61: .*0xef; convert it with: iconv -f"),
+        ("a.txt", b"na\xefve", "0xef at offset 2; convert it with: iconv -f ENCODING -t utf-8"),
         ("a.jsonl", b'{"text": "x"}\n{broken\n', "line 2"),
         ("a.jsonl", b'{"body": "x"}\n', "--text_column"),
         ("a.csv", b"id,body\n1,x\n", "expected a column 'text', found: id, body"),
@@ -99,7 +104,32 @@ def test_bad_files_are_refused(tmp_path, name, content, expect):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=expect):
         prepared(tmp_path, "--input", tmp_path / name)
-    assert not list((tmp_path / "out").iterdir()), "something was left behind"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK], "something was left behind"
+
+
+def test_a_row_of_parquet_that_is_no_utf8_is_named(tmp_path):
+    texts = pa.array([b"plain"] * 60 + [b"na\xefve"]).cast(pa.binary())
+    column = pa.StringArray.from_buffers(len(texts), *texts.buffers()[1:])
+    pyarrow.parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a.parquet, row 61: expected text in UTF-8, found: byte 0xef"):
+        prepared(tmp_path, "--input", tmp_path / "a.parquet")
+
+
+def test_names_hold_any_bytes(tmp_path):
+    """In files that are named, and in folders; documents stay apart, and a run that goes on knows its files."""
+    for name in (b"a\xff.txt", b"a\xfe.txt"):
+        text = b"".join(b"%d of %d words, to the end. " % (n * n, name[1]) for n in range(300))
+        (tmp_path / os.fsdecode(name)).write_bytes(text)
+    for words in ([tmp_path], [tmp_path / os.fsdecode(b"a\xff.txt"), tmp_path / os.fsdecode(b"a\xfe.txt")]):
+        out = prepared(tmp_path, "--input", *words)
+        documents = {row["doc"].split("#")[0] for name in SPLITS.values() for row in rows(out / name)}
+        assert documents == {f"{tmp_path}/a\\xff.txt", f"{tmp_path}/a\\xfe.txt"}
+    assert [Path(name) for name in read_json(out / "dataset_info.json", SCHEMA, "")["args"]["input"]] == words
+    before = split_bytes(out)
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", io.StringIO())
+        prepared(tmp_path / os.fsdecode(b"\xff"), "--input", tmp_path)
+    assert split_bytes(out) == before
 
 
 def test_columns_that_are_not_text_are_refused_and_numbers_in_csv_are_text(tmp_path):

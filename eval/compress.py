@@ -33,10 +33,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from data.artifacts import InputError, Parser, bounded, run
+from data.letters import shown
+from data.limits import BATCH, PRICE
 from eval.compressor import GOALS, Compressed, Compressor
 from eval.container import SUFFIX, make_container, plain_payload, restore_file, weights_of
 from eval.deciding import DEFAULT_RATIO
-from eval.files import ROWS, Output, called, decoded, groups, json_lines, read_bytes, sources, targets
+from eval.files import ROWS, STD, Output, called, decoded, groups, json_lines, read_bytes, sources, targets
 from eval.lossless import encode, payload_size
 from eval.protect import Protection, read_names
 from eval.view import page
@@ -52,8 +54,8 @@ COMPRESSING = ("keep_ratio", "price", "unit", "lossless", *TEXT_ONLY)  # flags t
 
 
 def parse_args(argv=None):
-    parser = Parser(__doc__)
-    add, positive = parser.add_argument, bounded(int, 1, 10**9)
+    parser = Parser(__doc__, any_bytes=("input", "restore", "output", "html", "keep_names"))
+    add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", help="what to compress: a file, a folder, a pattern such as 'notes/*.txt', or - for stdin")
     what.add_argument("--restore", metavar="FILE", help="compressed text to restore, from it alone; - for stdin")
@@ -62,7 +64,7 @@ def parse_args(argv=None):
     ask.add_argument("--keep_ratio", type=bounded(float, 1e-6, 1), default=None,
                      help=f"tokens kept per original token, at most; {DEFAULT_RATIO} if nothing is asked for")
     ask.add_argument("--target_tokens", type=bounded(int, 0, 10**12), default=None, help="tokens kept of every text, at most")
-    ask.add_argument("--price", type=bounded(float, 0, 10**6, open_ends=True), default=None,
+    ask.add_argument("--price", type=PRICE, default=None,
                      help="what a token costs to send, λ in nats: what is dearer to restore stays, however much that is")
     add("--goal", choices=GOALS, default=None,
         help="what the text is sent for: to be restored, the default, or for a language model that reads it, a prompt")
@@ -81,7 +83,7 @@ def parse_args(argv=None):
     add("--model_path", type=Path, default=Path(RELEASED), help="agent: a directory, or a file written by rl/train.py")
     add("--reconstructor_path", type=Path, default=None,
         help="directory of the reconstructor, if it is not where the agent's file says, or if another one restores")
-    add("--batch_size", type=positive, default=8, help="windows of text per forward pass")
+    add("--batch_size", type=BATCH, default=8, help="windows of text per forward pass")
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
@@ -144,7 +146,7 @@ def compress_texts(args, compressor, outputs):
             explain(each.reasons)
             if args.html:
                 with Output(args.html) as output:
-                    output.write(page(compressor, Path(called(path)).name, text).encode("utf-8"))
+                    output.write(page(compressor, shown(Path(called(path)).name), text).encode("utf-8"))
 
 
 def compress_bytes(args, compressor, outputs):
@@ -201,6 +203,10 @@ def main(argv=None):
     rows = {path: output for path, output in outputs.items() if of_rows(path)}
     if args.html and (len(outputs) > 1 or rows):
         raise InputError(f"--html {args.html}: expected one text to show, found {given}; name a file of text")
+    apart = {name: vars(args)[name].resolve() for name in ("html", "keep_names") if vars(args)[name]}
+    taken = {Path(path).resolve() for path in (*outputs, *outputs.values()) if path != STD}
+    if clash := [name for name, path in apart.items() if path in taken] or ["html"] * (len({*apart.values()}) < len(apart)):
+        raise InputError(f"--{clash[0]} {apart[clash[0]]}: expected another file than those of the other flags; name another")
     compressor = Compressor(args.model_path, args.device, protection=protection_of(args), **settings, **ask)
     if args.restore:
         restore_files(args, compressor, outputs)

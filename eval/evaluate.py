@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json, write_text
+from data.limits import RATIO
 from eval.choosing import best_variant
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, Agent, build_opponents
@@ -51,7 +52,7 @@ def parse_args(argv=None):
     add("--methods", nargs="+", choices=OPPONENTS, default=list(CHEAP),
         help="what the agent is compared with; verified-once asks the reconstructor once per text, as the agent does, "
         "verified-twice twice, mean-nats dozens of times")
-    add("--keep_ratios", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.9, 0.7, 0.5],
+    add("--keep_ratios", type=RATIO, nargs="+", default=[0.9, 0.7, 0.5],
         help="kept tokens per original token, between 0 and 1")
     add("--num_examples", type=bounded(int, 0, 10**6), default=10, help="texts written out as sent and as restored")
     return parser.parse_args(argv)

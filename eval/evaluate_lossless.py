@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.artifacts import SEED, Parser, bounded, make_output_dir, run, write_json
+from data.artifacts import SEED, Parser, make_output_dir, run, write_json
+from data.limits import COUNT, RATIO
 from data.sequences import load_sequences
 from eval.compressor import Compressor
 from eval.container import make_container, weights_of
@@ -57,9 +58,9 @@ def parse_args(argv=None):
     add("--data_path", type=Path, nargs="+", default=[Path("data/processed/test_data.json")],
         help="held-out sequences of data/prepare.py, one file for each corpus")
     add("--output_dir", type=Path, default=Path("eval/test_output"), help="directory for lossless_results.json")
-    add("--keep_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.7,
+    add("--keep_ratio", type=RATIO, default=0.7,
         help="kept tokens per original token, of the agent")
-    add("--tokens", type=bounded(int, 1, 10**9), default=2000, help="tokens of each corpus: whole documents, the last one cut")
+    add("--tokens", type=COUNT, default=2000, help="tokens of each corpus: whole documents, the last one cut")
     add("--seed", type=SEED, default=42, help="seeds the order of the documents")
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)

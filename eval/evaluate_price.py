@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from data.artifacts import Parser, bounded, make_output_dir, run, write_json
+from data.artifacts import Parser, make_output_dir, run, write_json
+from data.limits import PRICE
 from eval.choosing import Rules
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, build_opponents
@@ -46,7 +47,7 @@ def parse_args(argv=None):
     add("--methods", nargs="+", choices=(*OPPONENTS, SEARCH, LOCAL), default=[*CHEAP, "verified-once", SEARCH],
         help="what the agent is compared with; verified: masks searched for with the reconstructor; search: local search from "
              "the best of these; the last two and mean-nats take long")
-    add("--prices", type=bounded(float, 0, 100, open_ends=True), nargs="+", default=[3.0, 6.0], help="λ, nats per token saved")
+    add("--prices", type=PRICE, nargs="+", default=[3.0, 6.0], help="λ, nats per token saved")
     return parser.parse_args(argv)
 
 

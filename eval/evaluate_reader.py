@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
+from data.artifacts import InputError, Parser, make_output_dir, run, write_json
+from data.limits import BATCH, COUNT, RATIO
 from eval.contexts import METHODS, Contexts, Passage, taught, ways
 from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, JUDGED, SAMPLES, TEST, Bootstrap, correct, difference
@@ -49,14 +50,13 @@ def parse_args(argv=None):
     add = parser.add_argument
     add_model_flags(add, "reader_results.json")
     parser.set_defaults(against=[], gaps=None, unit=None)
-    positive = bounded(int, 1, 10**9)
     add("--reader", default="smollm2", help="causal LM: a directory, a name in the hub, or smollm2 or gemma3, of PyPI packages")
-    add("--reader_batch", type=positive, default=8, help="texts per forward pass of the reader")
+    add("--reader_batch", type=BATCH, default=8, help="texts per forward pass of the reader")
     add("--questions", type=Path, default=QUESTIONS, help="JSON Lines with context, question, answer")
     add("--split", choices=("choose", "report", "all"), default="report",
         help="choose: every variant, on the passages to choose with; all: the chosen ones, on all passages")
-    add("--num_questions", type=positive, default=200, help="questions, drawn at random; all if there are fewer")
-    add("--budgets", type=bounded(float, 0, 1, open_ends=True), nargs="+", default=[0.8, 0.7, 0.5, 0.3],
+    add("--num_questions", type=COUNT, default=200, help="questions, drawn at random; all if there are fewer")
+    add("--budgets", type=RATIO, nargs="+", default=[0.8, 0.7, 0.5, 0.3],
         help="reader's tokens per token of the passage, between 0 and 1")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS),
         help="contexts beside full and none; restored needs a reconstructor that restores from the kept tokens alone")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data.artifacts import SEED, InputError, bounded, different_setting, read_json
+from data.limits import BATCH, COUNT
 from data.sequences import SPLITS, load_sequences, pad_batch
 from eval.methods import AGAINST, OPPONENTS, Agent
 from eval.restored import restored_row
@@ -45,7 +46,6 @@ def add_model_flags(add, writes):
 
 def add_flags(add, writes):
     """The flags of every evaluation on held-out sequences; `writes` names its files."""
-    positive = bounded(int, 1, 10**9)
     add_model_flags(add, writes)
     add("--against", type=Path, nargs="+", default=[],
         help="agents of other trainings with the same reconstructor: those that were trained alike are one method, named by what "
@@ -53,11 +53,11 @@ def add_flags(add, writes):
     add("--gaps", choices=GAPS, default=None,
         help="whether the receiver has to find where tokens are missing, or is told; default: as in the agent's training")
     add("--unit", choices=DECIDED, default=None, help="what one decision is about, of every method; default: as of the agent")
-    add("--num_sequences", type=positive, default=100, help="texts, drawn at random; all if there are fewer")
+    add("--num_sequences", type=COUNT, default=100, help="texts, drawn at random; all if there are fewer")
     add("--max_length", type=bounded(int, 2, 10**6), default=None,
         help="tokens per text, longer ones are cut into several; default: the agent's training length")
-    add("--tune_sequences", type=positive, default=24, help="validation texts on which what other methods leave open is chosen")
-    add("--batch_size", type=positive, default=20, help="texts per forward pass")
+    add("--tune_sequences", type=COUNT, default=24, help="validation texts on which what other methods leave open is chosen")
+    add("--batch_size", type=BATCH, default=20, help="texts per forward pass")
 
 
 class Corpus:

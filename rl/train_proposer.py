@@ -26,7 +26,9 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from tqdm import tqdm
 
-from data.artifacts import SEED, Parser, bounded, make_output_dir, run, stamped, write_json
+from data.artifacts import SEED, Parser, bounded, run, stamped, write_json
+from data.limits import COUNT, check_memory
+from data.scratch import claimed, keep_apart
 from data.sequences import pad_batch
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import SCHEMA as AGENT_SCHEMA
@@ -58,12 +60,11 @@ THRESHOLDS = (0.5, 0.4, 0.3, 0.2)  # of the probability of keeping: to hide a de
 def parse_args(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
-    positive = bounded(int, 1, 10**9)
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training texts, val_data.json beside")
     add("--reconstructor_path", type=Path, default=Path("models/reconstructor/fine-tuned"), help="as of rl/train.py")
     add("--output_dir", type=Path, default=Path("models/agent/output/proposer"), help="directory to write")
-    add("--num_texts", type=positive, default=1000, help="training texts, each with one λ, log-uniform as the agent's")
-    add("--eval_sequences", type=positive, default=96, help="validation texts, each with one λ")
+    add("--num_texts", type=COUNT, default=1000, help="training texts, each with one λ, log-uniform as the agent's")
+    add("--eval_sequences", type=COUNT, default=96, help="validation texts, each with one λ")
     add("--epochs", type=bounded(int, 1, 1000), default=4, help="passes over the texts; later ones predict no better")
     add("--gaps", choices=GAPS, default=GAPS[0], help="whether the receiver has to find where tokens are missing, or is told")
     add("--unit", choices=DECIDED, default=DECIDED[0], help="what one decision is about")
@@ -174,11 +175,19 @@ def J_by_threshold(policy, examples):
 
 def main(argv=None):
     args = parse_args(argv)
+    keep_apart(args.output_dir, reconstructor_path=args.reconstructor_path, data_path=args.data_path.parent)
+    with claimed(args.output_dir):
+        propose(args)
+
+
+def propose(args):
+    """Verify masks, learn them, and write the proposer."""
     start, processor = time.monotonic(), time.process_time()
     reconstructor = Reconstructor.load(args.reconstructor_path, find_device(args.device), args.gaps)
     texts, validation, length = open_splits(args, reconstructor)
     policy = build_proposer(args, reconstructor, token_counts(texts, reconstructor.vocab_size))
-    make_output_dir(args.output_dir)
+    remedy = "give fewer, or a smaller --max_length to data/prepare.py"
+    check_memory(args.num_texts * length * policy.reader.states * 2, f"--num_texts {args.num_texts}", remedy)
     examples, held_out = (
         verified_examples(some, policy.prices, count, seed, policy.reader, args.quiet)
         for some, count, seed in ((texts, args.num_texts, args.seed), (validation, len(validation), HELD_OUT_SEED))

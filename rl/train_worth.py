@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, sha256_of
+from data.artifacts import SEED, InputError, Parser, bounded, run, sha256_of
+from data.scratch import claimed, keep_apart
 from data.sequences import pad_batch
 from models.agent.files import TrainedAgent, load_policy
 from models.agent.worth import Worth
@@ -126,12 +127,16 @@ def train(rows, states, args):
 
 def main(argv=None):
     args = parse_args(argv)
+    keep_apart(args.output_dir, model_path=args.model_path)
     policy = load_policy(args.model_path, find_device(args.device))
+    keep_apart(args.output_dir, reconstructor_path=policy.reader.reconstructor.directory)
     rows = load_reads(args.reads)
     pooled(rows, policy.reader, args.reads)
-    policy.reader.worth, history = train(rows, policy.reader.states, args)
-    policy.config = {**policy.config, "worth": {"reads": sha256_of(args.reads), "texts": len(rows), "explained": history[-1]}}
-    TrainedAgent(policy).save_pretrained(make_output_dir(args.output_dir))
+    with claimed(args.output_dir):
+        policy.reader.worth, history = train(rows, policy.reader.states, args)
+        of_reads = {"reads": sha256_of(args.reads), "texts": len(rows), "explained": history[-1]}
+        policy.config = {**policy.config, "worth": of_reads}
+        TrainedAgent(policy).save_pretrained(args.output_dir)
     after = ", ".join(f"{share:.3f}" for share in history)
     print(f"{len(rows):,} texts; explained of what is lost of held-out texts, by epoch: {after}; written to {args.output_dir}")
 

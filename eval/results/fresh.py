@@ -22,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
+from data.artifacts import InputError, Parser, make_output_dir, run, write_json
+from data.limits import COUNT
 from data.prepare import UNITS
+from data.partial import check_place
 from data.sequences import INFO, SCHEMA, SPLITS, SequenceWriter, load_info, load_sequences
 from models.reconstructor.tokenizer import BASE_MODEL, load_tokenizer, text_vocab_size
 
@@ -81,14 +83,14 @@ def runs(text):
 
 
 def main(argv=None):
-    parser, positive = Parser(__doc__), bounded(int, 1, 10**9)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--input", type=Path, nargs="+", required=True, help="folders with the test splits of kinds, named by the kinds")
     add("--used", type=Path, nargs="*", default=[], help="more folders whose test splits results were made from")
     add("--mixture", type=Path, default=Path("data/processed/mixed"), help="data set that the agent was trained on")
     add("--output_dir", type=Path, default=Path("data/processed/fresh"), help="directory for a data set of every kind")
-    add("--documents", type=positive, default=20, help="documents of every kind, at least, if there are as many")
-    add("--texts", type=positive, default=40, help="texts of every kind, at least, if there are as many")
+    add("--documents", type=COUNT, default=20, help="documents of every kind, at least, if there are as many")
+    add("--texts", type=COUNT, default=40, help="texts of every kind, at least, if there are as many")
     args = parser.parse_args(argv)
     tokenizer, info = load_tokenizer(BASE_MODEL), load_info(args.mixture / SPLITS["test"])
     identity, size = info["tokenizer"]["fingerprint"], text_vocab_size(tokenizer)
@@ -99,7 +101,7 @@ def main(argv=None):
         chosen, folder = choose(kinds[path.name][0], seen, args), args.output_dir / path.name
         if not chosen:
             raise InputError(f"{path}: expected test documents that no result was made from, found none; leave it out")
-        make_output_dir(folder)
+        check_place(make_output_dir(folder))
         validation, order = texts_of(path / SPLITS["val"], identity)
         rows = {"val": [(name, i, validation[name][i]) for name, i in order], "test": chosen}
         splits = {"train": info["splits"]["train"]}
@@ -110,7 +112,8 @@ def main(argv=None):
             writer.close()
             splits[split] = {"file": SPLITS[split], **writer.statistics()}
         train = folder / SPLITS["train"]
-        train.unlink(missing_ok=True)
+        if train.is_symlink():
+            train.unlink()
         train.symlink_to((args.mixture / SPLITS["train"]).resolve())
         about = {"source": "mixed", "max_length": info["max_length"], "tokenizer": info["tokenizer"]}
         write_json(folder / INFO, SCHEMA, args, UNITS, **about, splits=splits)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from data.artifacts import SEED, Parser, bounded, run, write_json
+from data.limits import BATCH, LEARNING_RATE, RATIO
 from data.sequences import load_sequences, pad_batch
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
 from models.reconstructor.reconstructor import Reconstructor, find_device
@@ -37,12 +38,12 @@ def parse_args(argv=None):
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training sequences")
     add("--base_model", default=BASE_MODEL, help="directory or hub name of the causal LM")
     add("--max_length", type=bounded(int, 2, 10**6), default=128, help="tokens per text, longer ones are cut into several")
-    add("--batch_size", type=bounded(int, 1, 10**6), default=8, help="texts per step")
+    add("--batch_size", type=BATCH, default=8, help="texts per step")
     add("--steps", type=bounded(int, 1, 10**6), default=5, help="optimiser steps per turn")
     add("--turns", type=bounded(int, 1, 10**6), default=6, help="turns of each")
-    add("--mask_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.3, help="centre of the mask ratios")
+    add("--mask_ratio", type=RATIO, default=0.3, help="centre of the mask ratios")
     add("--mask_spread", type=bounded(float, 0, 1), default=0.25, help="half width of the mask ratios")
-    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=4e-4, help="learning rate of both")
+    add("--learning_rate", type=LEARNING_RATE, default=4e-4, help="learning rate of both")
     add("--device", default="cpu", help="cpu, cuda, mps or auto")
     add("--use_amp", action="store_true", help="bfloat16 by autocast for both, instead of float32")
     add("--output", type=Path, help="JSON file for the figures")

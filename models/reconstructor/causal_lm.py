@@ -27,7 +27,7 @@ def load_causal_lm(name_or_dir):
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"no causal language model at '{name_or_dir}': expected a directory with config.json and model.safetensors, or the "
-            f"name of a model in the Hugging Face hub or cache ({reason_of(error)})"
+            f"name of a model in the Hugging Face hub or cache ({reason_of(error).split(' For details look at')[0]})"
         ) from None
     check_tensors(name_or_dir, model, found)
     return model

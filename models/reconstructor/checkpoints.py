@@ -8,12 +8,14 @@ data/scratch.py: what does not is never deleted.
 import json
 import os
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data.artifacts import InputError, reason_of, sha256_of
+from data.room import on_full_disk
 from data.scratch import MARK, make_scratch, remove_scratch
 
 STATE = "state.pt"
@@ -28,12 +30,24 @@ def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
     Path(directory).mkdir(parents=True, exist_ok=True)
     remove_scratch(aside)  # of a run that was killed
     make_scratch(aside)
-    torch.save(state, aside / STATE)
-    fill(aside)
-    (aside / MANIFEST).write_text(json.dumps(checksums(aside), indent=1) + "\n", encoding="utf-8")
+    with on_full_disk(final):
+        torch.save(state, aside / STATE)
+        fill(aside)
+        (aside / MANIFEST).write_text(json.dumps(checksums(aside), indent=1) + "\n", encoding="utf-8")
     remove_scratch(final)
     os.replace(aside, final)
     remove_checkpoints(by_age(directory)[:-limit])
+
+
+@contextmanager
+def resumable(directory):
+    """An interrupt inside says what there is to go on with in `directory`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        found = by_age(directory)
+        whole = f"{found[-1]} is whole: go on with the same command and --resume" if found else ""
+        raise KeyboardInterrupt(whole or "no checkpoint was saved yet: begin anew") from None
 
 
 def remove_checkpoints(paths):

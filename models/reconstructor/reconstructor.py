@@ -19,6 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from data.artifacts import InputError, read_json, write_json
+from data.room import on_full_disk
 from models.reconstructor.causal_lm import check_head, load_causal_lm
 from models.reconstructor.gaps import GAPS, GapHead, at_places, load_gap_head, save_gap_head, send, shares
 from models.reconstructor.loss import read_logits, summed_nats
@@ -153,8 +154,9 @@ class Reconstructor(torch.nn.Module):
 
     def save(self, directory, **record):
         """Write a checkpoint that stock transformers classes load, and `reconstructor.json` with `record`."""
-        self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+        with on_full_disk(directory):
+            self.model.save_pretrained(directory)
+            self.tokenizer.save_pretrained(directory)
         if self.gap_head is not None:
             save_gap_head(self.gap_head, directory, self.model.dtype)
         write_json(

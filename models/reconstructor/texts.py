@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from data.artifacts import InputError
+from data.limits import check_memory
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
 from models.reconstructor.causal_lm import load_causal_lm
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
@@ -15,6 +16,7 @@ from models.reconstructor.tokenizer import locate
 from models.reconstructor.words import Words
 
 HELD_OUT_SEED = 0  # draws the validation texts, the same for every --seed
+ACTIVATIONS = 64  # bytes that a forward pass keeps of a number of a layer, about
 COUNTED_TEXTS = 20_000  # texts that token frequencies are counted on
 FREQUENCY_SHARE, NOISE = 0.5, (0.3, 3.0)  # of masks without a policy where gaps are found: by word frequency plus so many nats
 
@@ -37,6 +39,13 @@ def open_splits(args, reconstructor):
     held_out = load_sequences(args.data_path.parent / SPLITS["val"], reconstructor.fingerprint, length)
     chosen = np.random.default_rng(HELD_OUT_SEED).permutation(len(held_out))[: args.eval_sequences]
     return train, [held_out[int(i)] for i in chosen], length
+
+
+def check_batch(args, config, tokens):
+    """Raises InputError if, on a CPU, a forward pass of so many tokens can't be kept for its gradients."""
+    if args.device == "cpu" and not args.gradient_checkpointing:
+        size = tokens * config.num_hidden_layers * config.hidden_size * ACTIVATIONS
+        check_memory(size, f"--batch_size {args.batch_size}", "give a smaller one and --gradient_accumulation_steps")
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,9 +19,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, sha256_of, write_json
+from data.limits import BATCH, COUNT, LEARNING_RATE, RATIO
 from data.scratch import claimed, keep_apart
 from data.sequences import pad_batch
-from models.reconstructor import checkpoints
+from models.reconstructor import checkpoints, texts
 from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
 from models.reconstructor.texts import Rarity, draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
@@ -31,8 +32,7 @@ from models.reconstructor.words import DECIDED
 SCHEMA = "rltc.finetuning/1"
 UNITS = {
     "loss": "nats, of gaps, too, per masked token", "nats": "nats per masked token", "top1": "share of masked tokens restored",
-    "gaps": "nats of gaps per original token",
-    "learning_rate": "AdamW's", "tokens_per_second": "tokens of text per second, over all processes",
+    "gaps": "nats of gaps per original token", "learning_rate": "AdamW's", "tokens_per_second": "of text, over all processes",
 }
 EVAL_MASK_RATIOS = (0.1, 0.3, 0.5)
 FREE = (  # flags that may change when a run goes on; of batches only the size of a step counts
@@ -49,16 +49,16 @@ def parse_args(argv, devices, doc):
     """The command line of both scripts; of the `devices` that a script offers the first is the default."""
     parser = Parser(doc)
     add = parser.add_argument
-    count, share = bounded(int, 1, 10**9), bounded(float, 0, 1)
+    share = bounded(float, 0, 1)
     add("--data_path", type=Path, default=Path("data/processed/processed_data.json"), help="training texts")
     add("--output_dir", type=Path, default=Path("models/reconstructor/fine-tuned"), help="directory to write")
     add("--base_model", default=BASE_MODEL, help="directory or hub name of the causal LM to start from, e.g. gpt2")
-    add("--epochs", type=bounded(float, 0, 10**6, open_ends=True), default=3.0, help="passes over the training texts")
+    add("--epochs", type=bounded(float, 1e-6, 10**6), default=3.0, help="passes over the training texts")
     add("--max_steps", type=bounded(int, -1, 10**9), default=-1, help="optimiser steps; 0 or less: as --epochs says")
-    add("--batch_size", type=count, default=8, help="texts per device and forward pass")
-    add("--gradient_accumulation_steps", type=count, default=1, help="forward passes per optimiser step")
+    add("--batch_size", type=BATCH, default=8, help="texts per device and forward pass")
+    add("--gradient_accumulation_steps", type=COUNT, default=1, help="forward passes per optimiser step")
     add("--max_length", type=bounded(int, 2, 10**6), help="tokens per text, longer ones are cut; default: as in the data")
-    add("--mask_ratio", type=bounded(float, 0, 1, open_ends=True), default=0.3, help="centre of the mask ratios drawn per text")
+    add("--mask_ratio", type=RATIO, default=0.3, help="centre of the mask ratios drawn per text")
     add("--mask_spread", type=share, default=0.25, help="half width of the mask ratios, so that one model serves every rate")
     add("--span_share", type=share, default=0.2, help="share of texts masked in spans instead of single tokens")
     add("--gaps", choices=GAPS, default=GAPS[0],
@@ -69,7 +69,7 @@ def parse_args(argv, devices, doc):
     add("--unit", choices=DECIDED, default=DECIDED[0], help="what one decision of such a method is about; an agent knows its own")
     add("--policy_share", type=share, default=0.5, help="share of texts masked by --mask_policy, at mask ratios as of the others")
     add("--attention", choices=ATTENTION, default=ATTENTION[0], help="whether a token looks at the whole text")
-    add("--learning_rate", type=bounded(float, 0, 1, open_ends=True), default=4e-4, help="AdamW's, at its peak")
+    add("--learning_rate", type=LEARNING_RATE, default=4e-4, help="AdamW's, at its peak")
     add("--warmup_ratio", type=share, default=0.05, help="share of the steps in which the rate rises; then it falls to 0")
     add("--weight_decay", type=bounded(float, 0, 10), default=0.01, help="decoupled weight decay of matrices")
     add("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, more time")
@@ -77,11 +77,11 @@ def parse_args(argv, devices, doc):
     add("--use_amp", action="store_true", help="automatic mixed precision on CUDA, or a CPU with bfloat16 instructions")
     add("--amp_dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of --use_amp on CUDA, where it has both")
     add("--device", choices=devices, default=devices[0], help="where to train")
-    add("--eval_steps", type=count, default=200, help="optimiser steps between validations")
-    add("--eval_sequences", type=count, default=128, help=f"validation texts, scored at mask ratios {EVAL_MASK_RATIOS}")
-    add("--save_steps", type=count, default=500, help="optimiser steps between checkpoints")
-    add("--save_total_limit", type=count, default=2, help="newest checkpoints to keep")
-    add("--logging_steps", type=count, default=10, help="optimiser steps between TensorBoard points")
+    add("--eval_steps", type=COUNT, default=200, help="optimiser steps between validations")
+    add("--eval_sequences", type=COUNT, default=128, help=f"validation texts, scored at mask ratios {EVAL_MASK_RATIOS}")
+    add("--save_steps", type=COUNT, default=500, help="optimiser steps between checkpoints")
+    add("--save_total_limit", type=COUNT, default=2, help="newest checkpoints to keep")
+    add("--logging_steps", type=COUNT, default=10, help="optimiser steps between TensorBoard points")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
     add("--seed", type=SEED, default=42, help="seeds order, masks and dropout")
     add("--quiet", action="store_true", help="no progress bar")
@@ -105,10 +105,10 @@ def mixed_precision(args):
 
 
 def fine_tune(args):
-    """Train as the command line says; no other run may write to its --output_dir meanwhile. Returns the last metrics."""
+    """Train as the command line says, alone in its --output_dir. Returns the last metrics."""
     keep_apart(args.output_dir, base_model=locate(args.base_model), mask_policy=args.mask_policy)
     training = Training(args)
-    with claimed(args.output_dir):
+    with claimed(args.output_dir), checkpoints.resumable(args.output_dir):
         return training.run()
 
 
@@ -126,7 +126,8 @@ class Training:
             self.reconstructor = Reconstructor.load(checkpoint, gaps=args.gaps)
         else:
             self.reconstructor = Reconstructor.from_base(args.base_model, args.attention, args.gaps)
-        self.texts, self.validation, _ = open_splits(args, self.reconstructor)
+        self.texts, self.validation, length = open_splits(args, self.reconstructor)
+        texts.check_batch(args, self.reconstructor.model.config, min(args.batch_size, len(self.texts)) * length)
         self.data = sha256_of(args.data_path)
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
         self.accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=precision)

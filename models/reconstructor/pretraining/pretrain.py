@@ -34,7 +34,10 @@ import numpy as np
 import torch
 from transformers import GPT2LMHeadModel
 
-from data.artifacts import SEED, InputError, Parser, bounded, command_line, make_output_dir, run, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, command_line, run, write_json
+from data.limits import check_memory
+from data.scratch import claimed
+from models.reconstructor.checkpoints import resumable
 from models.reconstructor.gaps import GapHead
 from models.reconstructor.loss import summed_nats
 from models.reconstructor.pretraining.checkpoints import MADE_BY, SCHEMA, go_on, gpt2_config, save_base, save_checkpoint
@@ -53,6 +56,7 @@ UNITS = {
 SHARES = {"causal": 0.45, "masked": 0.4, "gaps": 0.15}  # of the windows, and of the loss
 LONG_SHARE = 0.1  # last share of the run, in long windows
 WEIGHT_DECAY = 0.1  # of the hidden matrices
+WEIGHT = 16  # bytes that a weight takes in training, with its gradient and what the optimiser keeps
 WARMUP_STEPS = 100
 EARLY = 50  # a step at which everything is evaluated and saved once, so that a fault shows at once
 
@@ -239,7 +243,7 @@ def parse_args(argv=None):
     add("--cooldown", type=bounded(float, 0, 1), default=0.5, help="last share of the run, in which the rates fall to zero")
     add("--average", type=bounded(float, 0, 1), default=0.998, help="what stays of the weights' moving average in a step, 0 to 1")
     add("--max_steps", type=bounded(int, 1, 10**9), default=10**6, help="optimiser steps, at most")
-    add("--max_minutes", type=bounded(float, 0, 10**6, open_ends=True), default=60.0,
+    add("--max_minutes", type=bounded(float, 1e-6, 10**6), default=60.0,
         help="minutes of training, at most; the learning rate follows whichever limit is nearer")
     add("--eval_minutes", type=bounded(float, 0, 10**6), default=0.75, help="minutes between evaluations; each saves the run")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
@@ -256,13 +260,15 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    make_output_dir(args.output_dir)
     if args.device == "cuda":
         torch.set_float32_matmul_precision("high")
-    training = Pretraining(args)
-    millions, kinds = sum(p.numel() for p in training.model.parameters()) / 1e6, training.train_text.length
-    print(f"{millions:.1f} M parameters, {int(kinds.sum()):,} training tokens of {len(kinds)} kinds", flush=True)
-    training.train()
+    size = args.n_embd * (12 * args.n_layer * args.n_embd + args.n_positions) * WEIGHT
+    check_memory(size, f"--n_layer {args.n_layer} --n_embd {args.n_embd} --n_positions {args.n_positions}", "give smaller ones")
+    with claimed(args.output_dir), resumable(args.output_dir):
+        training = Pretraining(args)
+        millions, kinds = sum(p.numel() for p in training.model.parameters()) / 1e6, training.train_text.length
+        print(f"{millions:.1f} M parameters, {int(kinds.sum()):,} training tokens of {len(kinds)} kinds", flush=True)
+        training.train()
     print(f"written to {args.output_dir}")
 
 
