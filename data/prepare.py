@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_json
 from data.mixed import EMBEDDED, MixedDocuments
-from data.partial import Partial, Resumable
+from data.partial import COUNTS, Partial, Resumable
 from data.pipeline import Pieces, in_pieces, write_splits
 from data.reddit import RedditDocuments
 from data.sequences import SCHEMA, SPLITS, SequenceWriter
@@ -39,7 +39,6 @@ UNITS = {
     "splits.*.mean": "tokens per sequence", "splits.*.longest": "tokens",
     "splits.*.parts": "documents, sequences and tokens of each part of a mixture",
 }
-COUNTS = ("read", "blank", "duplicates", "near_duplicates", "other_subreddits", "short")
 
 
 def check_splits(writers, counts, source, args):

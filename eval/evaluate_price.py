@@ -25,12 +25,13 @@ from eval.choosing import Rules
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, TEST, Bootstrap, correct, difference, reward
+from eval.records import PRICE
 from eval.report import estimate, interval, markdown, number, paired, sentences
 from eval.search import LOCAL, room
 from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import verify
 
-SCHEMA = "rltc.price_evaluation/4"
+SCHEMA = PRICE.schema
 UNITS = {
     "J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token",
     "interval": INTERVAL, "p": TEST,
