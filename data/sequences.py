@@ -170,7 +170,8 @@ def check_tokens(dataset, vocab_size, path, remedy):
     column = dataset.data.column("tokens")
     fields = {name: dataset.data.column(name) for name in dataset.column_names} | {"token": pc.list_flatten(column)}
     if absent := [name for name, values in fields.items() if values.null_count]:
-        raise InputError(f"{path}: expected {', '.join(dataset.column_names)} in each line, found one without {absent[0]}; {remedy}")
+        names = ", ".join(dataset.column_names)
+        raise InputError(f"{path}: expected {names} in each line, found one without {absent[0]}; {remedy}")
     if pc.min(pc.list_value_length(column)).as_py() in (None, 0):
         raise InputError(f"{path}: expected at least one token in each sequence, found an empty one; {remedy}")
     extremes = pc.min_max(fields["token"]).as_py()

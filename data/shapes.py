@@ -1,8 +1,8 @@
 """What a record that is read must look like: the one place where its keys and the kinds of its values are checked.
 
 A shape is a Kind; a dict of shapes by key, of which those that end in "?" may be missing, and which may have others besides; a
-dict {ANY_KEY: shape}, all of whose values have one; a list [shape], of any length; [shape, ...], of one or more; or a tuple of shapes, a list of that length.
-A reader's shape has the keys that the reader uses.
+dict {ANY_KEY: shape}, all of whose values have one; a list [shape], of any length; [shape, ...], of one or more; or a tuple of
+shapes, a list of that length. A reader's shape has the keys that the reader uses.
 """
 
 import math
@@ -29,9 +29,10 @@ def among(*values):
     return Kind(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
 
 
-def optional(kind):
-    """A Kind, or null."""
-    return Kind(f"{kind.says}, or null", lambda value: value is None or kind.holds(value))
+def optional(shape):
+    """What has a shape, or null."""
+    says = shape.says if isinstance(shape, Kind) else f"{'an object' if isinstance(shape, dict) else 'a list'} as others have it"
+    return Kind(f"{says}, or null", lambda value: value is None or not flaw(value, shape))
 
 
 def is_number(value):

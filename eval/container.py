@@ -43,11 +43,17 @@ def checksum(record):
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def weights_and_head(reconstructor):
+    """Of the identity of a reconstructor what a container has: a restored text is known by its own hash."""
+    known = identity(reconstructor.directory, "found")
+    return {name: known[name] for name in ("sha256", "gap_head")}
+
+
 def weights_of(agent_path, reconstructor):
     """Names and SHA-256 of an agent, a directory or a file, and of its reconstructor, as a container has them."""
     path = Path(locate(agent_path))
     names = {"agent": str(agent_path), "reconstructor": str(reconstructor.directory)}
-    digests = {"agent": {"sha256": sha256_of(path)}, "reconstructor": identity(reconstructor.directory, "found")}
+    digests = {"agent": {"sha256": sha256_of(path)}, "reconstructor": weights_and_head(reconstructor)}
     return {part: {"name": names[part], **digests[part]} for part in names}
 
 
@@ -91,7 +97,7 @@ def read_container(name, content):
 
 def check_weights(record, reconstructor, force=False):
     """Raises InputError unless a reconstructor has the weights that a container was made with; `force` lets others through."""
-    named, ours = record["reconstructor"], identity(reconstructor.directory, "found")
+    named, ours = record["reconstructor"], weights_and_head(reconstructor)
     for name, kind in {"sha256": "weights", "gap_head": "gap head"}.items():
         if named[name] != ours[name] and not force:
             raise InputError(

@@ -63,6 +63,6 @@ def checked(path, record):
         check_shape(path, record, kind.shape, remedy)
         if kind is EVALUATION:  # how it is judged depends on what the receiver has to find
             judged = JUDGED[record.get("gaps", "told")]
-            figures = {"results": [dict.fromkeys(judged, FIGURE)], "differences": [dict.fromkeys(judged, {**LEAD, "p_holm": NUMBER})]}
-            check_shape(path, record, figures, remedy)
+            figures, leads = (dict.fromkeys(judged, shape) for shape in (FIGURE, {**LEAD, "p_holm": NUMBER}))
+            check_shape(path, record, {"results": [figures], "differences": [leads]}, remedy)
     return record

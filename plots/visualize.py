@@ -42,7 +42,7 @@ def training_curves(log_dir):
     """The figure of CURVES. Raises FileNotFoundError if there is no log, InputError if it has not every curve."""
     if not any(log_dir.glob("events.out.tfevents.*")):
         raise FileNotFoundError(f"{log_dir}: expected TensorBoard event files, found none. Train with: python rl/train.py")
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0}).Reload()
+    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0}).Reload()  # damaged ones end where they are damaged
     figure, axes = plt.subplots(2, 4, figsize=(16, 6.4), layout="constrained")
     for axis, (tag, title, unit) in zip(axes.flat, CURVES, strict=True):
         if tag not in (tags := events.Tags()["scalars"]):
