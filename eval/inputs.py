@@ -15,6 +15,7 @@ from eval.restored import restored_row
 from models.agent.files import RELEASED, load_policy, read_agent
 from models.reconstructor.causal_lm import RECORD, check_head, load_causal_lm, read_record
 from models.reconstructor.gaps import GAPS
+from models.reconstructor.loss import check_finite
 from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.scoring import score
 from models.reconstructor.tokenizer import fingerprint, load_tokenizer, locate
@@ -136,6 +137,7 @@ class Scores:
             scores, passes = [], []
             for ids, valid in self.corpus.batches:
                 scores.append(self.method.scores(ids, valid, keep_ratio))
+                check_finite(f"the scores of {self.method.name}", scores[-1][valid])
                 passes += [self.method.lm_passes] * len(ids)
             seconds = time.monotonic() - start
             self.found[rate] = self.corpus.by_word(scores, self.method.mean), seconds, float(np.mean(passes)) if passes else 0.0

@@ -20,7 +20,7 @@ from data.artifacts import REPOSITORY, InputError
 from data.sequences import INFO, load_sequences
 from data.testing.toy import write_base
 from eval import pages
-from eval.conftest import evaluate_words, stages  # fixtures
+from eval.conftest import agents, stages  # fixtures
 from eval.inputs import first_base_model
 from eval.methods import Agent
 from eval.records import EVALUATION, KINDS, read_any

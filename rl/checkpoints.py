@@ -7,9 +7,9 @@ stream of texts, the evaluations so far. How it is written and read: `models/rec
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
-from data.artifacts import check_resumed
+from data.artifacts import InputError, check_resumed
 from data.shapes import NUMBER, OBJECT, TEXT, count, optional
-from models.agent.files import NAMED, check_reconstructor, load_weights
+from models.agent.files import NAMED, check_reconstructor, differing, load_weights
 from models.reconstructor.checkpoints import (
     FLAGS,
     RANDOM,
@@ -63,6 +63,23 @@ def go_on(agent, directory, args):
         agent._last_obs = agent.env.observation
         restore_random_states(state["random"], agent.device.type)
     return state
+
+
+def check_trained_for(args, config, reader):
+    """Say so if the agent of `--init_from` decided otherwise, or read with another reconstructor than `reader`: that may be meant.
+
+    Raises InputError if it was trained for another kind of receiver.
+    """
+    if config["gaps"] != args.gaps:
+        raise InputError(
+            f"--init_from {args.init_from}: expected an agent trained with --gaps {args.gaps}, found one trained with --gaps "
+            f"{config['gaps']}, whose network is another; say --gaps {config['gaps']}, or leave --init_from away"
+        )
+    named = config.get("reader") or config["reconstructor"]
+    if config["unit"] != args.unit:
+        print(f"--init_from {args.init_from}: was trained with --unit {config['unit']}, and goes on with --unit {args.unit}")
+    if differing(named, reader):
+        print(f"--init_from {args.init_from}: read with {named['path']} as it was then, and goes on with {reader.directory}")
 
 
 class ContinuedLog(TensorBoardOutputFormat):

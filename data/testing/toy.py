@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
@@ -65,6 +66,13 @@ def seal(directory):
     there = [name for name in record["weights"] if (path.parent / name).is_file()]
     path.write_text(json.dumps(record | {"weights": {name: sha256_of(path.parent / name) for name in there}}, indent=1) + "\n")
     return Path(directory)
+
+
+def overflow(model, token):
+    """Have a model whose weights are finite say NaN or infinity of a token, and of texts with it."""
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.finfo(torch.float32).max
+    return model
 
 
 def write_byte_base(directory, n_positions=64, dropout=0.0, seed=0):

@@ -134,14 +134,19 @@ def check_reconstructor(named, path, reconstructor):
 
     What an older agent does not say of it is not known.
     """
+    if found := differing(named, reconstructor):
+        name, digest = found
+        raise InputError(
+            f"{path}: expected the reconstructor that it was trained with ({named['path']}, {KNOWN_BY[name]} "
+            f"{str(named[name])[:16]}…), found {str(digest)[:16]}… in {reconstructor.directory}; bring that one back, "
+            "or train anew"
+        )
+
+
+def differing(named, reconstructor):
+    """In what a loaded reconstructor is another one than `named`: (key of its identity, what it has); None if it is that one."""
     ours = identity(reconstructor.directory, "found" if "gap_head" in named else "told")
-    for name, found in ours.items():
-        if named.get(name, found) != found:
-            raise InputError(
-                f"{path}: expected the reconstructor that it was trained with ({named['path']}, {KNOWN_BY[name]} "
-                f"{str(named[name])[:16]}…), found {str(found)[:16]}… in {reconstructor.directory}; bring that one back, "
-                "or train anew"
-            )
+    return next(((name, found) for name, found in ours.items() if named.get(name, found) != found), None)
 
 
 def common_tokens(tensors, vocab_size, path):

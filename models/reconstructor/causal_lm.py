@@ -7,6 +7,7 @@ not loaded.
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -20,7 +21,8 @@ MADE_BY = "models/reconstructor/train_cpu.py"
 RECORD = "reconstructor.json"
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # of GPT-2's old files: constants that a model has by itself
 # What opening a directory can raise that is no model, or half of one.
-UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError, SafetensorError)
+WRONG_KINDS = (TypeError, AttributeError, ArithmeticError, StrictDataclassError)  # of values in its config
+UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, SafetensorError, *WRONG_KINDS)
 
 
 def load_causal_lm(name_or_dir):

@@ -24,7 +24,7 @@ from data.scratch import MARK, make_scratch, remove_scratch
 from data.shapes import TEXT, among
 from models.reconstructor.causal_lm import MADE_BY, RECORD, SCHEMA, check_head, load_causal_lm, read_record
 from models.reconstructor.gaps import GAP_HEAD, GAPS, GapHead, at_places, load_gap_head, save_gap_head, send, shares
-from models.reconstructor.loss import read_logits, summed_nats
+from models.reconstructor.loss import check_finite, read_logits, summed_nats
 from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer, locate
 
 ATTENTION = ("bidirectional", "causal")
@@ -183,6 +183,11 @@ class Reconstructor(torch.nn.Module):
     def device(self):
         return self.model.device
 
+    @property
+    def name(self):
+        """What messages call it."""
+        return f"the reconstructor {self.directory or ''}".strip()
+
     def output_weight(self):
         """The output layer (V, D), without the mask token's row."""
         return self.model.get_output_embeddings().weight[: self.vocab_size]
@@ -218,7 +223,7 @@ class Reconstructor(torch.nn.Module):
 
         ids (B, T) int64: the true tokens (read at masked positions only to look up their probability).
         keep_mask, valid (B, T) bool; arrays or tensors. `find`: False leaves the gaps out. Returns a Prediction on this model's
-        device.
+        device. Raises InputError rather than nats that are NaN or infinite.
         """
         ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
         valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
@@ -235,6 +240,7 @@ class Reconstructor(torch.nn.Module):
             read = [read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
             row, column = masked.nonzero(as_tuple=True)
             nats[rows[row], column], top1[rows[row], column] = map(torch.cat, zip(*read))
+        check_finite(self.name, nats, gaps)
         return Prediction(nats, top1, gaps)
 
     def restore(self, tokens):
@@ -249,8 +255,7 @@ class Reconstructor(torch.nn.Module):
     def fill(self, texts):
         """As `restore`, of many texts together: for each its tokens, int64 (T,), and which of them were sent, bool (T,)."""
         if self.gap_head is None:
-            named = self.directory or "the reconstructor"
-            raise InputError(f"{named}: expected one that finds gaps, found no gap head beside its weights; load another")
+            raise InputError(f"{self.name}: expected one that finds gaps, found no gap head beside its weights; load another")
         texts = [torch.as_tensor(tokens, dtype=torch.int64) for tokens in texts]
         if (most := max(map(len, texts))) > self.max_length:
             raise InputError(f"{most} tokens were sent: expected at most {self.max_length}; restore them in parts")
@@ -259,7 +264,9 @@ class Reconstructor(torch.nn.Module):
         gaps = torch.zeros(len(texts), most + 1, dtype=torch.int64, device=self.device)
         for rows, length in passes(valid, self.device):
             part = sent[rows, :length], valid[rows, :length], valid[rows, :length]
-            gaps[rows, : length + 1] = self.gap_head.likeliest(self.gap_states(send(*part)))
+            states = self.gap_states(send(*part))
+            check_finite(self.name, states)
+            gaps[rows, : length + 1] = self.gap_head.likeliest(states)
         for tokens, after in zip(texts, gaps.cpu(), strict=True):
             after = after[: len(tokens) + 1]
             after = torch.where(after.cumsum(0) <= self.max_length - len(tokens), after, 0)  # no longer than it reads
