@@ -28,6 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
 from data.sequences import load_info, load_sequences, pad_batch
+from data.testing.toy import seal
 from models.agent.files import load_policy
 from models.reconstructor.tokenizer import BASE_MODEL, load_tokenizer, locate
 
@@ -129,6 +130,7 @@ def prepare(check):
         shutil.copytree(locate(BASE_MODEL), check.work / name)
     config = json.loads((check.work / "base/config.json").read_text())
     (check.work / "base/config.json").write_text(json.dumps(config | dict.fromkeys(DROPOUT, 0.0)))
+    seal(check.work / "base")
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(n_layer=1 if small else 12)).save_pretrained(check.work / "gpt2")
     load_tokenizer(BASE_MODEL).save_pretrained(check.work / "gpt2")

@@ -1,34 +1,30 @@
 """Files that the stages hand to each other: stamped, checked, written whole or not at all.
 
 Every JSON that a stage writes carries ``schema``, ``args``, ``seed``, ``versions`` and ``units``; every
-reader checks ``schema`` and names the stage that should have written the file.
+reader checks ``schema`` and the shape (data/shapes.py) of what it uses, and names the stage that should have written the file.
 """
 
 import argparse
 import codecs
 import copy
-import functools
 import hashlib
 import json
 import logging
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from data.leftovers import remove_left_files
 from data.letters import plain, shown
+from data.provenance import REPOSITORY, commit, versions
 from data.room import FULL, on_full_disk
+from data.shapes import beginning, flaw
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in what PyTorch says
 PROBE = ".write_test."
-PACKAGES = ("torch", "transformers", "datasets", "gymnasium", "stable-baselines3", "numpy")
 
 
 class InputError(ValueError):
@@ -39,28 +35,6 @@ def reason_of(error):
     """The first line of what an error, or the one behind it, says, or the name of its kind."""
     error = error.__cause__ or error
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def versions():
-    """Versions of Python and of the packages that can change a result, as {name: version}."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # pre-training runs where only some of them are
-            found[name] = "not installed"
-    return found
-
-
-@functools.cache
-def commit():
-    """The commit of this code, with "+" if files differ from it; "unknown" where it is no git checkout."""
-    git = functools.partial(subprocess.run, cwd=REPOSITORY, capture_output=True, text=True)
-    try:
-        found, changed = git(["git", "rev-parse", "HEAD"]), git(["git", "status", "--porcelain", "--untracked-files=no"])
-    except FileNotFoundError:
-        return "unknown"
-    return found.stdout.strip() + "+" * bool(changed.stdout.strip()) if found.returncode == 0 else "unknown"
 
 
 def sha256_of(path):
@@ -132,27 +106,44 @@ def write_json(path, schema, args, units, weights=(), **content):
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path, schema, made_by):
-    """Read a stage's result and check that it is one.
+def check_shape(name, found, shape, remedy):
+    """Raises InputError unless what was found in the file `name` has a shape, as of data/shapes.py."""
+    if wrong := flaw(found, shape):
+        raise InputError(f"{name}: {wrong}; {remedy}")
 
-    Raises FileNotFoundError if there is no such file, InputError if it is not JSON or of another schema.
+
+def read_json(path, schema, made_by, shape={}):
+    """Read a stage's result and check that it is one, of the shape that the reader needs.
+
+    Raises FileNotFoundError if there is no such file, InputError if it is not JSON, or of another schema or shape.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; expected the file that {made_by} writes. Run: python {made_by} --help")
-    return parse_json(path, path.read_bytes(), schema, made_by)
+    return parse_json(path, path.read_bytes(), schema, made_by, shape)
 
 
-def parse_json(name, content, schema, made_by):
+def parse_json(name, content, schema, made_by, shape={}):
     """As `read_json`, of the bytes of a file that messages call `name`."""
-    try:
-        record = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits or a depth of 10,000 are neither
-        raise InputError(f"{name} is not JSON ({error}); write it again with: python {made_by}") from None
+    remedy = f"write it again with: python {made_by}"
+    record = plain_json(name, content, remedy)
     found = record.get("schema") if isinstance(record, dict) else type(record).__name__
     if found != schema:
-        raise InputError(f"{name}: expected schema '{schema}', found '{found}'; write it again with: python {made_by}")
+        raise InputError(f"{name}: expected schema '{schema}', found {beginning(found)}; {remedy}")
+    check_shape(name, record, shape, remedy)
     return record
+
+
+def plain_json(name, content, remedy):
+    """The value of JSON in UTF-8, in which NaN and infinity are no numbers. Raises InputError."""
+    try:
+        return json.loads(content.decode("utf-8"), parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits or a depth of 10,000 are neither
+        raise InputError(f"{name} is not JSON ({error}); {remedy}") from None
+
+
+def refuse_constant(name):
+    raise ValueError(f"{name} is no number")
 
 
 def different_setting(ours, theirs, free=()):

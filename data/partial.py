@@ -11,9 +11,19 @@ import os
 from data.artifacts import InputError, check_resumed, read_json, write_json
 from data.scratch import make_scratch, remove_scratch
 from data.sequences import CACHE, INFO, MADE_BY, SPLITS
+from data.shapes import ANY_KEY, OBJECT, TEXT, count
 
 FOLDER = ".rltc_partial"
 SCHEMA = "rltc.preparation/2"
+COUNTS = ("read", "blank", "duplicates", "near_duplicates", "other_subreddits", "short")
+SIZE = dict.fromkeys(("documents", "sequences", "tokens"), count())
+WRITER = {
+    "bytes": count(), "used": [count()],
+    "size": {**SIZE, **dict.fromkeys(("characters", "shortest", "longest"), count()), "parts?": {ANY_KEY: SIZE}},
+}
+STATE = {
+    "args": OBJECT, "tokenizer": TEXT, "counts": dict.fromkeys(COUNTS, count()), "writers": dict.fromkeys(SPLITS, WRITER),
+}
 FREE = ("output_dir", "resume", "retries", "quiet")  # flags that may change when a run goes on
 
 
@@ -42,7 +52,7 @@ class Partial:
             print(f"discarded the interrupted run in {self.folder}, which --resume would have gone on with")
 
     def go_on(self):
-        state = read_json(self.file, SCHEMA, MADE_BY)
+        state = read_json(self.file, SCHEMA, MADE_BY, STATE)
         ours = vars(self.args) | {"tokenizer": self.fingerprint}
         check_resumed(self.folder, ours, state["args"] | {"tokenizer": state["tokenizer"]}, FREE)
         sizes = ((self.folder / name, state["writers"][split]["bytes"]) for split, name in SPLITS.items())

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.artifacts import SEED, InputError, Parser, bounded, run, write_json
 from data.mixed import EMBEDDED, MixedDocuments
-from data.partial import Partial, Resumable, check_place
+from data.partial import COUNTS, Partial, Resumable, check_place
 from data.pipeline import Pieces, in_pieces, write_splits
 from data.reddit import RedditDocuments
 from data.scratch import claimed
@@ -40,7 +40,6 @@ UNITS = {
     "splits.*.mean": "tokens per sequence", "splits.*.longest": "tokens",
     "splits.*.parts": "documents, sequences and tokens of each part of a mixture",
 }
-COUNTS = ("read", "blank", "duplicates", "near_duplicates", "other_subreddits", "short")
 
 
 def check_splits(writers, counts, source, args):

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from data.artifacts import InputError, command_line, read_json, sha256_of
 from data.scratch import make_scratch
+from data.shapes import ANY_KEY, TEXT, count
 
 SCHEMA = "rltc.dataset/1"
 MADE_BY = "data/prepare.py"
@@ -25,6 +26,10 @@ CACHE = ".rltc_cache"  # beside the sequence files: what `datasets` made of them
 INFO = "dataset_info.json"  # beside them: what they are
 DEFAULT_SHARE = 0.1  # of a split that was left out, in the advice
 SPLITS = {"train": "processed_data.json", "val": "val_data.json", "test": "test_data.json"}
+ABOUT = {  # what readers of INFO use
+    "source?": TEXT, "max_length": count(1), "tokenizer": {"name": TEXT, "fingerprint": TEXT, "vocab_size": count(1)},
+    "splits": {ANY_KEY: {"file": TEXT, "sequences": count()}},
+}
 FEATURES = datasets.Features(
     {"doc": datasets.Value("string"), "index": datasets.Value("int32"), "tokens": datasets.List(datasets.Value("int32"))}
 )
@@ -129,7 +134,7 @@ def features_of(info):
 def load_info(path):
     """The `dataset_info.json` beside sequence file `path`. Raises FileNotFoundError if either is missing."""
     there = (Path(path).parent / INFO).is_file()
-    info = read_json(Path(path).parent / INFO, SCHEMA, MADE_BY) if there or Path(path).is_file() else None
+    info = read_json(Path(path).parent / INFO, SCHEMA, MADE_BY, ABOUT) if there or Path(path).is_file() else None
     if not Path(path).is_file():
         remedy = again(path, info) if there else f"make one with: python {MADE_BY} --output_dir {Path(path).parent}"
         raise FileNotFoundError(f"{path} is missing; expected a sequence file; {remedy}")
@@ -191,15 +196,19 @@ def load_sequences(path, tokenizer_fingerprint, max_length=None):
     if expected is not None and expected != len(dataset):
         raise InputError(f"{path}: expected {expected} sequences ({INFO}), found {len(dataset)}; {remedy}")
     check_tokens(dataset, info["tokenizer"]["vocab_size"], path, remedy)
-    return Sequences(dataset, max_length or int(info["max_length"]))
+    return Sequences(dataset, max_length or info["max_length"])
 
 
 def check_tokens(dataset, vocab_size, path, remedy):
-    """Every sequence has tokens and every token is in the vocabulary. Raises InputError."""
+    """No field is missing, every sequence has tokens and every token is in the vocabulary. Raises InputError."""
     column = dataset.data.column("tokens")
-    if pc.min(pc.list_value_length(column)).as_py() in (None, 0) or column.null_count:
+    fields = {name: dataset.data.column(name) for name in dataset.column_names} | {"token": pc.list_flatten(column)}
+    if absent := [name for name, values in fields.items() if values.null_count]:
+        names = ", ".join(dataset.column_names)
+        raise InputError(f"{path}: expected {names} in each line, found one without {absent[0]}; {remedy}")
+    if pc.min(pc.list_value_length(column)).as_py() in (None, 0):
         raise InputError(f"{path}: expected at least one token in each sequence, found an empty one; {remedy}")
-    extremes = pc.min_max(pc.list_flatten(column)).as_py()
+    extremes = pc.min_max(fields["token"]).as_py()
     if extremes["min"] is None or extremes["min"] < 0 or extremes["max"] >= vocab_size:
         found = f"{extremes['min']} to {extremes['max']}"
         raise InputError(f"{path}: expected token ids from 0 to {vocab_size - 1}, found {found}; {remedy}")

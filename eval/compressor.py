@@ -21,7 +21,7 @@ from eval.deciding import Task, budget_of, check_ask, decide, fit, select, selec
 from eval.encoding import Encoder
 from eval.protect import Protection, take_markers, with_markers
 from eval.restoring import restore
-from models.agent.files import RELEASED, load_policy, read_agent
+from models.agent.files import RELEASED, check_reconstructor, load_policy, read_agent
 from models.reconstructor.reconstructor import Reconstructor, find_device
 
 GOALS = ("restore", "read")  # what is sent for: to be restored, or for a language model that reads it
@@ -74,9 +74,12 @@ class Compressor:
     @functools.cached_property
     def reconstructor(self):
         """What restores, and, unless the agent has a reader of its own, what it reads with. A restoration needs no agent, so any
-        other one will do."""
-        where = self.reconstructor_path or self.config["reconstructor"]["path"]
-        return Reconstructor.load(where, self.device, self.config["gaps"])
+        other one will do that is named; where the agent's file says it must be the agent's."""
+        named = self.config["reconstructor"]
+        found = Reconstructor.load(self.reconstructor_path or named["path"], self.device, self.config["gaps"])
+        if self.reconstructor_path is None:
+            check_reconstructor(named, self.model_path, found)
+        return found
 
     @functools.cached_property
     def _agent(self):

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from data.artifacts import sha256_of
 from data.testing.toy import run_pipeline
 from eval import compress, evaluate
 from eval.inputs import draw_texts, open_models
@@ -87,6 +88,8 @@ def stranger(agent, folder, noise=0.3):
         if tensor.is_floating_point():
             weights[name] = tensor + noise * torch.randn(tensor.shape, generator=generator)
     safetensors.torch.save_file(weights, folder / WEIGHTS)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"weights": {WEIGHTS: sha256_of(folder / WEIGHTS)}}))
     return folder
 
 

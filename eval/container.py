@@ -13,7 +13,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from data.artifacts import InputError, parse_json, sha256_of
+from data.artifacts import InputError, check_shape, parse_json, sha256_of
+from data.shapes import DIGEST, TEXT, among, count, optional, shown
 from eval.encoding import Encoder
 from eval.files import decoded
 from eval.lossless import decode
@@ -25,30 +26,14 @@ SCHEMA = "rltc.container/1"
 SUFFIX = ".rltc.json"
 MADE_BY = "eval/compress.py"
 REMEDY = f"make it anew with: python {MADE_BY}"
-MOST = 1 << 40  # no number in a container is higher: bytes, tokens
-DIGEST, COUNT, TEXT = "64 hexadecimal digits", f"a whole number from 0 to {MOST}", "text"
-DIGEST_OR_NULL = f"{DIGEST}, or null"
-FIELDS = {"schema": TEXT, "mode": "plain or lossless", "sha256": DIGEST, "length": COUNT, "checksum": DIGEST}
 AGENT = {"name": TEXT, "sha256": DIGEST}
-WEIGHTS = {"agent": AGENT, "reconstructor": {**AGENT, "gap_head": DIGEST_OR_NULL}}
 PAYLOADS = {
-    "plain": {"text": TEXT, "tokens": COUNT, "kept_tokens": COUNT},
-    "lossless": {"pieces": COUNT, "window": COUNT, "tokens": COUNT, "kept": COUNT, "ranks": TEXT, "bytes": TEXT},
+    "plain": {"text": TEXT, **dict.fromkeys(("tokens", "kept_tokens"), count())},
+    "lossless": {**dict.fromkeys(("pieces", "window", "tokens", "kept"), count()), "ranks": TEXT, "bytes": TEXT},
 }
-
-
-def is_count(value):
-    return type(value) is int and 0 <= value <= MOST
-
-
-def is_digest(value):
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-CHECKS = {
-    DIGEST: is_digest, DIGEST_OR_NULL: lambda value: value is None or is_digest(value),
-    COUNT: is_count, TEXT: lambda value: isinstance(value, str),
-    FIELDS["mode"]: lambda value: value in ("plain", "lossless"),
+FIELDS = {
+    "schema": TEXT, "mode": among(*PAYLOADS), "sha256": DIGEST, "length": count(), "checksum": DIGEST,
+    "agent": AGENT, "reconstructor": {**AGENT, "gap_head": optional(DIGEST)}, "payload": {},
 }
 
 
@@ -58,11 +43,17 @@ def checksum(record):
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def weights_and_head(reconstructor):
+    """Of the identity of a reconstructor what a container has: a restored text is known by its own hash."""
+    known = identity(reconstructor.directory, "found")
+    return {name: known[name] for name in ("sha256", "gap_head")}
+
+
 def weights_of(agent_path, reconstructor):
     """Names and SHA-256 of an agent, a directory or a file, and of its reconstructor, as a container has them."""
     path = Path(locate(agent_path))
     names = {"agent": str(agent_path), "reconstructor": str(reconstructor.directory)}
-    digests = {"agent": {"sha256": sha256_of(path)}, "reconstructor": identity(reconstructor.directory, "found")}
+    digests = {"agent": {"sha256": sha256_of(path)}, "reconstructor": weights_and_head(reconstructor)}
     return {part: {"name": names[part], **digests[part]} for part in names}
 
 
@@ -79,23 +70,10 @@ def plain_payload(found):
     return {"text": found.text, "tokens": found.tokens, "kept_tokens": found.kept_tokens}
 
 
-def check_fields(where, found, expected):
-    """Raises InputError unless `found` is an object with exactly the keys of `expected`, each of its kind."""
-    if not isinstance(found, dict):
-        raise InputError(f"{where}: expected an object, found {type(found).__name__}; {REMEDY}")
-    if missing := [name for name in expected if name not in found]:
-        raise InputError(f"{where}: expected {missing[0]}, found none; {REMEDY}")
+def check_only(where, found, expected):
+    """Raises InputError unless an object that has the keys of `expected` has no others."""
     if unknown := sorted(found.keys() - expected.keys()):
         raise InputError(f"{where}: expected {', '.join(expected)}, found {shown(unknown[0])} besides; {REMEDY}")
-    for name, kind in expected.items():
-        if kind in CHECKS and not CHECKS[kind](found[name]):
-            raise InputError(f"{where}: {name}: expected {kind}, found {shown(found[name])}; {REMEDY}")
-
-
-def shown(value):
-    """The beginning of a value, in one line of ASCII."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def is_container(name, content):
@@ -105,10 +83,12 @@ def is_container(name, content):
 
 def read_container(name, content):
     """A container's record from bytes, checked. Raises InputError where it is truncated, edited or something else."""
-    record = parse_json(name, content, SCHEMA, MADE_BY)
-    check_fields(name, record, {**FIELDS, **dict.fromkeys((*WEIGHTS, "payload"), "an object")})
-    for part, expected in (*WEIGHTS.items(), ("payload", PAYLOADS[record["mode"]])):
-        check_fields(f"{name}: {part}", record[part], expected)
+    record = parse_json(name, content, SCHEMA, MADE_BY, FIELDS)
+    shape = {**FIELDS, "payload": PAYLOADS[record["mode"]]}
+    check_shape(name, record, shape, REMEDY)
+    check_only(name, record, shape)
+    for part in ("agent", "reconstructor", "payload"):
+        check_only(f"{name}: {part}", record[part], shape[part])
     if (found := checksum(record)) != record["checksum"]:
         expected = f"expected the checksum {record['checksum'][:16]}…, found {found[:16]}…"
         raise InputError(f"{name}: {expected}: it was changed after it was written; bring the file back, or {REMEDY}")
@@ -117,7 +97,7 @@ def read_container(name, content):
 
 def check_weights(record, reconstructor, force=False):
     """Raises InputError unless a reconstructor has the weights that a container was made with; `force` lets others through."""
-    named, ours = record["reconstructor"], identity(reconstructor.directory, "found")
+    named, ours = record["reconstructor"], weights_and_head(reconstructor)
     for name, kind in {"sha256": "weights", "gap_head": "gap head"}.items():
         if named[name] != ours[name] and not force:
             raise InputError(

@@ -26,12 +26,13 @@ from eval.choosing import best_variant
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, Agent, build_opponents
 from eval.metrics import INTERVAL, JUDGED, SAMPLES, TEST, Bootstrap, binary_entropy, correct, difference, figures
+from eval.records import EVALUATION
 from eval.report import examples, examples_as_text, format_table
 from eval.restored import KINDS, restored_figures
 from models.reconstructor.masking import keep_counts
 from models.reconstructor.scoring import SUMS
 
-SCHEMA = "rltc.evaluation/3"
+SCHEMA = EVALUATION.schema
 EXAMPLE_RATIO = 0.7  # keep ratio of the examples
 UNITS = {
     "keep_ratio": "kept tokens per original token", "compression_ratio": "original tokens per kept token",

@@ -35,13 +35,14 @@ from eval.container import make_container, weights_of
 from eval.inputs import first_base_model
 from eval.lossless import as_text, decode, encode, payload_size
 from eval.methods import CausalSurprisal
+from eval.records import LOSSLESS
 from eval.report import markdown, number
 from models.agent.files import RELEASED
 from models.reconstructor.causal_lm import load_causal_lm
 from models.reconstructor.gaps import GAP_HEAD
 from models.reconstructor.tokenizer import locate
 
-SCHEMA = "rltc.lossless_evaluation/1"
+SCHEMA = LOSSLESS.schema
 RANKS, CONTAINER, ARITHMETIC, XZ, ZSTD = "ranks", "container", "arithmetic, ideal", "xz -9", "zstd -19"
 UNITS = {
     "bits_per_byte": "bits per byte of the original", "with_model": "the same, with the weights that a receiver needs",

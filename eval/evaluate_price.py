@@ -20,18 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
+from data import limits
 from data.artifacts import Parser, make_output_dir, run, write_json
-from data.limits import PRICE
 from eval.choosing import Rules
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, build_opponents
 from eval.metrics import INTERVAL, SAMPLES, TEST, Bootstrap, correct, difference, reward
+from eval.records import PRICE
 from eval.report import estimate, interval, markdown, number, paired, sentences
 from eval.search import LOCAL, room
 from models.reconstructor.masking import KEEP_THRESHOLD
 from models.reconstructor.scoring import verify
 
-SCHEMA = "rltc.price_evaluation/4"
+SCHEMA = PRICE.schema
 UNITS = {
     "J": "nats per original token", "price": "nats per token saved", "keep_ratio": "kept tokens per original token",
     "interval": INTERVAL, "p": TEST,
@@ -47,7 +48,7 @@ def parse_args(argv=None):
     add("--methods", nargs="+", choices=(*OPPONENTS, SEARCH, LOCAL), default=[*CHEAP, "verified-once", SEARCH],
         help="what the agent is compared with; verified: masks searched for with the reconstructor; search: local search from "
              "the best of these; the last two and mean-nats take long")
-    add("--prices", type=PRICE, nargs="+", default=[3.0, 6.0], help="λ, nats per token saved")
+    add("--prices", type=limits.PRICE, nargs="+", default=[3.0, 6.0], help="λ, nats per token saved")
     return parser.parse_args(argv)
 
 

@@ -26,9 +26,10 @@ from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, JUDGED, SAMPLES, TEST, Bootstrap, correct, difference
 from eval.peer import INSTALL, Peer, check_peer
 from eval.reader import QUESTIONS, Reader
+from eval.records import READER
 from eval.report import format_reader
 
-SCHEMA = "rltc.reader/1"
+SCHEMA = READER.schema
 
 CHOOSE_SHARE = 3  # one passage in so many is there to choose with
 SHORT = 3  # words of a short answer: in sums of nats, a few long ones, word for word, weigh as much as all the others

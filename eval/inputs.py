@@ -7,15 +7,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.artifacts import SEED, InputError, bounded, different_setting, read_json
+from data.artifacts import SEED, InputError, bounded, different_setting
 from data.limits import BATCH, COUNT
 from data.sequences import SPLITS, load_sequences, pad_batch
+from data.shapes import OBJECT, TEXT
 from eval.methods import AGAINST, OPPONENTS, Agent
 from eval.restored import restored_row
 from models.agent.files import RELEASED, load_policy, read_agent
-from models.reconstructor.causal_lm import check_head, load_causal_lm
+from models.reconstructor.causal_lm import RECORD, check_head, load_causal_lm, read_record
 from models.reconstructor.gaps import GAPS
-from models.reconstructor.reconstructor import SCHEMA, Reconstructor, find_device
+from models.reconstructor.loss import check_finite
+from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.scoring import score
 from models.reconstructor.tokenizer import fingerprint, load_tokenizer, locate
 from models.reconstructor.words import DECIDED, Words, spread
@@ -135,6 +137,7 @@ class Scores:
             scores, passes = [], []
             for ids, valid in self.corpus.batches:
                 scores.append(self.method.scores(ids, valid, keep_ratio))
+                check_finite(f"the scores of {self.method.name}", scores[-1][valid])
                 passes += [self.method.lm_passes] * len(ids)
             seconds = time.monotonic() - start
             self.found[rate] = self.corpus.by_word(scores, self.method.mean), seconds, float(np.mean(passes)) if passes else 0.0
@@ -210,12 +213,11 @@ def check_trained_alike(paths, settings):
 def first_base_model(path):
     """The causal LM that the reconstructor in `path` comes from, even if it was fine-tuned several times. Raises InputError."""
     seen = []
-    while (Path(path) / "reconstructor.json").is_file():
+    while (Path(path) / RECORD).is_file():
         seen.append(str(path))
-        record = read_json(Path(path) / "reconstructor.json", SCHEMA, "models/reconstructor/train_cpu.py")
-        if "data_path" not in record["args"]:  # a base model that reads masked text without having been fine-tuned
-            return str(path)
-        path = locate(record["args"]["base_model"])
+        if "data_path" not in read_record(path, {"args": OBJECT})["args"]:
+            return str(path)  # a base model that reads masked text without having been fine-tuned
+        path = locate(read_record(path, {"args": {"base_model": TEXT}})["args"]["base_model"])
         if path in seen:
             raise InputError(
                 f"{path}: expected the causal language model that it was fine-tuned from, found that it was fine-tuned from "

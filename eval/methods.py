@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from data.artifacts import InputError
 from data.sequences import SPLITS, load_sequences
-from models.reconstructor.loss import read_logits
+from models.reconstructor.loss import check_finite, read_logits
 from eval.verified import MeanMaskedNats, Verified
 from models.agent.reader import Reader
 from models.reconstructor.masking import budget
@@ -151,7 +151,9 @@ class CausalSurprisal:
         check_length(self.model, ids.shape[1])
         # Padding stands at the end, where a causal model's earlier positions never see it. Token i is read from position i - 1.
         inputs = torch.cat([ids.new_full((len(ids), 1), self.bos_id), torch.where(valid, ids, self.bos_id)[:, :-1]], 1)
-        return read_states(self.model, self.model.base_model(input_ids=inputs, use_cache=False).last_hidden_state, ids)
+        found = read_states(self.model, self.model.base_model(input_ids=inputs, use_cache=False).last_hidden_state, ids)
+        check_finite(f"{self.name} by {self.model.name_or_path}", found[valid.cpu().numpy()])
+        return found
 
 
 class KeptContext:
@@ -211,6 +213,7 @@ class IterativeSurprisal:
             context.select(np.flatnonzero(going_on))
             segment = ids[rows, start : start + self.segment]
             surprisal = context.surprisal(torch.as_tensor(segment, device=self.model.device))
+            check_finite(f"{self.name} by {self.model.name_or_path}", surprisal[valid[rows, start : start + self.segment]])
             if self.words.unit == "word":
                 begins = words[rows, start : start + self.segment].clone()
                 begins[:, 0] = True

@@ -18,7 +18,6 @@ has there are the filters and functions of FILTERS and FUNCTIONS.
 """
 
 import itertools
-import json
 import re
 import sys
 from pathlib import Path
@@ -28,19 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jinja2
 
 from data.artifacts import REPOSITORY, InputError, Parser, run, write_text
-from eval.report import agent_leads, by_budget, by_keep_ratio, by_kind, estimate, half, interval, number, standing_counts
+from eval.records import read_any
+from eval.report import agent_leads, by_budget, by_keep_ratio, by_kind, estimate, half, interval, number, one, standing_counts
 from eval.report import verdicts
 
 STAGES = ("data", "models", "rl", "eval", "plots")
+WRONG = (jinja2.TemplateError, ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError)  # of file, template
 TABLE = re.compile(r"<!-- table (?P<sources>[^\n]+)\n(?P<template>.*?)\n-->\n(?P<table>(?:\|[^\n]*\n)*)", re.DOTALL)
-
-
-def one(rows, **where):
-    """The only one of the rows (dicts) with these values."""
-    found = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
-    if len(found) != 1:
-        raise InputError(f"expected one row with {where}, found {len(found)}")
-    return found[0]
 
 
 FILTERS = {"number": number, "half": half, "interval": interval, "estimate": estimate}
@@ -51,15 +44,14 @@ FUNCTIONS = {
 
 
 def read_source(path):
-    """The content of a JSON file, or of all that match a path with a * for a folder. Raises OSError or ValueError."""
-    read = lambda file: json.loads(file.read_text(encoding="utf-8"))
+    """The content of a JSON file, or of all that match a path with a * for a folder. Raises OSError or InputError."""
     if "*" not in path:
-        return read(REPOSITORY / path)
+        return read_any(REPOSITORY / path)
     place = Path(path).parts.index("*") - len(Path(path).parts)
     found = {file.parts[place]: file for file in REPOSITORY.glob(path)}
     if not found:
         raise FileNotFoundError(f"expected files {path}, found none")
-    return {folder: read(found[folder]) for folder in sorted(found)}
+    return {folder: read_any(found[folder]) for folder in sorted(found)}
 
 
 def make_table(sources, template):
@@ -70,7 +62,7 @@ def make_table(sources, template):
         jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, line_statement_prefix="%", trim_blocks=True)
         jinja.filters |= FILTERS
         return jinja.from_string(template, globals=FUNCTIONS).render(files).strip("\n") + "\n"
-    except (jinja2.TemplateError, ValueError, OSError, KeyError, TypeError) as error:
+    except WRONG as error:
         raise InputError(f"table {sources}: {type(error).__name__}: {error}") from None
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.artifacts import REPOSITORY, SEED, InputError, Parser, bounded, make_output_dir, read_json, run, write_text
+from data.artifacts import REPOSITORY, SEED, InputError, Parser, bounded, make_output_dir, run, write_text
 from data.sequences import load_sequences
-from eval.evaluate import SCHEMA
+from eval.records import EVALUATION, read_results
 from eval.report import format_table
 from models.reconstructor.tokenizer import fingerprint, load_tokenizer
 
@@ -83,7 +83,7 @@ def main(argv=None):
         if status:
             raise InputError(f"stage {number} ({title}) ended with exit status {status}; its own message stands above")
         print(f"\n{title}: {time.monotonic() - began:.0f} s", flush=True)
-    record = read_json(results / "evaluation_results.json", SCHEMA, "eval/evaluate.py")
+    record = read_results(results / "evaluation_results.json", EVALUATION)
     print(f"\n{format_table(record)}\n\nFigures:")
     for path in sorted((root / "plots/output").glob("*.png")):
         print(f"  {path}")

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.artifacts import REPOSITORY, InputError, reason_of
 from data.sequences import pad_batch
 from models.reconstructor.causal_lm import check_head, load_causal_lm
-from models.reconstructor.loss import read_logits
+from models.reconstructor.loss import check_finite, read_logits
 from models.reconstructor.reconstructor import LOGIT_ROWS
 from models.reconstructor.tokenizer import bos_id, load_tokenizer
 
@@ -168,8 +168,7 @@ class Reader:
                 found |= zip(part, self._read(part), strict=True)
                 progress.update(len(part))
         nats = np.array([found[key] for key in keys])
-        if not np.isfinite(nats).all():
-            raise InputError("--reader: expected finite nats, found NaN or infinity; choose another")
+        check_finite(f"--reader {self.model.name_or_path}", nats)
         return nats
 
     def _read(self, pairs):

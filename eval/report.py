@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from data.artifacts import InputError
 from eval.metrics import ALPHA, JUDGED, MIN_DOCUMENTS
 
 
@@ -78,6 +79,14 @@ TITLES = {
 }
 
 
+def one(rows, **where):
+    """The only one of the rows (dicts) with these values. Raises InputError."""
+    found = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
+    if len(found) != 1:
+        raise InputError(f"expected one row with {where}, found {len(found)}")
+    return found[0]
+
+
 def by_keep_ratio(record, methods=None):
     """A table of an evaluation: the two figures of JUDGED of `methods`, default: all, by keep ratio.
 
@@ -88,7 +97,7 @@ def by_keep_ratio(record, methods=None):
     ratios, results = sorted({r["keep_ratio_asked"] for r in record["results"]}, reverse=True), record["results"]
     rows = [["keep ratio", *map(str, ratios)]]
     for method in methods or dict.fromkeys(r["method"] for r in results):
-        cells = [next(r for r in results if r["method"] == method and r["keep_ratio_asked"] == ratio) for ratio in ratios]
+        cells = [one(results, method=method, keep_ratio_asked=ratio) for ratio in ratios]
         bold = "**" if method == "agent" else ""
         rows.append([method, *(bold + cell(c, number) + bold for c in cells)])
         if bold:

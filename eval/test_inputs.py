@@ -13,6 +13,7 @@ import torch
 
 from data import prepare
 from data.artifacts import InputError
+from data.testing.toy import seal
 from eval import evaluate, evaluate_price
 from eval.conftest import change_flags, copy_with_another_tokenizer, evaluate_words
 from eval.inputs import Corpus, Scores, first_base_model
@@ -112,6 +113,7 @@ def test_a_receiver_that_cannot_be_is_refused_in_one_line(stages, adapted, tmp_p
     if "TOLD" in word:
         shutil.copytree(adapted, tmp_path / "told")
         (tmp_path / "told" / GAP_HEAD).unlink()
+        seal(tmp_path / "told")
     word = word.replace("ADAPTED", str(adapted)).replace("TOLD", str(tmp_path / "told"))
     with pytest.raises((InputError, FileNotFoundError), match=expect) as refused:
         cells(stages[0], tmp_path / "out", "--receivers", word)

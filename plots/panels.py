@@ -34,11 +34,7 @@ def styles(methods):
 def series(record, method, name):
     """x = keep ratio, y, low, high of a figure of merit over the keep ratios of one method, sorted by x."""
     rows = sorted((r for r in record["results"] if r["method"] == method), key=lambda r: r["keep_ratio"])
-    try:
-        return np.array([[r["keep_ratio"], r[name]["value"], *r[name]["interval"]] for r in rows]).T
-    except KeyError as error:
-        expected = f"evaluation results: expected the figure {error} for {method}, found none"
-        raise InputError(f"{expected}; run again: python eval/evaluate.py") from None
+    return np.array([[r["keep_ratio"], r[name]["value"], *r[name]["interval"]] for r in rows]).T
 
 
 def draw_curves(axis, record, name, style, bands):
@@ -101,6 +97,8 @@ def reader_figure(records):
     """What a reader recovers of its answers: a panel a budget, a row a context; hollow: short answers alone."""
     panels = sorted(((r["budget"], record) for record in records for r in record["results"] if r["budget"]), key=lambda p: -p[0])
     panels = {(budget, id(record)): record for budget, record in panels}
+    if not panels:
+        raise InputError("results of a reader: expected some at a budget, found none; run again: python eval/evaluate_reader.py")
     methods = list(dict.fromkeys(r["method"] for record in records for r in record["results"] if r["budget"]))
     style = styles(methods)
     size = (2.2 + 2.5 * len(panels), 1.5 + 0.27 * len(methods))

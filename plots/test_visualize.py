@@ -170,8 +170,9 @@ def test_bad_input_is_refused(folder, record, tmp_path):
     with pytest.raises(FileNotFoundError, match="expected TensorBoard event files"):
         visualize.training_curves(tmp_path)
     del record["results"][0]["distortion"]
-    with pytest.raises(InputError, match="expected the figure 'distortion'"):
-        panels.curves_by_method(record, "distortion", "t", "nats")
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"results\[0\]: expected distortion, found none"):
+        draw(tmp_path, "--results_path", tmp_path / "results.json")
     (tmp_path / "results.json").write_text('{"schema": "other"}')
     words = ["--results_path", tmp_path / "results.json", "--log_dir", folder / "agent/tb_logs", "--output_dir", tmp_path / "out"]
     check_refusal("plots/visualize.py", *words, expect=["expected schema", "found 'other'"])

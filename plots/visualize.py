@@ -21,9 +21,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.artifacts import InputError, Parser, bounded, make_output_dir, read_json, run, written_aside
-from eval.evaluate import SCHEMA
-from eval.evaluate_reader import SCHEMA as READER
+from data.artifacts import InputError, Parser, bounded, make_output_dir, run, written_aside
+from eval.records import EVALUATION, READER, read_results
 from plots.panels import curves_by_method, panels_by_kind, reader_figure
 from plots.texts import texts_figure
 
@@ -43,7 +42,7 @@ def training_curves(log_dir):
     """The figure of CURVES. Raises FileNotFoundError if there is no log, InputError if it has not every curve."""
     if not any(log_dir.glob("events.out.tfevents.*")):
         raise FileNotFoundError(f"{log_dir}: expected TensorBoard event files, found none. Train with: python rl/train.py")
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0}).Reload()
+    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0}).Reload()  # damaged ones end where they are damaged
     figure, axes = plt.subplots(2, 4, figsize=(16, 6.4), layout="constrained")
     for axis, (tag, title, unit) in zip(axes.flat, CURVES, strict=True):
         if tag not in (tags := events.Tags()["scalars"]):
@@ -69,9 +68,9 @@ def figures_of(paths, num_texts):
     evaluations, readers = {}, []
     for path in paths:
         if path.is_file() and b'"rltc.reader/' in path.read_bytes()[:200]:
-            readers.append(read_json(path, READER, "eval/evaluate_reader.py"))
+            readers.append(read_results(path, READER))
         else:
-            evaluations[path] = read_json(path, SCHEMA, "eval/evaluate.py")
+            evaluations[path] = read_results(path, EVALUATION)
     drawn = {"reader": reader_figure(readers)} if readers else {}
     if len(evaluations) > 1:
         kinds = {path.resolve().parent.name: record for path, record in evaluations.items()}

@@ -7,10 +7,14 @@ stream of texts, the evaluations so far. How it is written and read: `models/rec
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
-from data.artifacts import check_resumed
+from data.artifacts import InputError, check_resumed
 from data.scratch import MARK, make_scratch
-from models.agent.files import check_reconstructor, load_weights
+from data.shapes import NUMBER, OBJECT, TEXT, count, optional
+from models.agent.files import NAMED, check_reconstructor, differing, load_weights
 from models.reconstructor.checkpoints import (
+    FLAGS,
+    RANDOM,
+    TENSORS,
     by_age,
     check_data,
     random_states,
@@ -18,14 +22,19 @@ from models.reconstructor.checkpoints import (
     remove_checkpoints,
     restore_random_states,
     resumable,
+    restoring,
     write_checkpoint,
 )
 
 LIMIT = 3  # newest checkpoints to keep
 # Flags that may change when a run goes on; of texts their SHA-256 counts.
 FREE = ("resume", "quiet", "num_timesteps", "output_dir", "data_path", "device", "learning_rate")
-PARTS = ("data", "args", "reconstructor", "reader", "seconds", "history", "evaluation_seconds", "texts", "updates", "policy",
-         "optimizer", "env", "random")  # of a checkpoint
+PARTS = {  # of a checkpoint
+    "data": TEXT, "args": FLAGS, "reconstructor": NAMED, "reader": optional(NAMED), "seconds": NUMBER,
+    "history": [{"texts": count(), "J": NUMBER}], "evaluation_seconds": NUMBER, "texts": count(), "updates": count(),
+    "policy": TENSORS, "optimizer": OBJECT, "random": RANDOM,
+    "env": {"stream": {"rng": OBJECT, "position": count(), "order": [count()]}, "observation": TENSORS},
+}
 
 
 def save_checkpoint(agent, directory, **content):
@@ -49,12 +58,30 @@ def go_on(agent, directory, args):
     if state["reader"]:
         check_reconstructor(state["reader"], path, agent.policy.reader.reconstructor)
     load_weights(agent.policy, state["policy"], path)
-    agent.policy.optimizer.load_state_dict(state["optimizer"])
     agent.num_timesteps, agent._n_updates = state["texts"], state["updates"]
-    agent.env.restore(state["env"])
-    agent._last_obs = agent.env.observation
-    restore_random_states(state["random"], agent.device.type)
+    with restoring(path):
+        agent.policy.optimizer.load_state_dict(state["optimizer"])
+        agent.env.restore(state["env"])
+        agent._last_obs = agent.env.observation
+        restore_random_states(state["random"], agent.device.type)
     return state
+
+
+def check_trained_for(args, config, reader):
+    """Say so if the agent of `--init_from` decided otherwise, or read with another reconstructor than `reader`: that may be meant.
+
+    Raises InputError if it was trained for another kind of receiver.
+    """
+    if config["gaps"] != args.gaps:
+        raise InputError(
+            f"--init_from {args.init_from}: expected an agent trained with --gaps {args.gaps}, found one trained with --gaps "
+            f"{config['gaps']}, whose network is another; say --gaps {config['gaps']}, or leave --init_from away"
+        )
+    named = config.get("reader") or config["reconstructor"]
+    if config["unit"] != args.unit:
+        print(f"--init_from {args.init_from}: was trained with --unit {config['unit']}, and goes on with --unit {args.unit}")
+    if differing(named, reader):
+        print(f"--init_from {args.init_from}: read with {named['path']} as it was then, and goes on with {reader.directory}")
 
 
 class ContinuedLog(TensorBoardOutputFormat):

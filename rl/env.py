@@ -65,6 +65,8 @@ class TextStream:
     def restore(self, state):
         self.rng.bit_generator.state, self.position = state["rng"], state["position"]
         self.order = np.array(state["order"], dtype=np.int64)
+        if self.position and self.shuffle and not np.array_equal(np.sort(self.order), np.arange(len(self.sequences))):
+            raise ValueError(f"expected an order of {len(self.sequences)} texts, found {len(self.order)} numbers")
 
     def next(self):
         """The next text, int64 (T,), and its price."""

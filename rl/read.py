@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, run
+from data.artifacts import SEED, InputError, Parser, bounded, check_shape, plain_json, run
 from data.limits import BATCH, COUNT
 from data.scratch import LOCK, held
 from data.sequences import load_sequences
+from data.shapes import TEXT
 from eval.reader import QUESTIONS, Reader
 from models.reconstructor.reconstructor import find_device
 from models.reconstructor.texts import token_counts
@@ -115,8 +116,12 @@ class Texts:
         counts = token_counts(self.sequences, len(tokenizer))
         self.rarity = -np.log((counts + 1) / counts.sum())
         self.common = set(np.argsort(-counts, kind="stable")[:COMMON].tolist())
-        lines = args.without.read_text(encoding="utf-8").splitlines()
-        self.asked = set().union(*(rows_of(json.loads(line)["context"]) for line in lines)) if lines else set()
+        self.asked = set()
+        for number, line in enumerate(args.without.read_bytes().splitlines(), 1):
+            place, remedy = f"--without {args.without}, line {number}", "give JSON Lines as of eval/evaluate_reader.py"
+            row = plain_json(place, line, remedy)
+            check_shape(place, row, {"context": TEXT}, remedy)
+            self.asked |= rows_of(row["context"])
 
     def __iter__(self):
         """Yield `--num_texts` dicts: text, tokens, first (W,) and sizes (W,), and a generator of their own."""

@@ -13,6 +13,7 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from data.artifacts import InputError
+from data.testing.toy import overflow
 from models.agent.conftest import V, make_reconstructor
 from models.reconstructor.scoring import SUMS
 from rl.env import TokenCompressionEnv, TokenCompressionVecEnv, token_rewards
@@ -161,12 +162,11 @@ def test_bad_actions_and_lengths_are_refused(reconstructor, texts):
         TokenCompressionEnv([], reconstructor, LENGTH)
 
 
-def test_a_reconstructor_that_says_nan_is_named(reconstructor, texts, monkeypatch):
-    env, predict = TokenCompressionEnv(texts, reconstructor, LENGTH), reconstructor.predict
+def test_a_reconstructor_that_says_nan_is_named(reconstructor, texts):
+    env = TokenCompressionEnv(texts, copy.deepcopy(reconstructor), LENGTH)
+    overflow(env.judge.reconstructor.model, 5)
     env.reset(seed=0)
-    says_nan = lambda *args: predict(*args)._replace(nats=torch.full((1, LENGTH), torch.nan))
-    monkeypatch.setattr(reconstructor, "predict", says_nan)
-    with pytest.raises(InputError, match="reconstructor: expected finite nats"):
+    with pytest.raises(InputError, match="the reconstructor .*tuned: expected finite numbers"):
         env.step(np.zeros(LENGTH))
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from data.artifacts import InputError, sha256_of
 from data.sequences import pad_batch
-from data.testing.toy import check_refusal, write_small
+from data.testing.toy import check_refusal, seal, write_small
 from models.agent.files import load_policy, load_receiver
 from models.reconstructor.gaps import GAP_HEAD
 from models.reconstructor.reconstructor import Reconstructor
@@ -87,6 +87,7 @@ def test_the_judge_alone_teaches_another_agent(toy, finding, small, folder, tmp_
     head = load_file(other / GAP_HEAD)
     head["out.bias"][:4] += torch.tensor([0.0, 3.0, 0.0, 3.0])  # gaps of one and three tokens cost less, others more
     save_file(head, other / GAP_HEAD)
+    seal(other)
     found = []
     for name, judge in (("again", finding), ("otherwise", other)):
         train_agent(toy, tmp_path / name, "--num_timesteps", 64, "--eval_freq", 32, *words_of(judge, small))
@@ -107,6 +108,7 @@ def test_a_training_goes_on_with_its_reader_and_no_other(toy, finding, small, fo
     train_agent(toy, tmp_path / "begun", *words)
     head = load_file(reader / GAP_HEAD)
     save_file({name: tensor + 0.01 for name, tensor in head.items()}, reader / GAP_HEAD)
+    seal(reader)
     said = "expected the reconstructor that it was trained with .*reader, SHA-256 of the gap head"
     with pytest.raises(InputError, match=said) as refused:
         train_agent(toy, tmp_path / "begun", *words, "--resume")

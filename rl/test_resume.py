@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.artifacts import InputError
-from data.testing.toy import REPOSITORY, Planted
+from data.testing.toy import REPOSITORY, Planted, seal
 from models.reconstructor.checkpoints import MANIFEST, checksums
 from rl.conftest import agent_words, alike, train_agent, weights
 
@@ -143,6 +143,7 @@ def test_a_checkpoint_belongs_to_its_reconstructor(toy, run, tmp_path):
     train_agent(other, tmp_path / "out", "--num_timesteps", 32)
     tuned = load_file(other / "tuned/model.safetensors")
     save_file({name: w + 0.01 for name, w in tuned.items()}, other / "tuned/model.safetensors", metadata={"format": "pt"})
+    seal(other / "tuned")
     with pytest.raises(InputError, match="expected the reconstructor that it was trained with .*bring that one back"):
         train_agent(other, tmp_path / "out", "--num_timesteps", 64, "--resume")
 

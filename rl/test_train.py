@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.artifacts import InputError, sha256_of
-from data.testing.toy import check_refusal
+from data.testing.toy import check_refusal, seal
 from models.agent.files import load_policy
 from models.agent.test_files import bare_pickle, old_style, pickled_parts
 from models.reconstructor import train_cpu
@@ -87,10 +87,12 @@ def test_an_agent_is_trained_for_a_receiver_that_has_to_find_the_gaps(toy, findi
     train_agent(toy, tmp_path / "out", "--num_timesteps", 96, *words, "--resume")
     other = shutil.copytree(finding, tmp_path / "other")
     save_file({name: tensor + 0.01 for name, tensor in load_file(other / GAP_HEAD).items()}, other / GAP_HEAD)
+    seal(other)
     words = [other if word == finding else word for word in words]
     begun = tmp_path / "begun"
     train_agent(toy, begun, "--num_timesteps", 32, *words)
     shutil.copy(finding / GAP_HEAD, other / GAP_HEAD)
+    seal(other)
     with pytest.raises(InputError, match="expected the reconstructor .*SHA-256 of the gap head"):
         train_agent(toy, begun, "--num_timesteps", 64, *words, "--resume")
     with pytest.raises(InputError, match="expected a reconstructor that finds gaps, found no gap head"):
@@ -156,14 +158,16 @@ def test_training_goes_on_from_another_agent(toy, earlier, tmp_path):
     assert (states[0] != states[1]).any() and (states[1] == states[2]).all(), "minibatches are drawn with the new agent's seed"
 
 
-def test_an_agent_reads_with_the_reconstructor_of_today(toy, earlier, tmp_path):
+def test_an_agent_reads_with_the_reconstructor_of_today(toy, earlier, tmp_path, capsys):
     """One that goes on with an adapted reconstructor reads with that one, and is tied to it."""
     shutil.copytree(toy / "tuned", tmp_path / "adapted")
     tuned, changed = load_file(toy / "tuned/model.safetensors"), "transformer.h.0.mlp.c_fc.weight"
     tuned[changed] += 0.25
     save_file(tuned, tmp_path / "adapted/model.safetensors", metadata={"format": "pt"})
+    seal(tmp_path / "adapted")
     words = ("--init_from", earlier, "--reconstructor_path", tmp_path / "adapted", "--learning_rate", 1e-12)
     train_agent(toy, tmp_path / "on", "--num_timesteps", 32, *words)
+    assert f"tuned as it was then, and goes on with {tmp_path}/adapted" in capsys.readouterr().out
     policy = load_policy(tmp_path / "on/final_model.zip")
     for model in (policy.reader.reconstructor.model.base_model, policy.reader.first):
         torch.testing.assert_close(model.state_dict()[changed.removeprefix("transformer.")], tuned[changed])

@@ -32,7 +32,7 @@ from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.texts import open_splits, token_counts
 from models.reconstructor.words import DECIDED
 from rl.callbacks import RolloutFigures, held_out_figures
-from rl.checkpoints import ContinuedLog, delete_run, go_on, resumable, save_checkpoint, what_a_run_left
+from rl.checkpoints import ContinuedLog, check_trained_for, delete_run, go_on, resumable, save_checkpoint, what_a_run_left
 from rl.env import PRICES, TokenCompressionVecEnv
 from rl.ppo import TokenPPO
 
@@ -138,9 +138,9 @@ def open_reader(args, env):
 def build_agent(args, env, train, device):
     """An agent whose network starts from its reader's embeddings and the corpus' frequencies, or from `--init_from`."""
     earlier = read_agent(args.init_from) if args.init_from else None
-    if earlier:
-        check_trained_for(args, earlier[0])
     reconstructor = open_reader(args, env)
+    if earlier:
+        check_trained_for(args, earlier[0], reconstructor)
     counts = token_counts(train, reconstructor.vocab_size)
     sizes = {"embedding_dim": EMBEDDING_DIM, "width": args.width, "layers": LAYERS, "heads": HEADS}
     common = common_tokens(earlier[1], reconstructor.vocab_size, args.init_from) if earlier else Reader.common_tokens(counts)
@@ -157,17 +157,6 @@ def build_agent(args, env, train, device):
     if earlier:
         load_weights(agent.policy, earlier[1], args.init_from)
     return agent
-
-
-def check_trained_for(args, config):
-    """Say so if the agent to begin with decided otherwise. Raises InputError if it was trained for another kind of receiver."""
-    if config["gaps"] != args.gaps:
-        raise InputError(
-            f"--init_from {args.init_from}: expected an agent trained with --gaps {args.gaps}, found one trained with --gaps "
-            f"{config['gaps']}, whose network is another; say --gaps {config['gaps']}, or leave --init_from away"
-        )
-    if config["unit"] != args.unit:
-        print(f"--init_from {args.init_from}: was trained with --unit {config['unit']}, and goes on with --unit {args.unit}")
 
 
 class Run(BaseCallback):

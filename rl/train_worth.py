@@ -6,7 +6,6 @@ The policy stays as it is; `worth.safetensors` comes beside it (models/agent/wor
 text brings the answer. A tenth of the texts is held out, to say how much of what is lost was expected.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, run, sha256_of
+from data.artifacts import SEED, InputError, Parser, bounded, plain_json, run, sha256_of
 from data.scratch import claimed, keep_apart
 from data.sequences import pad_batch
+from data.shapes import NUMBER, TEXT, WORD, flaw
 from models.agent.files import TrainedAgent, load_policy
 from models.agent.worth import Worth
 from models.reconstructor.reconstructor import find_device
@@ -48,11 +48,13 @@ def load_reads(path):
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = plain_json("", line.encode(), "")
+            if flaw(row, {"text": WORD, "masks": [TEXT, ...], "questions": [{"nats": [NUMBER]}]}):
+                raise ValueError
             masks = np.array([[int(sent) for sent in mask] for mask in row["masks"]], dtype=np.float32)
             nats = np.array([each["nats"] for each in row["questions"]], dtype=np.float64).reshape(-1, len(masks) + 2)
-            whole = masks.ndim == 2 and set(np.unique(masks)) <= {0, 1} and np.isfinite(nats).all() and row["text"]
-        except (ValueError, KeyError, TypeError):
+            whole = masks.ndim == 2 and set(np.unique(masks)) <= {0, 1}
+        except ValueError:
             whole = False
         if not whole:
             raise InputError(f"{path}, line {number}: expected text, masks and questions, as of rl/read.py; write it again")

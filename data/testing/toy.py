@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
 from data import prepare
+from data.artifacts import sha256_of
 from models.reconstructor.reconstructor import Reconstructor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,6 +57,22 @@ def write_small(directory, gaps="found", n_positions=32):
     write_base(directory, n_positions, seed=1, width=16, layers=1)
     Reconstructor.from_base(directory, gaps=gaps).save(directory, args=argparse.Namespace())
     return Path(directory)
+
+
+def seal(directory):
+    """Have the record of a reconstructor's directory describe the files that are there, as if they had been saved together."""
+    path = Path(directory) / "reconstructor.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    there = [name for name in record["weights"] if (path.parent / name).is_file()]
+    path.write_text(json.dumps(record | {"weights": {name: sha256_of(path.parent / name) for name in there}}, indent=1) + "\n")
+    return Path(directory)
+
+
+def overflow(model, token):
+    """Have a model whose weights are finite say NaN or infinity of a token, and of texts with it."""
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.finfo(torch.float32).max
+    return model
 
 
 def write_byte_base(directory, n_positions=64, dropout=0.0, seed=0):

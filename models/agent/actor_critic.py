@@ -13,6 +13,7 @@ from torch import nn
 from data.artifacts import InputError
 from models.agent.policy import TokenCompressionFeaturesExtractor
 from models.agent.reader import SMALLEST_COST
+from models.reconstructor.loss import check_finite
 from models.reconstructor.words import spread
 
 BISECTIONS = 6  # of the range of λ; what is left of 0.15 to 12 is a factor of 1.07
@@ -90,7 +91,9 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
         if self.reader.words.unit == "word":
             starts = self.reader.words.starts(ids, valid)
             residual, ours, theirs = (spread(x, starts) for x in (residual, ours, theirs))
-        return self.sharpness * (ours / (price + theirs)).log() + residual, cost, keeping
+        logits = self.sharpness * (ours / (price + theirs)).log() + residual
+        check_finite(f"the agent that reads with {self.reader.reconstructor.name}", *(x[valid] for x in (logits, cost, keeping)))
+        return logits, cost, keeping
 
     @torch.no_grad()
     def read(self, ids, valid, price, text=None, draft=None):

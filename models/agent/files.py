@@ -10,6 +10,7 @@ model has `worth.safetensors` beside them, in a directory.
     TrainedAgent.from_pretrained("models/agent/released").push_to_hub("somebody/an-agent")
 """
 
+import hashlib
 import json
 import zipfile
 import zlib
@@ -22,30 +23,51 @@ from gymnasium import spaces
 from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 
-from data.artifacts import InputError, reason_of, sha256_of, written_aside
+from data.artifacts import InputError, check_shape, plain_json, reason_of, sha256_of, written_aside
+from data.shapes import ANY_KEY, DIGEST, FLAG, POSITIVE, TEXT, among, count, optional, shown
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.policy import observation_space
 from models.agent.reader import Reader
 from models.agent.worth import WORTH, load_worth
+from models.reconstructor.causal_lm import read_record
 from models.reconstructor.gaps import GAP_HEAD, GAPS
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import locate
+from models.reconstructor.words import DECIDED
 
 SCHEMA = "rltc.agent/2"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KNOWN_BY = {
+    "sha256": "SHA-256", "gap_head": "SHA-256 of the gap head", "config": "SHA-256 of config.json", "attention": "attention",
+}
 OLDER = {"gaps": "told", "unit": "token", "supervised": False}  # what agents are that don't say it
-FIELDS = ("reconstructor", "tokenizer_fingerprint", "max_length", "sizes", "blocks", "critic_only", "prices")  # that are read
+SIZES = ("embedding_dim", "width", "layers", "heads")
+NAMED = {"path": TEXT, "sha256": DIGEST, "gap_head?": optional(DIGEST), "config?": DIGEST, "attention?": TEXT}  # a reconstructor
+SHAPE = {
+    "args": {"seed": count()}, "reconstructor": NAMED, "reader?": NAMED, "tokenizer_fingerprint": TEXT, "max_length": count(1),
+    "sizes": dict.fromkeys(SIZES, count(1)), "blocks": count(1), "critic_only": FLAG, "prices": (POSITIVE, POSITIVE),
+    "gaps": among(*GAPS), "unit": among(*DECIDED), "supervised": FLAG, "weights?": {ANY_KEY: TEXT},
+}
 RELEASED = "models/agent/released"  # relative to the repository
 # What opening a file can raise that is no agent, or half of one.
 UNREADABLE = (OSError, EOFError, LookupError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError)
 
 
-def pack(policy, config):
-    """{file name: bytes} of an agent. `config`: a JSON-able dict of the schema SCHEMA."""
+def pack(policy, config, worth=None):
+    """{file name: bytes} of an agent, the config last, which has the SHA-256 of the others.
+
+    `config`: a JSON-able dict of the schema SCHEMA; `worth`: its Worth, if that goes with it.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.own_state().items()}
     tensors["common_tokens"] = policy.reader.common.cpu()
+    files = {WEIGHTS: safetensors.torch.save(tensors), **({} if worth is None else {WORTH: worth.pack()})}
+    config = {**config, "weights": {name: digest_of(content) for name, content in files.items()}}
     written = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return {CONFIG: written.encode(), WEIGHTS: safetensors.torch.save(tensors)}
+    return {**files, CONFIG: written.encode()}
+
+
+def digest_of(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def save_agent(policy, config, path):
@@ -64,45 +86,67 @@ def read_agent(path):
         raise FileNotFoundError(f"{path} is missing; expected an agent; {remedy}")
     try:
         if path.is_dir():
-            parts = {name: (path / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+            there = (CONFIG, WEIGHTS, WORTH) if (path / WORTH).is_file() else (CONFIG, WEIGHTS)
+            parts = {name: (path / name).read_bytes() for name in there}
         else:
             with zipfile.ZipFile(path) as file:
                 parts = {name: file.read(name) for name in (CONFIG, WEIGHTS)}
-        config, tensors = json.loads(parts[CONFIG]), safetensors.torch.load(parts[WEIGHTS])
+        tensors = safetensors.torch.load(parts[WEIGHTS])
     except UNREADABLE as error:
         reason = "not both of them" if isinstance(error, (FileNotFoundError, KeyError)) else reason_of(error)
         raise InputError(
             f"{path}: expected an agent, {CONFIG} and {WEIGHTS} in a directory or a .zip, found: {reason}; {remedy}"
         ) from None
+    config = plain_json(f"{path}: expected an agent, but its {CONFIG}", parts[CONFIG], remedy)
     found = config.get("schema") if isinstance(config, dict) else type(config).__name__
     if found != SCHEMA:
-        raise InputError(f"{path}: expected an agent of schema '{SCHEMA}', found '{found}'; {remedy}")
-    if absent := [name for name in FIELDS if name not in config]:
-        raise InputError(f"{path}: expected {', '.join(FIELDS)} in {CONFIG}, found no {absent[0]}; {remedy}")
+        raise InputError(f"{path}: expected an agent of schema '{SCHEMA}', found {shown(found)}; {remedy}")
     config = OLDER | config
-    if config["gaps"] not in GAPS:
-        raise InputError(f"{path}: gaps: expected one of {', '.join(GAPS)}, found '{config['gaps']}'; {remedy}")
+    check_shape(path, config, SHAPE, remedy)
+    if config["sizes"]["width"] % config["sizes"]["heads"]:
+        raise InputError(f"{path}: sizes: expected a width that is a multiple of the heads, found {config['sizes']}; {remedy}")
+    check_parts(path, config, parts)
     return config, tensors
 
 
+def check_parts(path, config, parts):
+    """Raises InputError unless the files of an agent, {name: bytes}, are those that its config has the SHA-256 of, if any."""
+    named = config.get("weights", {})
+    for name in named and {**named, **parts}.keys() - {CONFIG}:
+        if name not in parts or named.get(name) != digest_of(parts[name]):
+            expected = f"expected {name} of the agent that {CONFIG} describes"
+            found = "none" if name not in parts else "another one"
+            raise InputError(f"{path}: {expected}, found {found}; get its files anew, all of one agent, or train it anew")
+
+
 def identity(directory, gaps):
-    """What an agent's file says of its reconstructor beside the path: {"sha256"}, and {"gap_head"} where it finds gaps."""
-    head = Path(directory) / GAP_HEAD
+    """What an agent's file says of its reconstructor beside the path: the SHA-256 of its weights, of its `config`, and of its
+    `gap_head` where it finds gaps; and the `attention` that it reads with."""
+    directory = Path(directory)
+    head = directory / GAP_HEAD
     found = {"gap_head": sha256_of(head) if head.is_file() else None} if gaps == "found" else {}
-    return {"sha256": sha256_of(directory), **found}
+    read = {"config": sha256_of(directory / CONFIG), "attention": read_record(directory, {"attention": TEXT})["attention"]}
+    return {"sha256": sha256_of(directory), **found, **read}
 
 
 def check_reconstructor(named, path, reconstructor):
-    """Raises InputError unless a loaded reconstructor has the weights that the agent at `path` was trained with, as `named`."""
+    """Raises InputError unless a loaded reconstructor is the one that the agent at `path` was trained with, as `named`.
+
+    What an older agent does not say of it is not known.
+    """
+    if found := differing(named, reconstructor):
+        name, digest = found
+        raise InputError(
+            f"{path}: expected the reconstructor that it was trained with ({named['path']}, {KNOWN_BY[name]} "
+            f"{str(named[name])[:16]}…), found {str(digest)[:16]}… in {reconstructor.directory}; bring that one back, "
+            "or train anew"
+        )
+
+
+def differing(named, reconstructor):
+    """In what a loaded reconstructor is another one than `named`: (key of its identity, what it has); None if it is that one."""
     ours = identity(reconstructor.directory, "found" if "gap_head" in named else "told")
-    for name, found in ours.items():
-        if named.get(name) != found:
-            kind = {"sha256": "SHA-256", "gap_head": "SHA-256 of the gap head"}[name]
-            raise InputError(
-                f"{path}: expected the reconstructor that it was trained with ({named['path']}, {kind} "
-                f"{str(named.get(name))[:16]}…), found {str(found)[:16]}… in {reconstructor.directory}; bring that one back, "
-                "or train anew"
-            )
+    return next(((name, found) for name, found in ours.items() if named.get(name, found) != found), None)
 
 
 def common_tokens(tensors, vocab_size, path):
@@ -135,6 +179,7 @@ def load_policy(path, device="cpu", reconstructor=None):
     or was trained with another reconstructor.
     """
     config, tensors = read_agent(path)
+    sizes = {name: config["sizes"][name] for name in SIZES}
     if reconstructor is not None:
         check_reconstructor(config["reconstructor"], path, reconstructor)
         device = reconstructor.device
@@ -142,12 +187,15 @@ def load_policy(path, device="cpu", reconstructor=None):
         named = config.get("reader") or config["reconstructor"]
         reconstructor = Reconstructor.load(named["path"], device, config["gaps"])
         check_reconstructor(named, path, reconstructor)
+    if config["tokenizer_fingerprint"] != reconstructor.fingerprint:
+        expected, found = f"expected its tokenizer {config['tokenizer_fingerprint']}", reconstructor.fingerprint
+        raise InputError(f"{path}: {expected}, found {found} in {reconstructor.directory}; bring that one back, or train anew")
     common, found = common_tokens(tensors, reconstructor.vocab_size, path), config["gaps"] == "found"
     reader = Reader(reconstructor, common, config["blocks"], found, config["unit"])
     policy = TokenCompressionPolicy(
         observation_space(reconstructor.vocab_size, 1, config["prices"][1]), spaces.Box(0.0, 1.0, (1,), np.float32),
         lambda _: 0.0, prices=config["prices"], critic_only=config["critic_only"], supervised=config["supervised"],
-        features_extractor_kwargs={"reader": reader, **config["sizes"]},
+        features_extractor_kwargs={"reader": reader, **sizes},
     ).to(reconstructor.device)
     policy.config, policy.tokenizer_fingerprint = config, config["tokenizer_fingerprint"]
     load_weights(policy, tensors, path)
@@ -174,9 +222,11 @@ class TrainedAgent(ModelHubMixin, library_name="rl-token-compression", tags=["te
         self.policy = policy
 
     def _save_pretrained(self, save_directory):
-        files, worth = pack(self.policy, self.policy.config), self.policy.reader.worth
-        for name, content in (files | ({} if worth is None else {WORTH: worth.pack()})).items():
-            with written_aside(Path(save_directory) / name) as temporary:
+        folder = Path(save_directory)
+        for name in (CONFIG, WORTH):  # while its files get their places it is no agent
+            (folder / name).unlink(missing_ok=True)
+        for name, content in pack(self.policy, self.policy.config, self.policy.reader.worth).items():
+            with written_aside(folder / name) as temporary:
                 temporary.write_bytes(content)
 
     @classmethod

@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 from data.artifacts import InputError
 from models.reconstructor.gaps import shares
+from models.reconstructor.loss import check_finite
 from models.reconstructor.reconstructor import passes, read_states
 from models.reconstructor.words import Words
 
@@ -76,6 +77,7 @@ class Reader:
             part = (x[rows, :length] for x in (ids, keep_mask, valid))
             read = read_states(model, *part, r.bos_id, r.mask_id, r.attention).float()
             found[rows, :length] = torch.cat([read[:, 1:], read[:, :-1]], -1)
+        check_finite(r.name, found[valid])
         return found
 
     def read(self, ids, valid):
@@ -106,7 +108,9 @@ class Reader:
         nats = valid.new_zeros(valid.shape, dtype=torch.float32)
         for rows, length in passes(valid, ids.device):
             part = tuple(x[rows, :length] for x in (ids, keep_mask, valid))
-            nats[rows, :length] = shares(self.reconstructor.gap_nats(*part), *part[1:]).clamp(max=LARGEST_EVIDENCE)
+            nats[rows, :length] = shares(self.reconstructor.gap_nats(*part), *part[1:])
+        check_finite(self.reconstructor.name, nats)
+        nats = nats.clamp(max=LARGEST_EVIDENCE)
         return torch.stack([nats, (nats + SMALLEST_COST).log()], -1)
 
     def _evidence(self, predicting, truth, weight, common):
@@ -118,6 +122,7 @@ class Reader:
         logits, true = predicting @ common.T, (predicting * weight[truth].float()).sum(-1)  # (M, C), (M,)
         total = logits.logsumexp(-1)
         total = torch.where(torch.isin(truth, self.common), total, total.logaddexp(true))
+        check_finite(self.reconstructor.name, total, true)
         nats = (total - true).clamp(0, LARGEST_EVIDENCE)
         lead = (true - logits.amax(-1)).clamp(-LARGEST_EVIDENCE, LARGEST_EVIDENCE)
         return torch.stack([torch.ones_like(nats), nats, (nats + SMALLEST_COST).log(), lead], -1)

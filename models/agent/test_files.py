@@ -18,10 +18,10 @@ from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 
 from data.artifacts import InputError, sha256_of
-from data.testing.toy import Planted
+from data.testing.toy import Planted, seal
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.conftest import V, make_policy, make_reconstructor
-from models.agent.files import OLDER, RELEASED, SCHEMA, TrainedAgent, identity, load_policy, save_agent
+from models.agent.files import OLDER, RELEASED, SCHEMA, TrainedAgent, digest_of, identity, load_policy, save_agent
 from models.agent.policy import observation_space
 from models.agent.reader import Reader
 from models.reconstructor.gaps import GAP_HEAD
@@ -67,9 +67,10 @@ def parts_of(path):
 
 
 def write_parts(path, config, tensors):
+    weights = safetensors.torch.save(tensors)
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("config.json", json.dumps(config))
-        file.writestr("model.safetensors", safetensors.torch.save(tensors))
+        file.writestr("config.json", json.dumps(config | {"weights": {"model.safetensors": digest_of(weights)}}))
+        file.writestr("model.safetensors", weights)
     return path
 
 
@@ -204,10 +205,12 @@ def test_another_gap_head_is_refused(finding):
     head = load_file(path)
     head["out.bias"][0] += 1e-3
     save_file(head, path)
+    seal(path.parent)
     with pytest.raises(InputError, match="expected the reconstructor .*SHA-256 of the gap head .*bring that one back") as refused:
         load_policy(folder / "agent.zip")
     assert "\n" not in str(refused.value) and config["reconstructor"]["gap_head"][:16] in str(refused.value)
     path.unlink()
+    seal(path.parent)
     with pytest.raises(InputError, match="found no gap head"):
         load_policy(folder / "agent.zip")
     with pytest.raises(InputError, match="SHA-256 of the gap head .*found None"):
@@ -218,7 +221,7 @@ SHARPNESS, COMMON = "sharpness", "common_tokens"
 NOT_FINITE = torch.tensor(float("nan"))
 DAMAGE = {
     "another schema": (lambda c, t: c.update(schema="rltc.agent/1"), "schema 'rltc.agent/2', found 'rltc.agent/1'"),
-    "no sizes": (lambda c, t: c.pop("sizes"), "found no sizes"),
+    "no sizes": (lambda c, t: c.pop("sizes"), "expected sizes, found none"),
     "too many blocks": (lambda c, t: c.update(blocks=9), "blocks 9: expected at most 2"),
     "not a number": (lambda c, t: t.update({SHARPNESS: NOT_FINITE}), "expected finite weights"),
     "a tensor missing": (lambda c, t: t.pop(SHARPNESS), "found others at sharpness"),

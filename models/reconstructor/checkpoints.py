@@ -17,11 +17,22 @@ import torch
 from data.artifacts import InputError, reason_of, sha256_of
 from data.room import on_full_disk
 from data.scratch import MARK, make_scratch, remove_scratch
+from data.shapes import ANY_KEY, NUMBER, OBJECT, TEXT, Kind, count, flaw, optional
 
 STATE = "state.pt"
 UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
 MANIFEST = "checksums.json"  # SHA-256 of every file of a checkpoint, written last: without it a checkpoint is not whole
 REMEDY = "leave --resume away to start anew"
+TENSOR = Kind("a tensor", torch.is_tensor)
+TENSORS, FLAGS = {ANY_KEY: TENSOR}, {ANY_KEY: TEXT}
+RANDOM = {"torch": TENSOR, "device": optional(TENSOR), "numpy": (TEXT, [count()], count(), count(), NUMBER)}
+METRICS = optional({ANY_KEY: NUMBER})
+FINE_TUNING = {
+    "data": TEXT, "step_size": count(1), "args": FLAGS, "step": count(), "log": [{ANY_KEY: NUMBER}], "before": METRICS,
+    "metrics": METRICS, "optimizer": OBJECT, "scaler": optional(OBJECT), "random": [RANDOM, ...],
+}
+# What restoring another content than a training's state can raise.
+UNUSABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError)
 
 
 def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
@@ -72,14 +83,16 @@ def damage(directory):
     try:
         expected = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        expected = None
+    if flaw(expected, {ANY_KEY: TEXT}):
         return f"{MANIFEST} is missing or unreadable: it was never finished"
     found = checksums(directory)
     differing = [name for name in expected if found.get(name) != expected[name]]
     return f"{', '.join(differing)} not as written" if differing else None
 
 
-def read_newest(directory, names):
-    """The undamaged checkpoint of `directory` that was finished last: its path, and its state, a dict with the keys `names`.
+def read_newest(directory, shape):
+    """The undamaged checkpoint of `directory` that was finished last: its path, and its state, a dict of this shape.
 
     Damaged ones are named and skipped. Raises FileNotFoundError if there is none, InputError if all are damaged or the state is
     not that of such a training.
@@ -89,7 +102,7 @@ def read_newest(directory, names):
         if not (reason := damage(path)):
             if damaged:
                 print(f"skipped {'; '.join(damaged)}; going on from {path.name}")
-            return path, read_state(path / STATE, names)
+            return path, read_state(path / STATE, shape)
         damaged.append(f"{path.name} ({reason})")
     if damaged:
         found = f"found only damaged ones: {'; '.join(damaged)}"
@@ -97,12 +110,23 @@ def read_newest(directory, names):
     raise FileNotFoundError(f"--resume: expected a checkpoint-* directory in {directory}, found none; {REMEDY}")
 
 
-def read_state(path, names):
-    """The dict with the keys `names` that torch.save wrote to `path`. Runs nothing that is in the file. Raises InputError."""
-    try:
+def read_state(path, shape):
+    """The dict of this shape that torch.save wrote to `path`. Runs nothing that is in the file. Raises InputError."""
+    with restoring(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: state[name] for name in names}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+        if wrong := flaw(state, shape):
+            raise ValueError(wrong)
+        return {name: state[name] for name in shape}
+
+
+@contextmanager
+def restoring(path):
+    """A block that restores what is in `path`. Raises InputError where that is not the state of such a training."""
+    try:
+        yield
+    except InputError:
+        raise
+    except UNUSABLE as error:
         reason = f"{type(error).__name__}: {reason_of(error)}"
         raise InputError(f"--resume: expected a training's state in {path}, found another content ({reason}); {REMEDY}") from None
 

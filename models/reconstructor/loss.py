@@ -2,6 +2,8 @@
 
 import torch
 
+from data.artifacts import InputError
+
 CHUNK = 256  # tokens whose logits are alive at one time: 256 x 50,257 x 4 bytes = 51 MB stay near the cache of a CPU
 CHUNK_GPU = 2048  # 412 MB: there the traffic of the summed gradient (V, D) costs more than memory
 
@@ -52,6 +54,13 @@ def read_logits(logits, truth):
     true_logit = logits.gather(1, truth[:, None])
     log_z = logits.sub_(best).exp_().sum(1, keepdim=True).log()  # less `best`
     return (log_z + best - true_logit)[:, 0], top1[:, 0]
+
+
+def check_finite(who, *values):
+    """Raises InputError, which names `who` they are by, if one of the values in tensors is NaN or infinite."""
+    if not all(torch.as_tensor(each).isfinite().all() for each in values):
+        remedy = "get its files anew, or train it anew"
+        raise InputError(f"{who}: expected finite numbers for every token, found NaN or infinity; {remedy}")
 
 
 def summed_nats(hidden, weight, targets):

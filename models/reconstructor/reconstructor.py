@@ -12,22 +12,24 @@ sent tokens c and the gaps g. If it has to find the gaps it also pays −ln p(g_
 Shapes: `B` texts, `T` tokens, `V` vocabulary, `D` model width, `M` masked tokens in a batch.
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from data.artifacts import InputError, read_json, write_json
+from data.artifacts import InputError, write_json
 from data.room import on_full_disk
-from models.reconstructor.causal_lm import check_head, load_causal_lm
-from models.reconstructor.gaps import GAPS, GapHead, at_places, load_gap_head, save_gap_head, send, shares
-from models.reconstructor.loss import read_logits, summed_nats
+from data.scratch import MARK, make_scratch, remove_scratch
+from data.shapes import TEXT, among
+from models.reconstructor.causal_lm import MADE_BY, RECORD, SCHEMA, check_head, load_causal_lm, read_record
+from models.reconstructor.gaps import GAP_HEAD, GAPS, GapHead, at_places, load_gap_head, save_gap_head, send, shares
+from models.reconstructor.loss import check_finite, read_logits, summed_nats
 from models.reconstructor.tokenizer import MASK_TOKEN, bos_id, fingerprint, load_tokenizer, locate
 
-SCHEMA = "rltc.reconstructor/1"
-MADE_BY = "models/reconstructor/train_cpu.py"
 ATTENTION = ("bidirectional", "causal")
+SAVING = ".rltc_saving"  # in a model's directory, while its files are written
 LOGIT_ROWS = 128  # masked tokens whose logits are alive at one time: 128 x 50,257 x 4 bytes = 26 MB
 # Tokens that go through the model at one time. On a CPU small passes stay in the cache: 64 texts of 128 tokens in
 # passes of 2,048 tokens take half the time of one pass.
@@ -135,7 +137,7 @@ class Reconstructor(torch.nn.Module):
         `gaps`: "found" or "told", whether it has to find them.
         """
         directory = Path(locate(directory))
-        info = read_json(directory / "reconstructor.json", SCHEMA, MADE_BY)
+        info = read_record(directory, {"attention": among(*ATTENTION), "tokenizer_fingerprint": TEXT})
         model = load_causal_lm(directory)
         head = load_gap_head(directory, model.config.hidden_size)
         if gaps == "found" and head is None:
@@ -153,22 +155,40 @@ class Reconstructor(torch.nn.Module):
         return self.to(device).eval()
 
     def save(self, directory, **record):
-        """Write a checkpoint that stock transformers classes load, and `reconstructor.json` with `record`."""
+        """Write a checkpoint that stock transformers classes load, and `reconstructor.json` with `record`.
+
+        Its files change together: they are written aside, and while they get their places there is no record. What an earlier
+        model left of weights goes.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_scratch(directory / SAVING)
+        aside = make_scratch(directory / SAVING)
         with on_full_disk(directory):
-            self.model.save_pretrained(directory)
-            self.tokenizer.save_pretrained(directory)
+            self.model.save_pretrained(aside)
+            self.tokenizer.save_pretrained(aside)
         if self.gap_head is not None:
-            save_gap_head(self.gap_head, directory, self.model.dtype)
+            save_gap_head(self.gap_head, aside, self.model.dtype)
+        written = [path for path in sorted(aside.iterdir()) if path.name != MARK]
+        for earlier in (directory / RECORD, *directory.glob("model*.safetensors"), directory / GAP_HEAD):
+            earlier.unlink(missing_ok=True)
+        for path in written:
+            os.replace(path, directory / path.name)
+        remove_scratch(aside)
         write_json(
-            Path(directory) / "reconstructor.json", SCHEMA, units={"max_length": "tokens"},
-            weights=sorted(Path(directory).glob("*.safetensors")), max_length=self.max_length, attention=self.attention,
-            tokenizer_fingerprint=self.fingerprint, gaps=[way for way in GAPS if way == "told" or self.gap_head is not None],
-            **record,
+            directory / RECORD, SCHEMA, units={"max_length": "tokens"}, weights=[directory / path.name for path in written],
+            max_length=self.max_length, attention=self.attention, tokenizer_fingerprint=self.fingerprint,
+            gaps=[way for way in GAPS if way == "told" or self.gap_head is not None], **record,
         )
 
     @property
     def device(self):
         return self.model.device
+
+    @property
+    def name(self):
+        """What messages call it."""
+        return f"the reconstructor {self.directory or ''}".strip()
 
     def output_weight(self):
         """The output layer (V, D), without the mask token's row."""
@@ -205,7 +225,7 @@ class Reconstructor(torch.nn.Module):
 
         ids (B, T) int64: the true tokens (read at masked positions only to look up their probability).
         keep_mask, valid (B, T) bool; arrays or tensors. `find`: False leaves the gaps out. Returns a Prediction on this model's
-        device.
+        device. Raises InputError rather than nats that are NaN or infinite.
         """
         ids, keep_mask = (torch.as_tensor(x, device=self.device) for x in (ids, keep_mask))
         valid = torch.ones_like(keep_mask) if valid is None else torch.as_tensor(valid, device=self.device)
@@ -222,6 +242,7 @@ class Reconstructor(torch.nn.Module):
             read = [read_logits(h @ weight.T, t) for h, t in zip(hidden.split(LOGIT_ROWS), truth.split(LOGIT_ROWS))]
             row, column = masked.nonzero(as_tuple=True)
             nats[rows[row], column], top1[rows[row], column] = map(torch.cat, zip(*read))
+        check_finite(self.name, nats, gaps)
         return Prediction(nats, top1, gaps)
 
     def restore(self, tokens):
@@ -236,8 +257,7 @@ class Reconstructor(torch.nn.Module):
     def fill(self, texts):
         """As `restore`, of many texts together: for each its tokens, int64 (T,), and which of them were sent, bool (T,)."""
         if self.gap_head is None:
-            named = self.directory or "the reconstructor"
-            raise InputError(f"{named}: expected one that finds gaps, found no gap head beside its weights; load another")
+            raise InputError(f"{self.name}: expected one that finds gaps, found no gap head beside its weights; load another")
         texts = [torch.as_tensor(tokens, dtype=torch.int64) for tokens in texts]
         if (most := max(map(len, texts))) > self.max_length:
             raise InputError(f"{most} tokens were sent: expected at most {self.max_length}; restore them in parts")
@@ -246,7 +266,9 @@ class Reconstructor(torch.nn.Module):
         gaps = torch.zeros(len(texts), most + 1, dtype=torch.int64, device=self.device)
         for rows, length in passes(valid, self.device):
             part = sent[rows, :length], valid[rows, :length], valid[rows, :length]
-            gaps[rows, : length + 1] = self.gap_head.likeliest(self.gap_states(send(*part)))
+            states = self.gap_states(send(*part))
+            check_finite(self.name, states)
+            gaps[rows, : length + 1] = self.gap_head.likeliest(states)
         for tokens, after in zip(texts, gaps.cpu(), strict=True):
             after = after[: len(tokens) + 1]
             after = torch.where(after.cumsum(0) <= self.max_length - len(tokens), after, 0)  # no longer than it reads

@@ -40,7 +40,6 @@ FREE = (  # flags that may change when a run goes on; of batches only the size o
     "learning_rate", "gradient_checkpointing", "torch_compile", "use_amp", "amp_dtype", "eval_steps", "eval_sequences",
     "save_steps", "save_total_limit", "logging_steps",
 )
-STATE = ("data", "step_size", "args", "step", "log", "before", "metrics", "optimizer", "scaler", "random")
 MAX_GRAD_NORM = 1.0  # gradients are clipped to it, as GPT-3's (Brown et al. 2020, appendix B)
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # mask ratios of the last validation
 
@@ -120,7 +119,7 @@ class Training:
         torch.manual_seed(args.seed)
         self.args, self.step, self.log, self.before, self.metrics = args, 0, [], None, None
         if args.resume:
-            checkpoint, state = checkpoints.read_newest(args.output_dir, STATE)
+            checkpoint, state = checkpoints.read_newest(args.output_dir, checkpoints.FINE_TUNING)
             check_resumed(checkpoint, vars(args), state["args"], FREE)
             checkpoints.check_data(checkpoint, state["data"], args.data_path)
             self.reconstructor = Reconstructor.load(checkpoint, gaps=args.gaps)
@@ -148,7 +147,8 @@ class Training:
             self.reconstructor.model.base_model.compile(dynamic=True)
         self.model, self.optimizer = self.accelerator.prepare(self.reconstructor.train(), adamw(args, self.reconstructor))
         if args.resume:
-            self.restore(state)
+            with checkpoints.restoring(checkpoint):
+                self.restore(state)
         self.is_main, self.writer = self.accelerator.is_main_process, None
 
     def restore(self, state):

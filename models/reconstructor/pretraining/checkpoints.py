@@ -8,7 +8,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import InputError, check_resumed
-from models.reconstructor.checkpoints import read_newest, write_checkpoint
+from data.shapes import NUMBER, OBJECT, count, optional
+from models.reconstructor.checkpoints import FLAGS, TENSOR, TENSORS, read_newest, restoring, write_checkpoint
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import bos_id
 
@@ -18,7 +19,11 @@ LIMIT = 2  # newest checkpoints to keep
 # Flags that may change when a run goes on.
 FREE = ("resume", "data_dir", "output_dir", "tokenizer", "device", "max_steps", "max_minutes", "eval_minutes")
 NUMBERS = ("step", "minutes", "tokens", "log")  # of a run, as they stand in its checkpoint
-STATE = (*NUMBERS, "args", "counts", "kinds", "model", "head", "average", "optimizers")
+STATE = {
+    "step": count(), "minutes": NUMBER, "tokens": count(), "log": [OBJECT], "args": FLAGS, "counts": TENSOR,
+    "kinds": {"start": optional(TENSOR), "factor": TENSOR}, **dict.fromkeys(("model", "head", "average"), TENSORS),
+    "optimizers": [OBJECT, ...],
+}
 
 
 def gpt2_config(args, rows, bos=None):
@@ -63,10 +68,11 @@ def go_on(training):
     if not torch.equal(state["counts"], torch.as_tensor(training.vocabulary.counts)):
         found = f"other text in {training.args.data_dir}"
         raise InputError(f"--resume: expected the training text of {path}, found {found}; prepare the same, or start anew")
-    for name in NUMBERS:
-        setattr(training, name, state[name])
-    for name in ("model", "head", "average"):
-        getattr(training, name).load_state_dict(state[name])
-    for optimizer, its in zip(training.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(its)
-    training.weights.restore(state["kinds"])
+    with restoring(path):
+        for name in NUMBERS:
+            setattr(training, name, state[name])
+        for name in ("model", "head", "average"):
+            getattr(training, name).load_state_dict(state[name])
+        for optimizer, its in zip(training.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its)
+        training.weights.restore(state["kinds"])

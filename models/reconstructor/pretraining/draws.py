@@ -3,17 +3,19 @@
 Everything lies on the device and is drawn there. Shapes: `B` windows, `W` tokens of a window, `S` tokens kept, `V` vocabulary.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data.artifacts import InputError, read_json
+from data.artifacts import InputError, check_shape, plain_json, read_json
+from data.shapes import ANY, TEXT, count, beginning
 from models.reconstructor.tokenizer import text_vocab_size
 
+REMEDY = "write it again with: python data/prepare.py"
 DATASET = "rltc.dataset/1", "data/prepare.py"  # as in data/sequences.py, whose import needs `datasets`
 FEWEST = 512  # tokens of a kind in a split
+ROW = {"index": count(), "part?": TEXT, "tokens": ANY}  # tokens are too many to be looked at one by one
 
 SMOOTHING = 5.0  # pseudo-counts with which a bigram's estimate leans on the token's frequency
 MEAN_SPAN = 3.0  # tokens, as in masking.py
@@ -31,9 +33,18 @@ def read_streams(directory, split, bos):
 
     The lines are read without `datasets`, which a machine lent for an hour may not have. Raises FileNotFoundError or InputError.
     """
-    info, parts = read_json(Path(directory) / "dataset_info.json", *DATASET), {}
-    with (Path(directory) / info["splits"][split]["file"]).open(encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
+    about = {"source": TEXT, "splits": {split: {"file": TEXT}}, "tokenizer": {"vocab_size": count(1)}}
+    info, parts = read_json(Path(directory) / "dataset_info.json", *DATASET, about), {}
+    path, size = Path(directory) / info["splits"][split]["file"], info["tokenizer"]["vocab_size"]
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            place = f"{path}, line {number}"
+            row = plain_json(place, line, REMEDY)
+            check_shape(place, row, ROW, REMEDY)
+            if not isinstance(row["tokens"], list) or set(map(type, row["tokens"])) != {int}:
+                raise InputError(f"{place}: expected a list of token ids, found {beginning(row['tokens'])}; {REMEDY}")
+            if min(row["tokens"]) < 0 or max(row["tokens"]) >= size:
+                raise InputError(f"{place}: expected token ids from 0 to {size - 1}, found others; {REMEDY}")
             begin = [bos] * (row["index"] == 0)
             parts.setdefault(row.get("part", info["source"]), []).append(np.array(begin + row["tokens"], dtype=np.int32))
     streams = {kind: np.concatenate(parts[kind]) for kind in sorted(parts)}
