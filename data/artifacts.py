@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data.leftovers import remove_left_files
 from data.letters import plain, shown
-from data.provenance import REPOSITORY, commit, versions
+from data.provenance import commit, versions
 from data.room import FULL, on_full_disk
 from data.shapes import beginning, flaw
 

@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pytest
 import torch
 
-from data.artifacts import REPOSITORY, Parser, line_of, written_aside
+from data.artifacts import Parser, line_of, written_aside
+from data.provenance import REPOSITORY
 
 SCRIPT = """
 import sys

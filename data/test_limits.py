@@ -10,8 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pytest
 
-from data.artifacts import REPOSITORY, InputError, Parser
+from data.artifacts import InputError, Parser
 from data.limits import check_memory
+from data.provenance import REPOSITORY
 from data.testing.preparation import prepared
 from data.testing.toy import write_base, write_corpus
 

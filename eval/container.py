@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from data.artifacts import InputError, check_shape, parse_json, sha256_of
-from data.shapes import DIGEST, TEXT, among, count, optional, shown
+from data.shapes import DIGEST, TEXT, among, beginning, count, optional
 from eval.encoding import Encoder
 from eval.files import decoded
 from eval.lossless import decode
@@ -73,7 +73,7 @@ def plain_payload(found):
 def check_only(where, found, expected):
     """Raises InputError unless an object that has the keys of `expected` has no others."""
     if unknown := sorted(found.keys() - expected.keys()):
-        raise InputError(f"{where}: expected {', '.join(expected)}, found {shown(unknown[0])} besides; {REMEDY}")
+        raise InputError(f"{where}: expected {', '.join(expected)}, found {beginning(unknown[0])} besides; {REMEDY}")
 
 
 def is_container(name, content):
@@ -101,7 +101,7 @@ def check_weights(record, reconstructor, force=False):
     for name, kind in {"sha256": "weights", "gap_head": "gap head"}.items():
         if named[name] != ours[name] and not force:
             raise InputError(
-                f"expected the {kind} that the container was made with ({shown(named['name'])}, SHA-256 {named[name][:16]}…), "
+                f"expected the {kind} that the container was made with ({beginning(named['name'])}, SHA-256 {named[name][:16]}…), "
                 f"found {str(ours[name])[:16]}… in {reconstructor.directory}; name that reconstructor, or try with --force"
             )
 

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jinja2
 
-from data.artifacts import REPOSITORY, InputError, Parser, run, write_text
+from data.artifacts import InputError, Parser, run, write_text
+from data.provenance import REPOSITORY
 from eval.records import read_any
 from eval.report import agent_leads, by_budget, by_keep_ratio, by_kind, estimate, half, interval, number, one, standing_counts
 from eval.report import verdicts

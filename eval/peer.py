@@ -17,7 +17,8 @@ import numpy as np
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from data.artifacts import REPOSITORY, InputError, write_text
+from data.artifacts import InputError, write_text
+from data.provenance import REPOSITORY
 
 NAME = "llmlingua"
 ENVIRONMENT = REPOSITORY / "venv-llmlingua"

@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.artifacts import REPOSITORY, SEED, InputError, Parser, bounded, make_output_dir, run, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_text
+from data.provenance import REPOSITORY
 from data.sequences import load_sequences
 from eval.records import EVALUATION, read_results
 from eval.report import format_table

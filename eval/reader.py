@@ -17,7 +17,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.artifacts import REPOSITORY, InputError, reason_of
+from data.artifacts import InputError, reason_of
+from data.provenance import REPOSITORY
 from data.sequences import pad_batch
 from models.reconstructor.causal_lm import check_head, load_causal_lm
 from models.reconstructor.loss import check_finite, read_logits

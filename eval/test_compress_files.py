@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
 
-from data.artifacts import REPOSITORY, InputError
+from data.artifacts import InputError
+from data.provenance import REPOSITORY
 from eval.compressor import Compressor
 from eval.conftest import NOTE
 from eval.container import checksum

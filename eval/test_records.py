@@ -16,7 +16,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from data.artifacts import REPOSITORY, InputError
+from data.artifacts import InputError
+from data.provenance import REPOSITORY
 from data.sequences import INFO, load_sequences
 from data.testing.toy import write_base
 from eval import pages

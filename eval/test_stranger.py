@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pytest
 
 from data import prepare
-from data.artifacts import REPOSITORY
+from data.provenance import REPOSITORY
 from eval import evaluate
 
 LINES = (REPOSITORY / "eval/questions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from data.artifacts import REPOSITORY, InputError
+from data.artifacts import InputError
+from data.provenance import REPOSITORY
 from data.testing.toy import check_refusal
 from eval import methods
 from eval.conftest import record, stages  # fixtures

@@ -24,7 +24,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 
 from data.artifacts import InputError, check_shape, plain_json, reason_of, sha256_of, written_aside
-from data.shapes import ANY_KEY, DIGEST, FLAG, POSITIVE, TEXT, among, count, optional, shown
+from data.shapes import ANY_KEY, DIGEST, FLAG, POSITIVE, TEXT, among, beginning, count, optional
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.policy import observation_space
 from models.agent.reader import Reader
@@ -100,7 +100,7 @@ def read_agent(path):
     config = plain_json(f"{path}: expected an agent, but its {CONFIG}", parts[CONFIG], remedy)
     found = config.get("schema") if isinstance(config, dict) else type(config).__name__
     if found != SCHEMA:
-        raise InputError(f"{path}: expected an agent of schema '{SCHEMA}', found {shown(found)}; {remedy}")
+        raise InputError(f"{path}: expected an agent of schema '{SCHEMA}', found {beginning(found)}; {remedy}")
     config = OLDER | config
     check_shape(path, config, SHAPE, remedy)
     if config["sizes"]["width"] % config["sizes"]["heads"]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from data.artifacts import REPOSITORY, InputError, reason_of
+from data.artifacts import InputError, reason_of
+from data.provenance import REPOSITORY
 
 BASE_MODEL = "models/reconstructor/base"  # the embedded base model, relative to the repository
 MASK_TOKEN = "<|mask|>"  # stands for "a token was here and was not sent"; neither padding nor end of text

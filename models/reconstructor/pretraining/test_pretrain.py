@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from data import prepare
-from data.artifacts import REPOSITORY, InputError
+from data.artifacts import InputError
+from data.provenance import REPOSITORY
 from models.reconstructor.gaps import GAP_HEAD, load_gap_head
 from models.reconstructor.pretraining import card, checkpoints, draws, positions, pretrain
 from models.reconstructor.reconstructor import Reconstructor
