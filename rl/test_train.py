@@ -237,46 +237,6 @@ def test_a_second_run_starts_a_log_of_its_own(toy, tmp_path):
     assert [p.step for p in events.Scalars("eval/J")][-1] == 64
 
 
-def test_logs_of_others_stay(toy, tmp_path):
-    mine = tmp_path / "tb_logs/events.out.tfevents.mine"
-    mine.parent.mkdir()
-    mine.write_bytes(b"")
-    train_agent(toy, tmp_path, "--num_timesteps", 32)
-    assert mine.exists()
-
-
-def test_what_no_memory_holds_is_refused(toy, tmp_path):
-    with pytest.raises(InputError, match="--n_steps 1000000000: expected at most the .* GiB of memory"):
-        train_agent(toy, tmp_path, "--n_steps", 10**9, "--num_timesteps", 10**12)
-
-
-def test_an_interrupt_says_what_can_be_gone_on_with(toy, tmp_path, monkeypatch):
-    for freq, expect in ((64, "no checkpoint was saved yet: begin anew"), (32, "checkpoint-32 is whole: go on .* --resume")):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=expect):
-            evaluate, calls = train.Run.evaluate, []
-
-            def interrupted(run):
-                calls.append(run)
-                if len(calls) > 1 + (freq == 32):
-                    raise KeyboardInterrupt
-                evaluate(run)
-
-            patch.setattr(train.Run, "evaluate", interrupted)
-            train_agent(toy, tmp_path / str(freq), "--num_timesteps", 128, "--eval_freq", freq)
-
-
-@pytest.mark.parametrize("size, expect", [(0, "out: "), (40_000, "best_model.zip: "), (250_000, "expected room to write")])
-def test_a_full_disk_is_one_line_that_names_it(toy, tmp_path, size, expect):
-    """A disk of so many bytes, which takes the right to mount one."""
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={max(4096, size)}", "tmpfs", tmp_path]).returncode:
-        pytest.skip("no right to mount a file system")
-    try:
-        words = ["--num_timesteps", "64", "--eval_freq", "32"]
-        check_refusal("rl/train.py", *agent_words(toy, tmp_path / "out"), *words, expect=[expect, "found a full disk"])
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
-
-
 def test_the_benchmark_prints_its_ratios(toy, capsys):
     paths = f"--data_path {toy / 'data/processed_data.json'} --reconstructor_path {toy / 'tuned'} --base_model {toy / 'base'}"
     flags = "--gaps told --max_length 16 --texts 4 --n_envs 4 --turns 2 --batches 1 8 --device cpu --quiet"

@@ -1,0 +1,79 @@
+"""Tests of trainings that can't begin, or end too early: pytest or `python rl/test_ends.py`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pytest
+
+from data.artifacts import InputError
+from data.scratch import claimed
+from data.testing.toy import check_refusal
+from rl import read, train, train_proposer, train_worth
+from rl.conftest import agent_words, train_agent
+
+
+def test_logs_of_others_stay(toy, tmp_path):
+    mine = tmp_path / "tb_logs/events.out.tfevents.mine"
+    mine.parent.mkdir()
+    mine.write_bytes(b"")
+    train_agent(toy, tmp_path, "--num_timesteps", 32)
+    assert mine.exists()
+
+
+def test_what_no_memory_holds_is_refused(toy, tmp_path):
+    with pytest.raises(InputError, match="--n_steps 1000000000: expected at most the .* GiB of memory"):
+        train_agent(toy, tmp_path, "--n_steps", 10**9, "--num_timesteps", 10**12)
+
+
+def test_an_interrupt_says_what_can_be_gone_on_with(toy, tmp_path, monkeypatch):
+    for freq, expect in ((64, "no checkpoint was saved yet: begin anew"), (32, "checkpoint-32 is whole: go on .* --resume")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=expect):
+            evaluate, calls = train.Run.evaluate, []
+
+            def interrupted(run):
+                calls.append(run)
+                if len(calls) > 1 + (freq == 32):
+                    raise KeyboardInterrupt
+                evaluate(run)
+
+            patch.setattr(train.Run, "evaluate", interrupted)
+            train_agent(toy, tmp_path / str(freq), "--num_timesteps", 128, "--eval_freq", freq)
+
+
+@pytest.mark.parametrize("size, expect", [(0, "out: "), (40_000, "best_model.zip: "), (250_000, "expected room to write")])
+def test_a_full_disk_is_one_line_that_names_it(toy, tmp_path, size, expect):
+    """A disk of so many bytes, which takes the right to mount one."""
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={max(4096, size)}", "tmpfs", tmp_path]).returncode:
+        pytest.skip("no right to mount a file system")
+    try:
+        words = ["--num_timesteps", "64", "--eval_freq", "32"]
+        check_refusal("rl/train.py", *agent_words(toy, tmp_path / "out"), *words, expect=[expect, "found a full disk"])
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_two_runs_in_one_place_and_outputs_among_inputs_are_refused(toy, earlier, tmp_path):
+    data = f"--data_path {toy / 'data/processed_data.json'}"
+    proposer = f"{data} --reconstructor_path {toy / 'tuned'} --device cpu --quiet --output_dir".split()
+    for out, flag in ((toy / "tuned", "reconstructor_path"), (toy / "data", "data_path")):
+        with pytest.raises(InputError, match=f"expected another directory than --{flag}, which would be overwritten"):
+            train_proposer.main([*proposer, str(out)])
+    with claimed(tmp_path), pytest.raises(InputError, match="another run writes there"):
+        train_proposer.main([*proposer, str(tmp_path)])
+    agent = tmp_path / "agent"
+    agent.mkdir()
+    with pytest.raises(InputError, match="expected another directory than --model_path"):
+        train_worth.main(["--model_path", str(agent), "--output_dir", str(agent)])
+    theirs = tmp_path / "notes.txt"
+    theirs.write_text("mine, and the last line is no whole one")
+    with pytest.raises(InputError, match="expected what rl/read.py wrote, found another content"):
+        read.main([*data.split(), "--output", str(theirs), "--resume"])
+    assert theirs.read_text() == "mine, and the last line is no whole one"
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-v"]))
