@@ -11,6 +11,7 @@ import collections
 import gc
 import multiprocessing
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -114,7 +115,11 @@ def examine(args, folder):
     if args.verbose:
         print("\n".join(f"{seconds:5.1f} s  {name[:110]!a}" for seconds, name in sorted(times)[-8:]))
     print("\n".join(table(chosen)))
-    print(f"{len(chosen)} cases in {time.monotonic() - built:.0f} s, the toy world in {built - began:.0f} s before")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"{len(chosen)} cases in {time.monotonic() - built:.0f} s, the toy world in {built - began:.0f} s before; "
+        f"{used.ru_utime + used.ru_stime:.0f} s of processor time"
+    )
     found_out = all(case.note in dict(case.wrong) for case in chosen if case.family == "control")
     return found_out and not any(case.wrong for case in chosen if case.family != "control")
 

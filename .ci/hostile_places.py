@@ -101,7 +101,7 @@ CLASHES = {  # what a user has in an output directory under a name of ours: a fo
     TRAIN: "tb_logs training.json best_model.zip final_model.zip checkpoints checkpoints/.unfinished checkpoints/checkpoint-4 "
            "checkpoints/checkpoint-99 .rltc_lock",
     PREPARE: "processed_data.json val_data.json test_data.json dataset_info.json .rltc_partial .rltc_cache .rltc_lock",
-    EVALUATE: "evaluation_results.json examples.txt", DRAW: "reader.png texts.png", PROPOSER: "best_model.zip training.json",
+    EVALUATE: "evaluation_results.json examples.txt", DRAW: "rate_distortion.png texts.png", PROPOSER: "best_model.zip training.json",
     WORTH: "config.json worth.safetensors model.safetensors",
 }
 
@@ -270,8 +270,8 @@ CHANGED = {
              "text_column=text2 source=sotu input=note.txt",
 }
 FREE = {TUNE: "max_steps=4 learning_rate=0.1 eval_steps=1 save_steps=2 save_total_limit=1 logging_steps=1 eval_sequences=2 epochs=1",
-        TRAIN: "num_timesteps=20 learning_rate=0.1", PREPARE: "retries=2"}
-NEWEST = {TUNE: "tuned/checkpoint-3", TRAIN: "agent/checkpoints/checkpoint-16"}
+        TRAIN: "num_timesteps=12 learning_rate=0.1", PREPARE: "retries=2"}
+NEWEST = {TUNE: "tuned/checkpoint-3", TRAIN: "agent/checkpoints/checkpoint-8"}
 
 
 def signed(path, change):
@@ -304,7 +304,7 @@ def resume(world, rng):
         yield Case("resume", script, again(), (2,), reverse, note=f"{data} in another order")
     for script, newest in NEWEST.items():
         words, more = line(script, resume=True), "max_steps" if script == TUNE else "num_timesteps"
-        on = line(script, resume=True, **{more: 4 if script == TUNE else 20})
+        on = line(script, resume=True, **{more: 4 if script == TUNE else 12})
         for name in sorted(path.name for path in (world / newest).iterdir()):
             for what, make in {"empty": lambda p: p.write_bytes(b""), "missing": lambda p: None, "a folder": Path.mkdir, "half": lambda p:
                                p.write_bytes(b"PK\3\4half")}.items():

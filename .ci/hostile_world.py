@@ -23,12 +23,13 @@ READ, WORTH, EVALUATE, PRICE = "rl/read.py", "rl/train_worth.py", "eval/evaluate
 READER, LOSSLESS, COMPRESS, DRAW = "eval/evaluate_reader.py", "eval/evaluate_lossless.py", "eval/compress.py", "plots/visualize.py"
 AGENT, TEST = "--model_path agent/best_model.zip", "--data_path data/test_data.json"
 RESTORE, PACK = f"{COMPRESS} --restore", f"{COMPRESS} --lossless"  # further ways to run a script
+PANEL, CURVES = f"{DRAW} --results_path", f"{DRAW} --log_dir"
 WORDS = {  # command lines that work, in the order in which a world is made
     PREPARE: "--source text --input toy.jsonl --tokenizer base --output_dir data --max_length 24 --min_length 8 --val_ratio 0.2 "
     "--test_ratio 0.2 --quiet",
     TUNE: "--data_path data/processed_data.json --base_model base --output_dir tuned --max_steps 3 --batch_size 4 --save_steps 1 "
     "--eval_steps 2 --eval_sequences 4 --quiet",
-    TRAIN: "--data_path data/processed_data.json --reconstructor_path tuned --output_dir agent --num_timesteps 16 --n_steps 4 "
+    TRAIN: "--data_path data/processed_data.json --reconstructor_path tuned --output_dir agent --num_timesteps 8 --n_steps 4 "
     "--batch_size 4 --n_epochs 1 --width 8 --eval_freq 4 --eval_sequences 2 --eval_prices 3 --device cpu --quiet",
     PROPOSER: "--data_path data/processed_data.json --reconstructor_path tuned --output_dir proposer --num_texts 4 "
     "--eval_sequences 2 --epochs 1 --device cpu --quiet",
@@ -45,8 +46,9 @@ WORDS = {  # command lines that work, in the order in which a world is made
     COMPRESS: f"{AGENT} --input note.txt --keep_ratio 0.5 --output note.short.txt --device cpu --quiet",
     PACK: f"{AGENT} --input note.txt --lossless --output note.rltc.json --device cpu --quiet",
     RESTORE: f"{AGENT} --restore note.rltc.json --output restored.txt --device cpu --quiet",
-    DRAW: "--log_dir agent/tb_logs --results_path results/evaluation_results.json results/reader_results.json --output_dir figures "
-    "--dpi 30",
+    DRAW: "--results_path results/evaluation_results.json --output_dir figures --dpi 30",
+    PANEL: "--results_path results/reader_results.json --output_dir figures --dpi 30",
+    CURVES: "--log_dir agent/tb_logs --output_dir figures --dpi 30",
 }
 OTHERS = (  # scripts whose command lines alone are tried: what they do takes long, or needs what is not there
     "models/reconstructor/train_gpu.py", "models/reconstructor/benchmark.py", "models/reconstructor/pretraining/pretrain.py",
@@ -56,12 +58,12 @@ RUN = ("training.json", "tb_logs/events*", ".rltc_lock")
 MODEL = ("config.json", "generation_config.json", "*.safetensors", "reconstructor.json", "tokenizer*.json", "special_tokens_map.json")
 OWN = {  # what a run may write or delete in its output directory; all else there, and everything elsewhere, is the user's
     PREPARE: ("processed_data.json", "val_data.json", "test_data.json", "dataset_info.json", ".rltc_partial/*", ".rltc_lock"),
-    TUNE: (*RUN, *MODEL, "checkpoint-[123]/*"),
+    TUNE: (*RUN, *MODEL, "checkpoint-*/*"),
     TRAIN: (*RUN, "best_model.zip", "final_model.zip", "checkpoints/checkpoint-*/*"),
     PROPOSER: (*RUN, "best_model.zip"),
     WORTH: ("config.json", "*.safetensors"),
     EVALUATE: ("evaluation_results.json", "examples.txt"), PRICE: ("price_results.json",), READER: ("reader_results.json",),
-    LOSSLESS: ("lossless_results.json",), DRAW: ("*.png",),
+    LOSSLESS: ("lossless_results.json",), DRAW: ("*.png",), PANEL: ("*.png",), CURVES: ("*.png",),
 }
 INPUTS = ("input", "tokenizer", "data_path", "base_model", "reconstructor_path", "reader", "reads", "model_path", "questions",
           "restore", "log_dir", "results_path", "without")
