@@ -3,8 +3,8 @@
     python .ci/hostile.py                       # a table; exit status 0 if nothing went wrong
     python .ci/hostile.py --family weights --verbose
 
-Every case runs in a forked child of this process, which imports the scripts once, in a copy of a toy world that is made first. What
-can go wrong: see `hostile_run.py`. A case of the family `control` goes wrong on purpose, and must be found out.
+Every case runs in a forked child of this process, which imports the scripts once, in a copy of a toy world that is made first.
+What can go wrong: see `hostile_run.py`. A case of the family `control` goes wrong on purpose, and must be found out.
 """
 
 import collections
@@ -28,7 +28,7 @@ from hostile_world import build, import_scripts
 
 from data.artifacts import SEED, InputError, Parser, bounded, run
 
-FAMILY_MOST = 140  # cases of a family, drawn at random if there are more
+FAMILY_MOST = 60  # cases of a family, drawn at random if there are more
 
 
 def in_child(function, *args):
@@ -88,7 +88,8 @@ def parse_args(argv=None):
     add("--match", help="only cases whose command line or note has this text")
     add("--list", action="store_true", help="print the families and how many cases each has, and run none")
     add("--verbose", action="store_true", help="print the command line of every case that goes wrong, and what it said last")
-    add("--most", type=bounded(int, 1, 10**6), default=FAMILY_MOST, help="cases of a family, drawn at random if it has more")
+    add("--most", type=bounded(int, 1, 10**6), default=FAMILY_MOST,
+        help="cases of a family, drawn at random if it has more; command lines are seven times as many")
     add("--jobs", type=bounded(int, 1, 256), default=min(2, os.cpu_count()), help="cases at one time")
     add("--seed", type=SEED, default=0, help="draws cases, moments and places")
     return parser.parse_args(argv)

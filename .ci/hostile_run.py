@@ -6,6 +6,7 @@ run that did its work had no right to; a hang; a message that is not one line; f
 
 import atexit
 import codecs
+import contextlib
 import ctypes
 import fnmatch
 import hashlib
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-from hostile_world import OWN, call, value_of
+from hostile_world import OWN, call, mounted, restore_modes, size_of, value_of
 from safetensors import SafetensorError, safe_open
 
 LIMIT, MEMORY, LARGEST = 30, 8 << 30, 256 << 20  # seconds of a case; bytes of address space, and of a file
@@ -164,22 +165,31 @@ def play(case, world, folder):
     status = 0
     case.within()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        call(case.script, case.words)
+        call(case.script, case.words, interruptible)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
     except BaseException:
         status = 1
-        traceback.print_exc()
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        with contextlib.suppress(OSError):  # Python does not say, either, that it can't say anything
+            traceback.print_exc()
     atexit._run_exitfuncs()
     try:
         sys.stdout and sys.stdout.flush()
     except OSError:
         status = 120  # as Python does where stdout can't be flushed in the end
     return status
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Where an interrupt arrives that was sent before or meanwhile: what is around a script's main is not its own."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 def start(case, world, folder):
@@ -219,17 +229,6 @@ def watch(case, pid):
     return status
 
 
-def mounted(world, room):
-    """A small disk at `world`, with `room` KB more than the files of `source` take, if this process may mount one."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}k", "tmpfs", str(world)], capture_output=True)
-    return done.returncode == 0
-
-
-def size_of(world):
-    """KB that the files of a world take on a disk of 4 KB pages."""
-    return sum(-(-os.lstat(os.path.join(f, n)).st_size // 4096) * 4 for f, _, names in os.walk(world) for n in names)
-
-
 def run_case(case, source, folder):
     """Run a case in a copy of the world `source` in `folder`. Returns what went wrong, (kind, what), and the seconds it took."""
     began, world = time.monotonic(), folder / "w"
@@ -250,14 +249,6 @@ def run_case(case, source, folder):
         restore_modes(folder)
         shutil.rmtree(os.fsencode(folder))
     return wrong, time.monotonic() - began
-
-
-def restore_modes(folder):
-    """Make everything readable again."""
-    for path, folders, _ in os.walk(folder):
-        for name in folders:
-            if not os.path.islink(inner := os.path.join(path, name)):
-                os.chmod(inner, 0o755)
 
 
 def judge(case, status, before, after, world, folder):

@@ -3,24 +3,28 @@
 All scripts are imported here, once. `WORDS` has a command line for each that works in the world; `OWN` says what a run may write.
 """
 
+import contextlib
 import importlib
 import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data.artifacts import run
 from data.testing.toy import write_byte_base
 from models.reconstructor.tokenizer import load_tokenizer
 from models.reconstructor.words import Words
 
 PREPARE, TUNE, TRAIN, PROPOSER = "data/prepare.py", "models/reconstructor/train_cpu.py", "rl/train.py", "rl/train_proposer.py"
 READ, WORTH, EVALUATE, PRICE = "rl/read.py", "rl/train_worth.py", "eval/evaluate.py", "eval/evaluate_price.py"
-READER, LOSSLESS, COMPRESS, DRAW = "eval/evaluate_reader.py", "eval/evaluate_lossless.py", "eval/compress.py", "plots/visualize.py"
+READER, LOSSLESS, COMPRESS = "eval/evaluate_reader.py", "eval/evaluate_lossless.py", "eval/compress.py"
+DRAW = "plots/visualize.py"
 AGENT, TEST = "--model_path agent/best_model.zip", "--data_path data/test_data.json"
 RESTORE, PACK = f"{COMPRESS} --restore", f"{COMPRESS} --lossless"  # further ways to run a script
 PANEL, CURVES = f"{DRAW} --results_path", f"{DRAW} --log_dir"
@@ -38,8 +42,8 @@ WORDS = {  # command lines that work, in the order in which a world is made
     WORTH: f"--reads reads.jsonl {AGENT} --output_dir taught --epochs 1 --device cpu --quiet",
     EVALUATE: f"{AGENT} {TEST} --output_dir results --num_sequences 3 --tune_sequences 2 --keep_ratios 0.5 --num_examples 1 "
     "--methods frequency head --device cpu --quiet",
-    PRICE: f"{AGENT} {TEST} --output_dir results --num_sequences 3 --tune_sequences 2 --prices 3 --methods frequency --device cpu "
-    "--quiet",
+    PRICE: f"{AGENT} {TEST} --output_dir results --num_sequences 3 --tune_sequences 2 --prices 3 --methods frequency "
+    "--device cpu --quiet",
     READER: f"{AGENT} {TEST} --output_dir results --reader base --questions questions.jsonl --split all --num_questions 3 "
     "--budgets 0.5 --methods head agent --device cpu --quiet",
     LOSSLESS: f"{AGENT} {TEST} --output_dir results --tokens 40 --quiet",
@@ -55,11 +59,11 @@ OTHERS = (  # scripts whose command lines alone are tried: what they do takes lo
     "models/reconstructor/pretraining/card.py", "data/benchmark.py", "eval/benchmark.py", "rl/benchmark.py", "eval/quickstart.py",
 )
 RUN = ("training.json", "tb_logs/events*", ".rltc_lock")
-MODEL = ("config.json", "generation_config.json", "*.safetensors", "reconstructor.json", "tokenizer*.json", "special_tokens_map.json")
+MODEL = ("config.json", "generation_config.json", "*.safetensors", "reconstructor.json", "tokenizer*.json")
 OWN = {  # what a run may write or delete in its output directory; all else there, and everything elsewhere, is the user's
     PREPARE: ("processed_data.json", "val_data.json", "test_data.json", "dataset_info.json", ".rltc_partial/*", ".rltc_lock"),
-    TUNE: (*RUN, *MODEL, "checkpoint-*/*"),
-    TRAIN: (*RUN, "best_model.zip", "final_model.zip", "checkpoints/checkpoint-*/*"),
+    TUNE: (*RUN, *MODEL, "checkpoint-*/*", ".unfinished/*"),
+    TRAIN: (*RUN, "best_model.zip", "final_model.zip", "checkpoints/checkpoint-*/*", "checkpoints/.unfinished/*"),
     PROPOSER: (*RUN, "best_model.zip"),
     WORTH: ("config.json", "*.safetensors"),
     EVALUATE: ("evaluation_results.json", "examples.txt"), PRICE: ("price_results.json",), READER: ("reader_results.json",),
@@ -108,12 +112,34 @@ def inputs(script, world):
             (world / value_of(words, f"--{flag}")).exists()]
 
 
-def call(script, words):
-    """Run a script in this process, as its last lines do."""
-    from data.artifacts import run
+def call(script, words, around=contextlib.nullcontext):
+    """Run a script in this process, as its last lines do. `around`: a context that it runs in."""
+
+    def main():
+        with around():
+            module_of(script).main()
 
     sys.argv = [script.split()[0], *words]
-    run(module_of(script).main)
+    run(main)
+
+
+def mounted(world, room):
+    """Mount a disk of `room` KB at `world`. Returns whether this process may."""
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}k", "tmpfs", str(world)], capture_output=True)
+    return done.returncode == 0
+
+
+def size_of(world):
+    """KB that the files of a world take on a disk of 4 KB pages."""
+    return sum(-(-os.lstat(os.path.join(f, n)).st_size // 4096) * 4 for f, _, names in os.walk(world) for n in names)
+
+
+def restore_modes(folder):
+    """Make everything readable again."""
+    for path, folders, _ in os.walk(folder):
+        for name in folders:
+            if not os.path.islink(inner := os.path.join(path, name)):
+                os.chmod(inner, 0o755)
 
 
 def write_inputs(rng):

@@ -2,10 +2,10 @@
 
     python .ci/kills.py --kills 20
 
-Every run writes to a directory that a run with other flags used before. It is killed without warning, half of the times after some
-processor time and half just before it renames, makes or deletes a file, once or several times; then it goes on with --resume, or
-anew where that is refused. What it leaves must be what a run that was left alone leaves: weights and splits byte for byte, records but
-for times, and no other files. Prints a table; exit status 1 if there is a difference.
+Every run writes to a directory that a run with other flags used before. It is killed without warning, half of the times after
+some processor time and half just before it renames, makes or deletes a file, once or several times; then it goes on with
+--resume, or anew where that is refused. What it leaves must be what a run that was left alone leaves: weights and splits byte for byte,
+records but for times, and no other files. Prints a table; exit status 1 if there is a difference.
 """
 
 import json
@@ -117,7 +117,8 @@ def result(out):
 
 def difference(ours, theirs):
     """Names of files that are not alike."""
-    return [name for name in sorted(ours.keys() | theirs.keys()) if name not in ours or name not in theirs or ours[name] != theirs[name]]
+    absent = object()
+    return [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name, absent) != theirs.get(name, absent)]
 
 
 def alone(script, used, folder):
@@ -132,10 +133,10 @@ def alone(script, used, folder):
 
 
 def trial(script, used, folder, seconds, calls, rng):
-    """Kill a run until it is over. Returns what it left, how often it was killed, went on and began anew, and what it said last."""
+    """Kill a run until it is over. Returns what it left, how often it was killed, went on, began anew, and what it said last."""
     shutil.copytree(used, folder / "w")
     draw = lambda: rng.choice([lambda: after_time(rng.uniform(0.05, seconds)), lambda: before_call(rng.randint(1, calls))])()
-    words, within, killed, resumed, anew, moments = STAGES[script][0], draw(), 0, 0, 0, []
+    words, within, killed, resumed, anew = STAGES[script][0], draw(), 0, 0, 0
     for _ in range(20):
         status, said = play(script, words, folder, within)
         if status in (-signal.SIGKILL, -signal.SIGPROF):
@@ -184,7 +185,8 @@ def examine(args, folder):
             if said or differing:
                 faults.append(f"  run {number}: {said or ', '.join(differing)}")
             shutil.rmtree(place / str(number))
-        print(f"{script:36s} {args.kills:5d} {totals[0]:6d} {totals[1]:8d} {totals[2]:5d} {totals[3]:7d} {totals[4]:10d}", flush=True)
+        counts = "{:5d} {:6d} {:8d} {:5d} {:7d} {:10d}".format(args.kills, *totals)
+        print(f"{script:36s} {counts}", flush=True)
         print("\n".join(faults) + "\n" * bool(faults), end="", flush=True)
         right = right and not faults
     print(f"{time.monotonic() - began:.0f} s")
