@@ -87,7 +87,7 @@ def import_scripts():
 
 def value_of(words, flag):
     """What a command line, a list, gives for a flag; None if nothing."""
-    return words[words.index(flag) + 1] if flag in words else None
+    return words[words.index(flag) + 1] if flag in words[:-1] else None
 
 
 def line(script, *more, **flags):

@@ -4,8 +4,8 @@
 
 Every run writes to a directory that a run with other flags used before. It is killed without warning, half of the times after
 some processor time and half just before it renames, makes or deletes a file, once or several times; then it goes on with
---resume, or anew where that is refused. What it leaves must be what a run that was left alone leaves: weights and splits byte for byte,
-records but for times, and no other files. Prints a table; exit status 1 if there is a difference.
+--resume, or anew where that is refused. What it leaves must be what a run that was left alone leaves: weights and splits byte for
+byte, records but for times, and no other files. Prints a table; exit status 1 if there is a difference.
 """
 
 import json
@@ -40,7 +40,7 @@ STAGES = {  # command lines, and the flags of the run before
 CALLS = ("replace", "rename", "unlink", "rmdir", "mkdir")  # of os, before which a run is killed
 AGAIN = 0.3  # how often a run that goes on is killed, too
 LONGEST = 120  # seconds of a run
-TIMES = ("seconds", "processor_seconds", "tokens_per_second", "resume")  # keys of records that may differ
+TIMES = ("seconds", "processor_seconds", "tokens_per_second", "resume", "commit")  # keys of records that may differ
 UNEQUAL = ("events.out", "state.pt", "checksums.json", ".rltc_lock")  # files that have times in them
 
 
