@@ -105,7 +105,9 @@ def result(out):
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         name, content = str(path.relative_to(out)), path.read_bytes()
         if any(part in name for part in UNEQUAL):
-            found[name if "events" not in name else "events"] = None
+            found["events" if "events" in name else name] = None
+        elif path.name.startswith("."):  # that is there at all is a difference
+            found[name] = content
         elif name.endswith(".zip"):
             with zipfile.ZipFile(path) as file:
                 parts = {part: file.read(part) for part in file.namelist()}
