@@ -101,7 +101,7 @@ def check_weights(record, reconstructor, force=False):
     for name, kind in {"sha256": "weights", "gap_head": "gap head"}.items():
         if named[name] != ours[name] and not force:
             raise InputError(
-                f"expected the {kind} that the container was made with ({beginning(named['name'])}, SHA-256 {named[name][:16]}…), "
+                f"expected the {kind} that it was made with ({beginning(named['name'])}, SHA-256 {named[name][:16]}…), "
                 f"found {str(ours[name])[:16]}… in {reconstructor.directory}; name that reconstructor, or try with --force"
             )
 
