@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from data.artifacts import sha256_of
-from data.testing.toy import run_pipeline
+from data.testing.toy import run_pipeline, seal
 from eval import compress, evaluate
 from eval.inputs import draw_texts, open_models
 from models.agent.files import WEIGHTS, load_policy
@@ -106,6 +106,8 @@ def copy_with_another_tokenizer(source, target):
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (target / "tokenizer.json").write_text(json.dumps(tokenizer))
+    if (target / "reconstructor.json").is_file():
+        seal(target)
 
 
 @pytest.fixture(scope="session")

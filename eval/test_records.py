@@ -19,7 +19,6 @@ import torch
 from data.artifacts import InputError
 from data.provenance import REPOSITORY
 from data.sequences import INFO, load_sequences
-from data.testing.toy import write_base
 from eval import pages
 from eval.conftest import agents, stages  # fixtures
 from eval.inputs import first_base_model
@@ -28,15 +27,15 @@ from eval.records import EVALUATION, KINDS, read_any
 from eval.report import format_table, verdicts
 from models.agent.files import load_policy, read_agent
 from models.reconstructor.causal_lm import load_causal_lm
-from models.reconstructor.checkpoints import MANIFEST, STATE, checksums
+from models.reconstructor.checkpoints import FINE_TUNING, STATE, by_age, read_state
 from models.reconstructor.pretraining.draws import read_streams
 from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.tokenizer import fingerprint, load_tokenizer
 from plots import visualize
-from rl import train
+from rl.checkpoints import PARTS
 
 OTHERS = (None, "text", [], {}, -1, float("nan"))
-LONGEST = 2  # entries of a list that are damaged one by one; the others are alike
+LONGEST = 1  # entries of a list that are damaged; the others are alike
 
 
 def places(value, path=()):
@@ -104,7 +103,7 @@ def test_data_sets(stages, tmp_path):
 
 def test_sequence_files(stages, tmp_path):
     folder = Path(shutil.copytree(stages[0] / "data", tmp_path / "data"))
-    known, path = fingerprint(load_tokenizer(stages[0] / "base")), folder / "train_data.json"
+    known = fingerprint(load_tokenizer(stages[0] / "base"))
     info, path = json.loads((folder / INFO).read_text()), folder / "processed_data.json"
     first, *rest = path.read_text().splitlines(keepends=True)
 
@@ -166,7 +165,8 @@ def test_agents(stages, agents, tmp_path):
 RESULTS = {
     "reader/all/reader_results.json": "{{ by_budget(r, ['recovered', 'recovered_short']) }}{{ verdicts(r) }}",
     "fresh/recipes/price_results.json": "{{ verdicts(r) }}",
-    "lossless/lossless_results.json": "% for c in r.corpora\n{{ c.corpus }} {{ c.sent | number }} {{ c.bits_per_byte.joined.ranks }}\n% endfor",
+    "lossless/lossless_results.json":
+        "% for c in r.corpora\n{{ c.corpus }} {{ c.sent | number }} {{ c.bits_per_byte.joined.ranks }}\n% endfor",
 }
 
 
@@ -175,6 +175,22 @@ def shorter(value):
     if isinstance(value, dict):
         return {key: shorter(part) for key, part in value.items() if key != "nats_of_each"}
     return [shorter(part) for part in value[: LONGEST + 1]] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("checkpoints, shape", [("agent/checkpoints", PARTS), ("tuned", FINE_TUNING)], ids=["agent", "tuned"])
+def test_states_of_trainings(stages, tmp_path, checkpoints, shape):
+    """What is not a state is refused before anything of it is used; of tensors one by one nothing is said here."""
+    newest = by_age(stages[0] / checkpoints)[-1]
+    state = read_state(newest / STATE, shape)
+    some = {name: dict(list(state[name].items())[:1]) for name in ("policy", "optimizer") if name in state}
+    state = state | some | {"args": dict(list(state["args"].items())[:2])}
+
+    def read(record):
+        torch.save(record, tmp_path / STATE)
+        assert read_state(tmp_path / STATE, shape).keys() == shape.keys()
+
+    read(state)
+    assert survives(read, damaged(state, ("optimizer",))) > 60
 
 
 def test_evaluations(record_of_two, tmp_path):
@@ -189,7 +205,7 @@ def test_evaluations(record_of_two, tmp_path):
             visualize.figures_of([path], 2)
 
     read(record_of_two)
-    assert survives(read, damaged(record_of_two, STAMP)) > 100
+    assert survives(read, damaged(record_of_two, STAMP)) > 60
 
 
 @pytest.fixture
@@ -213,7 +229,7 @@ def test_tables_of_damaged_results(path, template, tmp_path):
         pages.make_table(f"r={tmp_path}/results.json", template)
 
     read(record)
-    assert record["schema"] in KINDS and survives(read, damaged(record)) > 30
+    assert record["schema"] in KINDS and survives(read, damaged(record)) > 20
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def go_on(agent, directory, args):
 
 
 def check_trained_for(args, config, reader):
-    """Say so if the agent of `--init_from` decided otherwise, or read with another reconstructor than `reader`: that may be meant.
+    """Say so if the agent of `--init_from` decided otherwise, or read with another reconstructor than `reader`: it may be meant.
 
     Raises InputError if it was trained for another kind of receiver.
     """

@@ -48,6 +48,7 @@ def test_an_agents_file_names_its_reader_and_its_judge(folder, finding, small):
     policy, record = load_policy(folder / "final_model.zip"), json.loads((folder / "training.json").read_text())
     for name, path in (("reconstructor", finding), ("reader", small)):
         hashes = {"sha256": sha256_of(path / "model.safetensors"), "gap_head": sha256_of(path / GAP_HEAD)}
+        hashes |= {"config": sha256_of(path / "config.json"), "attention": "bidirectional"}
         assert policy.config[name] == {"path": str(path), **hashes} and record["weights"][str(path)] == hashes["sha256"]
     receiver = load_receiver(policy)
     assert policy.reader.reconstructor.directory == small and receiver.directory == finding and receiver.found
@@ -124,7 +125,7 @@ def with_other_words(folder):
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    Reconstructor.from_base(folder, gaps="found").save(folder, args=train.parse_args([]))
+    Reconstructor.from_base(seal(folder), gaps="found").save(folder, args=train.parse_args([]))
 
 
 UNFIT = [

@@ -55,7 +55,8 @@ def test_training_writes_models_logs_and_a_record(toy, tmp_path):
         assert policy.prices == (0.7, 4.0) and policy.tokenizer_fingerprint == record["tokenizer_fingerprint"]
         assert config["held_out"] == row and config["texts"] == row["texts"]
         assert config["max_length"] == 12 and config["seed"] == 3
-        assert config["reconstructor"] == {"path": str(toy / "tuned"), "sha256": record["weights"][str(toy / "tuned")]}
+        named = {"path": str(toy / "tuned"), "sha256": record["weights"][str(toy / "tuned")], "attention": "bidirectional"}
+        assert config["reconstructor"] == named | {"config": sha256_of(toy / "tuned/config.json")}
         assert (config["gaps"], config["unit"]) == ("told", "token") and row["gaps"] == row["gaps_at_1"] == 0
         assert sum(p.numel() for p in policy.parameters() if p.requires_grad) == record["parameters"]
 

@@ -15,6 +15,7 @@ import pytest
 
 from data.artifacts import InputError, sha256_of
 from data.testing.toy import overflow, seal
+from eval.compressor import Compressor
 from models.agent.conftest import make_policy, make_reconstructor
 from models.agent.files import CONFIG, WEIGHTS, TrainedAgent, identity, load_policy
 from models.agent.test_files import SIZES, config_of
@@ -136,7 +137,7 @@ def agent(tmp_path):
 def test_an_agents_files_belong_together(agent, name):
     folder, policy = agent
     assert load_policy(folder / "agent").reader.worth is not None
-    (folder / "agent" / name).write_bytes((folder / "agent" / name).read_bytes()[:-4] + b"\0\0\0\1")
+    damage(folder / "agent" / name)
     with pytest.raises(InputError, match=NOT_TOGETHER) as refused:
         load_policy(folder / "agent")
     assert "\n" not in str(refused.value)
@@ -155,10 +156,15 @@ def test_an_agent_that_is_killed_while_it_is_written_is_none(agent, monkeypatch)
             load_policy(folder / "agent")
 
 
+def damage(path):
+    """Change the last weight in a file."""
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+
+
 OTHERWISE = {
     "attention": lambda path: change(path / "reconstructor.json", attention="causal"),
     "SHA-256 of config.json": lambda path: change(path / "config.json", n_head=4),
-    "SHA-256 of the gap head": lambda path: save(path.parent / "other", 1) and shutil.copy(path.parent / "other" / GAP_HEAD, path),
+    "SHA-256 of the gap head": lambda path: damage(path / GAP_HEAD),
     "SHA-256": lambda path: save(path, 1),
 }
 
@@ -172,13 +178,13 @@ def test_an_agent_is_refused_where_its_reconstructor_is_another(agent, what):
     """Its weights, its head, and how it reads: all of one model, only not of the agent's."""
     folder, _ = agent
     OTHERWISE[what](folder / "reader")
-    head = folder / "reader" / GAP_HEAD
-    if what == "SHA-256 of the gap head":
-        head.write_bytes(head.read_bytes()[:-4] + b"\0\0\0\1")
     seal(folder / "reader")
     with pytest.raises(InputError, match=f"reader, {what} .*, found .*; bring that one back, or train anew") as refused:
         load_policy(folder / "agent")
     assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match="expected the reconstructor that it was trained with"):
+        Compressor(folder / "agent").restore("w1 w2")
+    assert Compressor(folder / "agent", reconstructor_path=folder / "reader").reconstructor, "one that is named restores"
     config = json.loads((folder / "agent" / CONFIG).read_text())
     known = {name: config["reconstructor"][name] for name in ("path", "sha256", "gap_head")}
     change(folder / "agent" / CONFIG, reconstructor=known)  # as of agents that do not say how it reads
