@@ -199,6 +199,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         for word in sys.argv[1:] if args is None else args:
+            if str(word) == "--" or str(word).startswith("--") and str(word).endswith("=--"):
+                self.error(f"'{word}': expected a value, found two dashes; leave them away")  # argparse makes of them what it likes
             if str(word) == "" or str(word).startswith("--") and str(word).endswith("="):
                 self.error(f"'{word}': expected a value, found an empty one; is it a variable that was not set?")
         found = super().parse_args(args, namespace)
@@ -209,7 +211,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see --help\n")
 
 
 def bounded(kind, low, high, open_ends=False):
@@ -236,7 +238,7 @@ def quieten_libraries():
 
     if datasets := sys.modules.get("datasets"):
         datasets.disable_progress_bars()
-        datasets.utils.logging.set_verbosity_error()
+        datasets.utils.logging.set_verbosity(logging.CRITICAL)  # its errors come as exceptions, too
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

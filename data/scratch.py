@@ -34,11 +34,13 @@ def make_scratch(folder):
     if not os.path.lexists(folder):
         aside = beside(folder)
         aside.mkdir(exist_ok=True)
-        (aside / MARK).write_bytes(CONTENT)
         try:
+            (aside / MARK).write_bytes(CONTENT)
             os.rename(aside, folder)  # so that nobody finds it without its mark
-        except OSError:  # another process was faster
+        except OSError:  # another process was faster, or the disk is full
             delete(aside)
+            if not os.path.lexists(folder):
+                raise
     check_mark(folder)
     return folder
 

@@ -152,15 +152,16 @@ def again(path, info, **flags):
 
 def read_rows(path, features):
     """The rows of a sequence file, through a cache beside it, which is known by the file's content, whatever its time says."""
-    read = functools.partial(datasets.Dataset.from_json, str(path), features=features)
+    read = functools.partial(datasets.Dataset.from_json, features=features)
     try:
-        return read(cache_dir=str(make_scratch(path.parent / CACHE) / sha256_of(path)[:16]))
+        return read(str(path), cache_dir=str(make_scratch(path.parent / CACHE) / sha256_of(path)[:16]))
     except (OSError, datasets.exceptions.DatasetGenerationError) as error:
         if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
             raise
     try:
-        with TemporaryDirectory() as folder:  # there is no room for a cache beside the data, or no right to write one
-            return read(cache_dir=folder, keep_in_memory=True)
+        with TemporaryDirectory() as folder:  # no room or right to write beside the data, or a name that `datasets` expands
+            (plain := Path(folder) / "rows.json").symlink_to(path.resolve())
+            return read(str(plain), cache_dir=folder, keep_in_memory=True)
     except datasets.exceptions.DatasetGenerationError as error:
         raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
 

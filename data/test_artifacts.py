@@ -62,13 +62,16 @@ def test_a_full_disk_is_one_line_with_the_file(tmp_path):
         raise RuntimeError("another fault is itself")
 
 
-@pytest.mark.parametrize("words", [["--output_dir", ""], ["--output_dir="], [""]])
+@pytest.mark.parametrize("words", [["--output_dir", ""], ["--output_dir="], [""], ["--output_dir=--"], ["--"]])
 def test_an_empty_argument_is_a_variable_that_was_not_set(words, capsys):
     parser = Parser("")
     parser.add_argument("--output_dir", type=Path)
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(words)
-    assert ended.value.code == 2 and "expected a value, found an empty one" in capsys.readouterr().err
+    assert ended.value.code == 2 and "expected a value, found " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--other", "\n"])
+    assert capsys.readouterr().err.count("\n") == 1, "one line"
     assert parser.parse_args(["--output_dir", "x"]).output_dir == Path("x")
 
 

@@ -13,7 +13,7 @@ from data.artifacts import InputError
 from data.scratch import claimed
 from data.testing.toy import check_refusal
 from rl import read, train, train_proposer, train_worth
-from rl.conftest import agent_words, train_agent
+from rl.conftest import agent_words, alike, train_agent, weights
 
 
 def test_logs_of_others_stay(toy, tmp_path):
@@ -42,6 +42,24 @@ def test_an_interrupt_says_what_can_be_gone_on_with(toy, tmp_path, monkeypatch):
 
             patch.setattr(train.Run, "evaluate", interrupted)
             train_agent(toy, tmp_path / str(freq), "--num_timesteps", 128, "--eval_freq", freq)
+
+
+def test_an_agent_of_an_earlier_run_is_not_taken_for_the_last(toy, tmp_path, monkeypatch):
+    train_agent(toy, tmp_path / "used", "--num_timesteps", 32)
+    save = train.Run.save_agent
+
+    def killed(run, name):
+        if name == "final_model.zip":
+            raise KeyboardInterrupt
+        save(run, name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Run, "save_agent", killed)
+        train_agent(toy, tmp_path / "used", "--num_timesteps", 32, "--seed", 7)
+    train_agent(toy, tmp_path / "used", "--num_timesteps", 32, "--seed", 7, "--resume")
+    train_agent(toy, tmp_path / "alone", "--num_timesteps", 32, "--seed", 7)
+    ours, theirs = (weights(tmp_path / name / "final_model.zip") for name in ("used", "alone"))
+    assert alike(ours, theirs)
 
 
 @pytest.mark.parametrize("size, expect", [(0, "out: "), (40_000, "best_model.zip: "), (250_000, "expected room to write")])

@@ -256,11 +256,18 @@ class Run(BaseCallback):
             evaluations=self.history,
         )
 
+    def is_published(self):
+        """Whether the last agent is there, and not an earlier run's."""
+        try:
+            return read_agent(self.args.output_dir / "final_model.zip")[0].get("held_out") == self.history[-1]
+        except (OSError, InputError):
+            return False
+
     def train(self):
         """From where it stands to the end."""
         args, agent = self.args, self.agent
         left = args.num_timesteps - agent.num_timesteps
-        if left <= 0 and (args.output_dir / "final_model.zip").is_file():
+        if left <= 0 and self.is_published():
             seen = f"trained on {agent.num_timesteps:,} texts already"
             print(f"{args.output_dir}: {seen}; nothing was changed. More: --num_timesteps")
             return

@@ -41,12 +41,15 @@ def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
     Path(directory).mkdir(parents=True, exist_ok=True)
     remove_scratch(aside)  # of a run that was killed
     make_scratch(aside)
-    with on_full_disk(final):
-        torch.save(state, aside / STATE)
-        fill(aside)
-        (aside / MANIFEST).write_text(json.dumps(checksums(aside), indent=1) + "\n", encoding="utf-8")
-    remove_scratch(final)
-    os.replace(aside, final)
+    try:
+        with on_full_disk(final):
+            torch.save(state, aside / STATE)
+            fill(aside)
+            (aside / MANIFEST).write_text(json.dumps(checksums(aside), indent=1) + "\n", encoding="utf-8")
+        remove_scratch(final)
+        os.replace(aside, final)
+    finally:
+        remove_scratch(aside)  # where it did not get its name
     remove_checkpoints(by_age(directory)[:-limit])
 
 
@@ -71,6 +74,15 @@ def remove_checkpoints(paths):
 def by_age(directory):
     """The checkpoints of a directory, the one that was finished last at the end."""
     return sorted(Path(directory).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def is_record_of(path, **content):
+    """Whether the JSON record `path`, the last thing that a run writes, has this content, and is not an earlier run's."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return all(found[name] == value for name, value in content.items())
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def checksums(directory):

@@ -14,7 +14,7 @@ import pytest
 
 from data.artifacts import InputError
 from data.scratch import LOCK, MARK, claimed
-from models.reconstructor import train_cpu
+from models.reconstructor import train_cpu, training
 from models.reconstructor.test_checkpoints import command_line, fine_tune
 
 WORDS = "--max_steps 4 --batch_size 4 --save_steps 2 --eval_steps 100".split()
@@ -58,6 +58,20 @@ def test_resuming_a_finished_run_changes_nothing(toy, used, capsys):
     assert all(path.parent.name == "tb_logs" for path in changed)
     fine_tune(toy, used, *WORDS, "--max_steps", 6, "--resume")
     assert (used / "checkpoint-6").is_dir(), "the control: more steps are more"
+
+
+def test_a_run_killed_before_its_model_is_there_does_not_leave_an_earlier_one(toy, used, tmp_path, monkeypatch):
+    """Its last checkpoint was saved, and what it would have replaced is a finished run's."""
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Training, "publish", killed)
+        fine_tune(toy, used, *WORDS, "--seed", 7)
+    earlier = (used / "model.safetensors").read_bytes()
+    fine_tune(toy, used, *WORDS, "--seed", 7, "--resume")
+    fine_tune(toy, tmp_path / "alone", *WORDS, "--seed", 7)
+    assert (used / "model.safetensors").read_bytes() == (tmp_path / "alone/model.safetensors").read_bytes() != earlier
 
 
 def test_other_texts_are_named(toy, used, tmp_path):

@@ -251,7 +251,7 @@ class Training:
     def run(self):
         """Train to the last step, with validations, logs and checkpoints on the way."""
         args, losses, tokens, seconds = self.args, [], 0, 0.0
-        if args.resume and self.step >= self.steps and (args.output_dir / "training.json").is_file():
+        if args.resume and self.step >= self.steps and checkpoints.is_record_of(args.output_dir / "training.json", log=self.log):
             print(f"{args.output_dir}: the run has taken its {self.step} steps; nothing was changed. More: --max_steps")
             return self.metrics
         self.writer = SummaryWriter(str(args.output_dir / "tb_logs"), purge_step=self.step + 1) if self.is_main else None
