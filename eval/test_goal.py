@@ -13,7 +13,7 @@ from data.sources import SotuDocuments
 from eval import deciding
 from eval.compress import Compressor, Protection
 from eval.deciding import select_chain
-from models.agent.files import RELEASED
+from models.agent.files import RELEASED, TrainedAgent, load_policy
 
 PATHS = "The settings are in /srv/data/run-07/config.yaml, and the run that made them is not the one that the others asked for."
 
@@ -63,8 +63,9 @@ def test_asking_for_a_reader_what_there_is_not(for_readers, tmp_path):
         for_readers.compress(PATHS, price=3.0)
     with pytest.raises(InputError, match="expected one of restore, read"):
         Compressor(goal="sing")
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((Path(RELEASED) / name).read_bytes())
+    policy = load_policy(RELEASED)
+    policy.reader.worth = None
+    TrainedAgent(policy).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="rl/train_worth.py"):
         Compressor.from_pretrained(tmp_path, goal="read")
 
