@@ -56,7 +56,7 @@ def check_splits(writers, counts, source, args):
                 f"expected documents {of}with {args.min_length} tokens or more in every split, found none for "
                 f"{' and '.join(empty)} among {counts['read']} documents ({counts['blank']} blank, {counts['duplicates']} "
                 f"duplicates, {counts['near_duplicates']} near duplicates, {counts['short']} pieces too short); give more (say, "
-                "one paragraph a row of a .jsonl file), a smaller --min_length, or other shares above 0, weights and --max_sequences"
+                "one paragraph a row of a .jsonl file), a smaller --min_length, other shares above 0, weights or --max_sequences"
             )
     if writers["train"].statistics()["distinct_tokens"] < 2:
         raise InputError("expected text with at least two different tokens, found one token again and again; give more text")

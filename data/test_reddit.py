@@ -9,6 +9,7 @@ import pytest
 
 from data.artifacts import read_json
 from data.partial import FOLDER
+from data.scratch import LOCK
 from data.sequences import SCHEMA, SPLITS
 from data.testing.hub import COMMIT, toy_hub, write_shards
 from data.testing.preparation import ONE_RUN, all_tokens, prepared, restless, rows
@@ -59,7 +60,7 @@ def test_reddit_goes_on_after_the_hub_was_lost(tmp_path):
         _, errors = process.communicate()
     assert process.returncode == 2 and errors.count("Got disconnected") == 3 and "Traceback" not in errors, errors
     assert "after 80 posts and 2 retries" in errors.splitlines()[-1] and "--resume" in errors, errors
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [FOLDER]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {FOLDER, LOCK}
     with toy_hub(tmp_path / "hub") as hub:
         process = restless(ONE_RUN, *words, "--resume", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
         printed, errors = process.communicate()
