@@ -163,7 +163,7 @@ def test_agents(stages, agents, tmp_path):
 
 
 RESULTS = {
-    "reader/all/reader_results.json": "{{ by_budget(r, ['recovered', 'recovered_short']) }}{{ verdicts(r) }}",
+    "reader/all/reader_results.json": "{{ by_budget(r, figures=['recovered', 'recovered_short']) }}{{ verdicts(r) }}",
     "fresh/recipes/price_results.json": "{{ verdicts(r) }}",
     "lossless/lossless_results.json":
         "% for c in r.corpora\n{{ c.corpus }} {{ c.sent | number }} {{ c.bits_per_byte.joined.ranks }}\n% endfor",

@@ -173,9 +173,11 @@ for regime in told-word found-token told-token; do
   alike="$alike --receivers $(for m in agent verified-once verified-twice; do echo $m=$tuned/$regime-$m; done | xargs)"
   alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/regimes/$regime"
   alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " addresses encyclopaedia medical-abstracts)"
-  result $out/regimes/$regime/addresses/evaluation_results.json python eval/evaluate.py $alike \
-    --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 0
-  result $out/regimes/$regime/addresses/price_results.json python eval/evaluate_price.py $alike --prices 3 6
+  for kind in addresses encyclopaedia medical-abstracts; do  # the first makes all of them
+    result $out/regimes/$regime/$kind/evaluation_results.json python eval/evaluate.py $alike \
+      --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 0
+    result $out/regimes/$regime/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
+  done
 done
 
 section a small reader for a larger judge
@@ -203,9 +205,11 @@ alike="--model_path $(echo $agent/small-reader-4[234]/best_model.zip) --against 
 alike="$alike --receivers agent=$tuned/agent against=$tuned/agent --methods frequency --num_sequences 55"
 alike="$alike --chosen_on $processed/mixed --output_dir $out/small-reader"
 alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " encyclopaedia technical medical-abstracts)"
-result $out/small-reader/encyclopaedia/evaluation_results.json python eval/evaluate.py $alike --keep_ratios 0.8 0.7 0.6 0.5 \
-  --num_examples 0
-result $out/small-reader/encyclopaedia/price_results.json python eval/evaluate_price.py $alike --prices 3 6
+for kind in encyclopaedia technical medical-abstracts; do  # the first makes all of them
+  result $out/small-reader/$kind/evaluation_results.json python eval/evaluate.py $alike --keep_ratios 0.8 0.7 0.6 0.5 \
+    --num_examples 0
+  result $out/small-reader/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
+done
 
 section room above the agent
 result $out/room/price_results.json python eval/evaluate_price.py --model_path $agent/found-4[234]/best_model.zip \

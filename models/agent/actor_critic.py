@@ -92,7 +92,9 @@ class TokenCompressionPolicy(MultiInputActorCriticPolicy):
             starts = self.reader.words.starts(ids, valid)
             residual, ours, theirs = (spread(x, starts) for x in (residual, ours, theirs))
         logits = self.sharpness * (ours / (price + theirs)).log() + residual
-        check_finite(f"the agent that reads with {self.reader.reconstructor.name}", *(x[valid] for x in (logits, cost, keeping)))
+        if not torch.is_grad_enabled():  # an update has a check and a remedy of its own
+            name = f"the agent that reads with {self.reader.reconstructor.name}"
+            check_finite(name, *(x[valid] for x in (logits, cost, keeping)))
         return logits, cost, keeping
 
     @torch.no_grad()
