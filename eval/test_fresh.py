@@ -27,7 +27,7 @@ def test_no_text_of_an_earlier_draw_is_chosen_and_documents_are_whole(tmp_path, 
         (tmp_path / f"{kind}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         words = ["--max_length", "50", "--min_length", "1", "--test_ratio", "0.7", "--val_ratio", "0.1", "--quiet"]
         given = ["--input", str(tmp_path / f"{kind}.jsonl"), "--output_dir", str(tmp_path / kind)]
-        prepare.main(["--source", "mixed" if kind == "mixed" else "text", *given, *words])
+        prepare.main(["--source", "text", *given, *words])
     monkeypatch.setitem(fresh.DRAWN, "mixed", 10)
     paths = [f"--input={tmp_path / 'tales'}", f"--mixture={tmp_path / 'mixed'}", f"--output_dir={tmp_path / 'fresh'}"]
     fresh.main([*paths, "--documents", "10", "--texts", "15"])

@@ -108,14 +108,14 @@ def main(argv=None):
         for split, texts in rows.items():
             writer = SequenceWriter(folder / SPLITS[split], size)
             for name, number, ids in texts:
-                writer.write(name, number, ids, 0, path.name)
+                writer.write(name, number, ids, 0, path.name if info["source"] == "mixed" else None)
             writer.close()
             splits[split] = {"file": SPLITS[split], **writer.statistics()}
         train = folder / SPLITS["train"]
         if train.is_symlink():
             train.unlink()
         train.symlink_to((args.mixture / SPLITS["train"]).resolve())
-        about = {"source": "mixed", "max_length": info["max_length"], "tokenizer": info["tokenizer"]}
+        about = {"source": info["source"], "max_length": info["max_length"], "tokenizer": info["tokenizer"]}
         write_json(folder / INFO, SCHEMA, args, UNITS, **about, splits=splits)
         documents, tokens = len({name for name, *_ in chosen}), sum(len(ids) for *_, ids in chosen)
         of = f"{documents} of {len(kinds[path.name][0])} test documents"
