@@ -211,7 +211,7 @@ def outputs(world, rng):
                 mine = (f"{out}/{name}/mine.txt", *[f"{out}/{name}"] * (what == "a file" and "." not in name))
                 yield Case("outputs", script, line(script), (0, 2), clash(f"{out}/{name}", make), torn=True, mine=mine,
                            note=f"{out}/{name} is {what}")
-    for script, path in ((TUNE, f"tuned/{LOCK}"), (TRAIN, f"agent/{LOCK}"), (PREPARE, "half/.rltc_partial/lock")):
+    for script, path in ((TUNE, f"tuned/{LOCK}"), (TRAIN, f"agent/{LOCK}"), (PREPARE, f"half/{LOCK}")):
         more = {"output_dir": "half"} if script == PREPARE else {}
         yield from (Case("outputs", script, line(script, *words, **more), spoil=hold(path), note="in use by another run")
                     for words in ([], ["--resume"], ["--seed", "1"]))

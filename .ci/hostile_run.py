@@ -277,8 +277,13 @@ def harm(case, status, before, after, world):
     free = status == 0 or status == 130 or case.torn
     bad = [path for path in changed if not (free and case.owns(path)) and not stat.S_ISDIR(before[path][0])]
     ours = [path for path in after if case.owns(path) and stat.S_ISREG(after[path][0]) and after[path] != before.get(path)]
-    bad += [f"{path} (half written)" for path in ours if not whole(world / path)]
+    bad += [f"{path} (half written)" for path in ours if ".rltc_partial" not in path and not whole(world / path)]
     return [("damage", ", ".join(sorted(bad)))] if bad else []
+
+
+def path_is_open(path):
+    """Whether a run that has begun, and fails then, may leave it: what it goes on from, and its log."""
+    return ".rltc_partial" in path or "tb_logs/events" in path
 
 
 def left(case, status, before, after, folder):
@@ -287,6 +292,6 @@ def left(case, status, before, after, folder):
     named = lambda path: any(fnmatch.fnmatch(part, pattern) for part in Path(path).parts for pattern in TEMPORARY)
     found = [path for path in new if named(path)]
     if status == 2 and not case.torn:
-        found += [path for path in new if not stat.S_ISDIR(after[path][0]) and ".rltc_partial" not in path]
+        found += [path for path in new if not stat.S_ISDIR(after[path][0]) and not path_is_open(path)]
     found += [f"$TMPDIR/{path.name}" for path in (folder / "tmp").iterdir()]
     return [("left", ", ".join(sorted(set(found))))] if found else []

@@ -265,20 +265,31 @@ def run(main):
     # What a thread could not write, TensorBoard's say, it tells the main one.
     threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else sys.__excepthook__(*failed[:3])
     try:
-        main()
-        sys.stdout.flush()
+        try:
+            main()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()  # what argparse printed, too
     except BrokenPipeError:  # who read the output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        leave(141)
     except (InputError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {line_of(error)}", file=sys.stderr)
-        sys.exit(2)
+        leave(2, f"error: {line_of(error)}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(text in str(error) for text in NO_MEMORY):
             raise
-        found = f"expected enough memory, found too little ({reason_of(error)})"
-        print(f"{Path(sys.argv[0]).name}: error: {found}; give smaller sizes", file=sys.stderr)
-        sys.exit(2)
+        leave(2, f"error: expected enough memory, found too little ({reason_of(error)}); give smaller sizes")
     except KeyboardInterrupt as interrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted; {interrupt or 'what was already saved is whole'}", file=sys.stderr)
-        sys.exit(130)
+        leave(130, f"interrupted; {interrupt or 'what was already saved is whole'}")
+
+
+def leave(status, line=None):
+    """Exit with a status and a line on stderr. A screen that can't take what was written is given up, or Python tries again."""
+    for stream, text in ((sys.stderr, line and f"{Path(sys.argv[0]).name}: {line}\n"), (sys.stdout, None)):
+        try:
+            if stream and text:
+                stream.write(text)
+            if stream:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)

@@ -37,9 +37,9 @@ def make_scratch(folder):
         try:
             (aside / MARK).write_bytes(CONTENT)
             os.rename(aside, folder)  # so that nobody finds it without its mark
-        except OSError:  # another process was faster, or the disk is full
+        except BaseException as error:
             delete(aside)
-            if not os.path.lexists(folder):
+            if not (isinstance(error, OSError) and os.path.lexists(folder)):  # another process was faster
                 raise
     check_mark(folder)
     return folder
@@ -112,7 +112,7 @@ def held(path, taken):
 def keep_apart(output, **inputs):
     """Raises InputError if an output directory is one that a run reads from: {flag: path, or None}."""
     for flag, path in inputs.items():
-        if path is not None and Path(path).is_dir() and Path(path).resolve() == Path(output).resolve():
+        if path is not None and Path(path).is_dir() and Path(output).exists() and os.path.samefile(path, output):
             raise InputError(
                 f"--output_dir {output}: expected another directory than --{flag}, which would be overwritten; choose another one"
             )

@@ -25,6 +25,7 @@ JSON Lines (.jsonl or .ndjson, or any input with --text_column) come out with th
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -207,6 +208,11 @@ def main(argv=None):
     taken = {Path(path).resolve() for path in (*outputs, *outputs.values()) if path != STD}
     if clash := [name for name, path in apart.items() if path in taken] or ["html"] * (len({*apart.values()}) < len(apart)):
         raise InputError(f"--{clash[0]} {apart[clash[0]]}: expected another file than those of the other flags; name another")
+    models = [Path(path) for path in (args.model_path, args.reconstructor_path) if path]
+    theirs = {os.path.realpath(path) for model in models for path in (model, *model.glob("*"))}
+    written = [path for path in (*outputs.values(), args.html) if path not in (STD, None)]
+    if clash := [path for path in written if os.path.realpath(path) in theirs]:
+        raise InputError(f"{clash[0]}: expected a file that is no model's, which would be overwritten; name another")
     compressor = Compressor(args.model_path, args.device, protection=protection_of(args), **settings, **ask)
     if args.restore:
         restore_files(args, compressor, outputs)

@@ -220,6 +220,7 @@ def lines_of(args):
 def main(argv=None):
     args = parse_args(argv)
     args.output.parent.mkdir(parents=True, exist_ok=True)
+    lines_of(args)  # refuses what it can't go on with before it makes a lock
     taken = f"{args.output}: another run writes there; wait for it, or choose another --output"
     with held(args.output.with_name(f".{args.output.name}{LOCK}"), taken):
         try:

@@ -46,9 +46,9 @@ def parse_args(argv=None):
 def load_reads(path):
     """Texts with masks (M, W) float32, shares lost (M,) and a weight, as dicts, of a file of rl/read.py. Raises InputError."""
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            row = plain_json("", line.encode(), "")
+            row = plain_json("", line, "")
             if flaw(row, {"text": WORD, "masks": [TEXT, ...], "questions": [{"nats": [NUMBER]}]}):
                 raise ValueError
             masks = np.array([[int(sent) for sent in mask] for mask in row["masks"]], dtype=np.float32)

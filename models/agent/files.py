@@ -63,7 +63,7 @@ def pack(policy, config, worth=None):
     files = {WEIGHTS: safetensors.torch.save(tensors), **({} if worth is None else {WORTH: worth.pack()})}
     config = {**config, "weights": {name: digest_of(content) for name, content in files.items()}}
     written = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return {**files, CONFIG: written.encode()}
+    return {**files, CONFIG: written.encode(errors="backslashreplace")}
 
 
 def digest_of(content):
@@ -222,10 +222,10 @@ class TrainedAgent(ModelHubMixin, library_name="rl-token-compression", tags=["te
         self.policy = policy
 
     def _save_pretrained(self, save_directory):
-        folder = Path(save_directory)
+        folder, parts = Path(save_directory), pack(self.policy, self.policy.config, self.policy.reader.worth)
         for name in (CONFIG, WORTH):  # while its files get their places it is no agent
             (folder / name).unlink(missing_ok=True)
-        for name, content in pack(self.policy, self.policy.config, self.policy.reader.worth).items():
+        for name, content in parts.items():
             with written_aside(folder / name) as temporary:
                 temporary.write_bytes(content)
 

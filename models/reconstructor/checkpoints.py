@@ -73,7 +73,8 @@ def remove_checkpoints(paths):
 
 def by_age(directory):
     """The checkpoints of a directory, the one that was finished last at the end."""
-    return sorted(Path(directory).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime_ns)
+    found = (path for path in Path(directory).glob("checkpoint-*") if path.is_dir())
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def is_record_of(path, **content):

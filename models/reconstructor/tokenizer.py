@@ -27,7 +27,7 @@ def load_tokenizer(name_or_dir):
     """
     try:
         return AutoTokenizer.from_pretrained(locate(name_or_dir))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # `tokenizers` raises nothing more special
         raise InputError(
             f"no tokenizer at '{name_or_dir}': expected a local directory with tokenizer.json or the name of a model "
             f"in the Hugging Face hub or cache ({reason_of(error)}); the embedded one is {BASE_MODEL}"
