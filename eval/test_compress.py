@@ -115,16 +115,18 @@ def test_why_a_word_stayed(run, note):
 def test_what_is_refused_in_one_line(run, tmp_path, note):
     (tmp_path / "latin.txt").write_bytes(b"Ren\xe9e was here")
     (tmp_path / "surrogate.txt").write_bytes(b"\xed\xa0\x80 and more")
+    (agent := tmp_path / "agent.zip").touch()
     cases = [
         (("--input", tmp_path / "latin.txt"), "latin.txt: expected text in UTF-8, found other bytes at byte 3"),
         (("--input", tmp_path / "surrogate.txt"), "expected text in UTF-8"),
         (("--input", note, "--output", note), "is an input and would be overwritten"),
         (("--input", tmp_path, "--output", tmp_path), "would be overwritten"),
-        (("--input", tmp_path), "expected a folder for the 3 files"),
+        (("--input", tmp_path), "expected a folder for the 4 files"),
         (("--input", note, "--output", tmp_path / "none/x.txt"), "expected a folder .*none for it"),
         (("--input", tmp_path / "none.txt"), "none.txt: expected a file, a folder"),
         (("--input", note, "--keep_pattern", "("), "expected a regular expression"),
         (("--input", note, "--model_path", tmp_path / "none"), "is missing; expected an agent"),
+        (("--input", note, "--model_path", agent, "--output", agent), "expected a file that is no model's"),
     ]
     for words, expected in cases:
         with pytest.raises((InputError, FileNotFoundError), match=expected) as refused:
