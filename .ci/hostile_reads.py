@@ -22,7 +22,9 @@ KINDS = {  # bytes of files that are not what they should be
     "null": b"null\n", "deep": b"[" * 100_000, "digits": b"9" * 5000, "NUL": bytes(500), "list": b"[]\n", "lfs":
     b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
 }
-UNREAD = ("RLTC_SCRATCH.TAG", "training.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "mine.txt")
+UNREAD = (
+    "RLTC_SCRATCH.TAG", "training.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "mine.txt",
+)
 ANY = (COMPRESS,)  # scripts that take any text
 VALUES = {"null": None, "a word": "x", "a list": [], "an object": {}, "-1": -1, "NaN": math.nan, "1e400": math.inf, "true": True,
           "half a pair": "\ud800", "a large number": 10**30}

@@ -200,7 +200,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         for word in sys.argv[1:] if args is None else args:
             if str(word) == "--" or str(word).startswith("--") and str(word).endswith("=--"):
-                self.error(f"'{word}': expected a value, found two dashes; leave them away")  # argparse makes of them what it likes
+                self.error(f"'{word}': expected a value, found two dashes; leave them away")  # argparse would drop them
             if str(word) == "" or str(word).startswith("--") and str(word).endswith("="):
                 self.error(f"'{word}': expected a value, found an empty one; is it a variable that was not set?")
         found = super().parse_args(args, namespace)
