@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 LIMIT, MEMORY, LARGEST = 30, 8 << 30, 256 << 20  # seconds of a case; bytes of address space, and of a file
 GIVEN_UP = 5  # seconds in which an interrupted run has to end
 KINDS = ("traceback", "status", "damage", "hang", "message", "left")
-TEMPORARY = ("*.tmp*", ".write_test*", ".unfinished*", ".rltc_cache.*", ".rltc_partial.*")
+TEMPORARY = ("*.tmp*", ".write_test*", ".unfinished*", ".rltc_aside*")
 NOBODYS = (".rltc_cache", ".rltc_lock")  # what may lie in a directory that was read from, or that was written to
 
 

@@ -16,6 +16,7 @@ from data.leftovers import left_behind
 from data.room import on_full_disk
 
 MARK = "RLTC_SCRATCH.TAG"
+ASIDE = ".rltc_aside."  # and the number of a process
 LOCK = ".rltc_lock"  # in an output directory while a run writes there
 CONTENT = b"Signature: rltc-scratch-1\nMade by rl-token-compression, which deletes this folder with all that is in it.\n"
 
@@ -57,8 +58,8 @@ def remove_scratch(folder):
 
 
 def beside(folder):
-    """What `folder` is called while this process makes or deletes it."""
-    return folder.with_name(f"{folder.name}.{os.getpid()}")
+    """What `folder` is called while this process makes or deletes it: any of its like, so that the next one finds what was left."""
+    return folder.with_name(f"{ASIDE}{os.getpid()}")
 
 
 def delete(folder):
@@ -73,9 +74,9 @@ def delete(folder):
 
 
 def remove_left_folders(folder):
-    """Delete what runs that were killed left of this scratch folder, and of its like, while they made or deleted it."""
+    """Delete what runs that were killed left of scratch folders beside this one, while they made or deleted them."""
     if folder.parent.is_dir():
-        for path in left_behind(folder.parent, f"{folder.name}."):
+        for path in left_behind(folder.parent, ASIDE):
             if path.is_dir() and ((path / MARK).is_file() or not any(path.iterdir())):
                 delete(path)
 

@@ -14,7 +14,7 @@ import pytest
 from data import pipeline
 from data.artifacts import InputError, read_json
 from data.partial import FOLDER
-from data.scratch import LOCK, claimed, make_scratch, remove_scratch
+from data.scratch import ASIDE, LOCK, claimed, make_scratch, remove_scratch
 from data.sequences import CACHE, SCHEMA, load_sequences
 from data.testing.preparation import ONE_RUN, prepared, restless, split_bytes, write_jsonl, write_texts
 from data.testing.toy import WORDS, write_base
@@ -206,12 +206,12 @@ def test_files_of_the_user_survive(tmp_path):
     ours = [f".dataset_info.{dead}.tmp.json", f".write_test.{dead}"]
     for name in (*mine, *ours):
         (out / name).write_text("left")
-    make_scratch(out / f"{FOLDER}.{dead}")
-    (out / f"{CACHE}.{dead}").mkdir()
-    (out / f"{CACHE}.{dead}" / "thesis.txt").write_text("mine")
+    make_scratch(out / f"{ASIDE}{dead}")
+    (out / f"{ASIDE}{dead + 1}").mkdir()
+    (out / f"{ASIDE}{dead + 1}" / "thesis.txt").write_text("mine")
     prepared(tmp_path, "--input", folder, "--max_length", 50)
     names = {path.name for path in out.iterdir()}
-    assert names >= {*mine, f"{CACHE}.{dead}"} and names.isdisjoint([*ours, f"{FOLDER}.{dead}"])
+    assert names >= {*mine, f"{ASIDE}{dead + 1}"} and names.isdisjoint([*ours, f"{ASIDE}{dead}"])
 
 
 def test_folders_of_the_user_survive(tmp_path, tokenizer):

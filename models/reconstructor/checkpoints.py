@@ -16,7 +16,7 @@ import torch
 
 from data.artifacts import InputError, reason_of, sha256_of
 from data.room import on_full_disk
-from data.scratch import MARK, make_scratch, remove_scratch
+from data.scratch import MARK, make_scratch, remove_left_folders, remove_scratch
 from data.shapes import ANY_KEY, NUMBER, OBJECT, TEXT, Kind, count, flaw, optional
 
 STATE = "state.pt"
@@ -110,6 +110,7 @@ def read_newest(directory, shape):
     Damaged ones are named and skipped. Raises FileNotFoundError if there is none, InputError if all are damaged or the state is
     not that of such a training.
     """
+    remove_left_folders(Path(directory) / UNFINISHED)
     damaged = []
     for path in reversed(by_age(directory)):
         if not (reason := damage(path)):
