@@ -230,7 +230,7 @@ for pair in all=0.7 half=0.5; do
     --methods head tail random frequency causal sentences thinned agent --output_dir $out/reader/${pair%=*}
 done
 result $out/reader/gemma3/reader_results.json python $read --reader gemma3 --budgets 0.7 \
-  --methods head tail frequency causal sentences agent --output_dir $out/reader/gemma3
+  --num_questions 160 --methods head tail frequency causal sentences agent --output_dir $out/reader/gemma3
 
 section lossless
 result $out/lossless/lossless_results.json python eval/evaluate_lossless.py \
