@@ -117,6 +117,8 @@ def read_newest(directory, shape):
             if damaged:
                 print(f"skipped {'; '.join(damaged)}; going on from {path.name}")
             return path, read_state(path / STATE, shape)
+        if MARK in reason:  # a run that goes on from an earlier one could not replace it
+            raise InputError(f"--resume: {path}: expected a checkpoint with its mark, found {reason}; move it away")
         damaged.append(f"{path.name} ({reason})")
     if damaged:
         found = f"found only damaged ones: {'; '.join(damaged)}"

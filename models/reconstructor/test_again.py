@@ -74,6 +74,15 @@ def test_a_run_killed_before_its_model_is_there_does_not_leave_an_earlier_one(to
     assert (used / "model.safetensors").read_bytes() == (tmp_path / "alone/model.safetensors").read_bytes() != earlier
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda mark: mark.write_bytes(b"half")])
+def test_a_checkpoint_that_lost_its_mark_is_named_before_anything_is_done(toy, used, spoil):
+    spoil(used / "checkpoint-4" / MARK)
+    before = contents(used)
+    with pytest.raises(InputError, match=f"checkpoint-4: expected a checkpoint with its mark, found {MARK} not as written; move it"):
+        fine_tune(toy, used, *WORDS, "--max_steps", 6, "--resume")
+    assert contents(used) == before
+
+
 def test_other_texts_are_named(toy, used, tmp_path):
     texts = toy / "data/processed_data.json"
     whole = texts.read_bytes()
