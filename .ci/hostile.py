@@ -12,9 +12,7 @@ import gc
 import multiprocessing
 import os
 import resource
-import shutil
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -24,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hostile_cases import all_cases
 from hostile_run import KINDS, run_case
-from hostile_world import build, import_scripts
+from hostile_world import build, import_scripts, in_a_folder
 
 from data.artifacts import SEED, InputError, Parser, bounded, run
 
@@ -130,14 +128,7 @@ def main(argv=None):
     import_scripts()
     gc.collect()
     gc.freeze()  # so that children do not copy what they never change
-    folder = Path(tempfile.mkdtemp(prefix="hostile-"))  # no TemporaryDirectory: children would delete it when they end
-    try:
-        right = examine(args, folder)
-    finally:
-        os.chdir("/")
-        shutil.rmtree(folder)
-    if not right:
-        sys.exit(1)
+    in_a_folder(examine, args)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,15 @@ def build(folder, runner):
         Path(directory, "mine.txt").write_text("a user's file\n")
         Path(directory, ".cache").mkdir(exist_ok=True)
         Path(directory, ".cache/mine.txt").write_text("a user's file\n")
+
+
+def in_a_folder(examine, args):
+    """Exit with status 1 unless `examine(args, folder)` finds everything right; the folder is new, and deleted in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="hostile-"))  # no TemporaryDirectory: children would delete it when they end
+    try:
+        right = examine(args, folder)
+    finally:
+        os.chdir("/")
+        shutil.rmtree(folder)
+    if not right:
+        sys.exit(1)

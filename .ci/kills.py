@@ -15,7 +15,6 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hostile import in_child
 from hostile_run import Case, ended, start
-from hostile_world import PREPARE, TRAIN, TUNE, build, import_scripts, line
+from hostile_world import PREPARE, TRAIN, TUNE, build, import_scripts, in_a_folder, line
 
 from data import pipeline
 from data.artifacts import SEED, Parser, bounded, run
@@ -198,14 +197,7 @@ def examine(args, folder):
 def main(argv=None):
     args = parse_args(argv)
     import_scripts()
-    folder = Path(tempfile.mkdtemp(prefix="kills-"))
-    try:
-        right = examine(args, folder)
-    finally:
-        os.chdir("/")
-        shutil.rmtree(folder)
-    if not right:
-        sys.exit(1)
+    in_a_folder(examine, args)
 
 
 if __name__ == "__main__":

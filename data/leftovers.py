@@ -16,8 +16,9 @@ def is_running(pid):
 def left_behind(folder, before, after=""):
     """What lies in `folder` under a name that a process, no more there, put its number into: `before`, number, `after`."""
     named = re.compile(rf"{re.escape(before)}([1-9][0-9]{{0,8}}){re.escape(after)}")
-    found = ((path, named.fullmatch(path.name)) for path in Path(folder).iterdir())
-    return [path for path, match in found if match and not path.is_symlink() and not is_running(int(match[1]))]
+    numbers = {name: int(match[1]) for name in os.listdir(folder) if (match := named.fullmatch(name))}
+    found = [Path(folder, name) for name, pid in numbers.items() if not is_running(pid)]
+    return [path for path in found if not path.is_symlink()]
 
 
 def remove_left_files(folder, before, after=""):

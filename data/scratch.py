@@ -58,7 +58,7 @@ def remove_scratch(folder):
 
 
 def beside(folder):
-    """What `folder` is called while this process makes or deletes it: any of its like, so that the next one finds what was left."""
+    """What `folder` is called while this process makes or deletes it, and any other there: the next run finds what was left."""
     return folder.with_name(f"{ASIDE}{os.getpid()}")
 
 

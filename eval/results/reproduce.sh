@@ -133,14 +133,19 @@ for seed in 42 43 44; do
 done
 
 section reconstructors  # one for each method, on its own masks
+# adapted NAME POLICY FLAGS…: the base, fine-tuned on the masks of an agent or method.
+adapted() {
+  local name=$1 policy=$2; shift 2
+  result $tuned/$name/reconstructor.json python models/reconstructor/train_cpu.py --data_path $mixed "$@" \
+    --base_model models/reconstructor/base --mask_policy $policy --policy_share 0.8 --max_steps 150 --batch_size 16 \
+    --learning_rate 3e-4 --eval_steps 1000 --save_steps 1000 --eval_sequences 16 --output_dir $tuned/$name
+}
 receivers=()
 for pair in agent=$agent/found-42/best_model.zip critic=$agent/critic-44/best_model.zip proposer=$agent/proposer-42/best_model.zip \
   causal=causal iterative=iterative frequency=frequency head=head tail=tail sentences=sentences \
   verified-once=verified-once verified-twice=verified-twice; do
   method=${pair%%=*}
-  result $tuned/$method/reconstructor.json python models/reconstructor/train_cpu.py --data_path $mixed \
-    --base_model models/reconstructor/base --mask_policy ${pair#*=} --policy_share 0.8 --max_steps 150 --batch_size 16 \
-    --learning_rate 3e-4 --eval_steps 1000 --save_steps 1000 --eval_sequences 16 --output_dir $tuned/$method
+  adapted $method ${pair#*=}
   receivers+=("$method=$tuned/$method")
 done
 
@@ -156,6 +161,14 @@ for kind in $FRESH; do  # the first makes all of them
 done
 
 section told where tokens are missing, and by token
+# evaluated FOLDER KIND…: what `alike` names, at keep ratios and prices; the first of the kinds makes all of them.
+evaluated() {
+  local folder=$1 kind; shift
+  for kind in "$@"; do
+    result $folder/$kind/evaluation_results.json python eval/evaluate.py $alike --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 0
+    result $folder/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
+  done
+}
 for regime in told-word found-token told-token; do
   how="--gaps ${regime%-*} --unit ${regime#*-}"
   for seed in 42 43 44; do
@@ -164,20 +177,13 @@ for regime in told-word found-token told-token; do
       --eval_freq 640 --eval_sequences 96 $how --seed $seed
   done
   for pair in agent=$agent/$regime-42/best_model.zip verified-once=verified-once verified-twice=verified-twice; do
-    method=${pair%%=*}
-    result $tuned/$regime-$method/reconstructor.json python models/reconstructor/train_cpu.py --data_path $mixed $how \
-      --base_model models/reconstructor/base --mask_policy ${pair#*=} --policy_share 0.8 --max_steps 150 --batch_size 16 \
-      --learning_rate 3e-4 --eval_steps 1000 --save_steps 1000 --eval_sequences 16 --output_dir $tuned/$regime-$method
+    adapted $regime-${pair%%=*} ${pair#*=} $how
   done
   alike="--model_path $(echo $agent/$regime-4[234]/best_model.zip) --methods causal frequency verified-once verified-twice"
   alike="$alike --receivers $(for m in agent verified-once verified-twice; do echo $m=$tuned/$regime-$m; done | xargs)"
   alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/regimes/$regime"
   alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " addresses encyclopaedia medical-abstracts)"
-  for kind in addresses encyclopaedia medical-abstracts; do  # the first makes all of them
-    result $out/regimes/$regime/$kind/evaluation_results.json python eval/evaluate.py $alike \
-      --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 0
-    result $out/regimes/$regime/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
-  done
+  evaluated $out/regimes/$regime addresses encyclopaedia medical-abstracts
 done
 
 section a small reader for a larger judge
@@ -205,11 +211,7 @@ alike="--model_path $(echo $agent/small-reader-4[234]/best_model.zip) --against 
 alike="$alike --receivers agent=$tuned/agent against=$tuned/agent --methods frequency --num_sequences 55"
 alike="$alike --chosen_on $processed/mixed --output_dir $out/small-reader"
 alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " encyclopaedia technical medical-abstracts)"
-for kind in encyclopaedia technical medical-abstracts; do  # the first makes all of them
-  result $out/small-reader/$kind/evaluation_results.json python eval/evaluate.py $alike --keep_ratios 0.8 0.7 0.6 0.5 \
-    --num_examples 0
-  result $out/small-reader/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
-done
+evaluated $out/small-reader encyclopaedia technical medical-abstracts
 
 section room above the agent
 result $out/room/price_results.json python eval/evaluate_price.py --model_path $agent/found-4[234]/best_model.zip \
