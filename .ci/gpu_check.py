@@ -26,7 +26,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json
+from data.artifacts import InputError, Parser, bounded, run, write_json
+from data.scratch import make_output_dir
 from data.sequences import load_info, load_sequences, pad_batch
 from data.testing.toy import seal
 from models.agent.files import load_policy

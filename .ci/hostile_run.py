@@ -262,7 +262,8 @@ def judge(case, status, before, after, world, folder):
         return [("hang", f"not ended after {case.patience or LIMIT} s: {last}")]
     wrong, right = [], (*case.expect, *((0, 130) if case.patience is not None else ()))
     if any("Traceback (most recent" in line for line in lines):
-        wrong.append(("traceback", last))
+        places = [line.strip() for line in lines if line.strip().startswith('File "') and "site-packages" not in line]
+        wrong.append(("traceback", " | ".join([last, *places[-2:]])))
     elif status not in right:
         wrong.append(("status", f"{status}, expected {' or '.join(map(str, right))}: {last}"))
     elif status in (2, 130) and case.stderr == "file":

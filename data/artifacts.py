@@ -4,6 +4,7 @@ Every JSON that a stage writes carries ``schema``, ``args``, ``seed``, ``version
 reader checks ``schema`` and the shape (data/shapes.py) of what it uses, and names the stage that should have written the file.
 """
 
+import _thread
 import argparse
 import codecs
 import copy
@@ -24,7 +25,6 @@ from data.room import FULL, on_full_disk
 from data.shapes import beginning, flaw
 
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in what PyTorch says
-PROBE = ".write_test."
 
 
 class InputError(ValueError):
@@ -161,22 +161,6 @@ def check_resumed(path, ours, began, free=()):
         )
 
 
-def make_output_dir(path):
-    """Create an output directory and prove that it can be written. Raises InputError."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        remove_left_files(path, PROBE)
-        probe = path / f"{PROBE}{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{path}: expected a directory that can be written, found: {error.strerror}; choose another --output_dir"
-        ) from None
-    return path
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults behind every flag, as one would type them, and the script's own lines in front of them."""
 
@@ -264,6 +248,7 @@ def run(main):
     quieten_libraries()
     # What a thread could not write, TensorBoard's say, it tells the main one.
     threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else sys.__excepthook__(*failed[:3])
+    sys.unraisablehook = interrupt_again
     try:
         try:
             main()
@@ -280,6 +265,15 @@ def run(main):
         leave(2, f"error: expected enough memory, found too little ({reason_of(error)}); give smaller sizes")
     except KeyboardInterrupt as interrupt:
         leave(130, f"interrupted; {interrupt or 'what was already saved is whole'}")
+
+
+def interrupt_again(lost):
+    """Python drops an interrupt that comes while it frees an object: let it come once more, when that is done."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(lost)
+    again = threading.Timer(0.01, _thread.interrupt_main)
+    again.daemon = True
+    again.start()
 
 
 def leave(status, line=None):

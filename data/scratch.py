@@ -11,12 +11,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data.artifacts import InputError, make_output_dir
-from data.leftovers import left_behind
+from data.artifacts import InputError
+from data.leftovers import left_behind, remove_left_files
 from data.room import on_full_disk
 
 MARK = "RLTC_SCRATCH.TAG"
 ASIDE = ".rltc_aside."  # and the number of a process
+PROBE = ".write_test."  # and that number, too
 LOCK = ".rltc_lock"  # in an output directory while a run writes there
 CONTENT = b"Signature: rltc-scratch-1\nMade by rl-token-compression, which deletes this folder with all that is in it.\n"
 
@@ -79,6 +80,22 @@ def remove_left_folders(folder):
         for path in left_behind(folder.parent, ASIDE):
             if path.is_dir() and ((path / MARK).is_file() or not any(path.iterdir())):
                 delete(path)
+
+
+def make_output_dir(path):
+    """Create an output directory and prove that it can be written. Raises InputError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        remove_left_files(path, PROBE)
+        probe = path / f"{PROBE}{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a directory that can be written, found: {error.strerror}; choose another --output_dir"
+        ) from None
+    return path
 
 
 @contextmanager

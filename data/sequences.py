@@ -192,6 +192,7 @@ def load_sequences(path, tokenizer_fingerprint, max_length=None):
         raise InputError(f"{path} is empty; {remedy}")
     try:
         dataset = read_rows(path, features_of(info))
+        dataset.data.table.validate(full=True)  # Arrow takes any bytes for text
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         example = '{"doc": "a", "index": 0, "tokens": [1, 2]}'

@@ -52,6 +52,20 @@ def test_who_has_read_enough_is_no_full_disk(tmp_path):
     assert done.returncode == 141 and not done.stderr
 
 
+FREED = """import os, signal, time, weakref
+    class Thing: pass
+    thing = Thing()
+    seen = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    del thing
+    time.sleep(20)
+    print("went on")"""
+
+
+def test_an_interrupt_while_an_object_is_freed_is_not_lost(tmp_path):
+    done = script(tmp_path, FREED)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (130, b"", 1) and b"interrupted" in done.stderr
+
+
 def test_a_full_disk_is_one_line_with_the_file(tmp_path):
     """Also where a library has words of its own for it."""
     with pytest.raises(OSError) as full, written_aside(tmp_path / "state.pt"):

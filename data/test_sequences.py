@@ -45,6 +45,7 @@ def edit_last_line(path, change):
         (lambda p: edit_last_line(p, lambda line: line[: len(line) // 2]), "expected lines like"),
         (lambda p: p.write_text("\n".join(p.read_text().splitlines()[:-1]) + "\n"), "expected 2"),
         (lambda p: p.write_text('{"text": "of another schema"}\n'), "expected lines like"),
+        (lambda p: p.write_bytes(p.read_bytes().replace(b'"doc":"', b'"doc":"\xff')), "expected lines like .* UTF8"),
         (lambda p: edit_last_line(p, lambda line: '{"doc":"a","index":0,"tokens":[]}'), "empty one"),
         (lambda p: edit_last_line(p, lambda line: '{"doc":"a","index":0,"tokens":[50257]}'), "expected token ids"),
         (lambda p: edit_last_line(p, lambda line: '{"doc":"a","index":0,"tokens":["x"]}'), "expected lines like"),

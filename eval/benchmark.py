@@ -31,8 +31,9 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from data.artifacts import SEED, Parser, bounded, make_output_dir, quieten_libraries, run, write_json
+from data.artifacts import SEED, Parser, bounded, quieten_libraries, run, write_json
 from data.provenance import REPOSITORY
+from data.scratch import make_output_dir
 from data.sources import SotuDocuments
 from eval.compressor import Compressor
 from eval.methods import CausalSurprisal

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from data.artifacts import InputError, Parser, bounded, make_output_dir, run, write_json, write_text
+from data.artifacts import InputError, Parser, bounded, run, write_json, write_text
 from data.limits import RATIO
+from data.scratch import make_output_dir
 from eval.choosing import best_variant
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, Agent, build_opponents

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.artifacts import SEED, Parser, make_output_dir, run, write_json
+from data.artifacts import SEED, Parser, run, write_json
 from data.limits import COUNT, RATIO
+from data.scratch import make_output_dir
 from data.sequences import load_sequences
 from eval.compressor import Compressor
 from eval.container import make_container, weights_of

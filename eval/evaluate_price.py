@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data import limits
-from data.artifacts import Parser, make_output_dir, run, write_json
+from data.artifacts import Parser, run, write_json
+from data.scratch import make_output_dir
 from eval.choosing import Rules
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, build_opponents

@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from data.artifacts import InputError, Parser, make_output_dir, run, write_json
+from data.artifacts import InputError, Parser, run, write_json
 from data.limits import BATCH, COUNT, RATIO
+from data.scratch import make_output_dir
 from eval.contexts import METHODS, Contexts, Passage, taught, ways
 from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, JUDGED, SAMPLES, TEST, Bootstrap, correct, difference

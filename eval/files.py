@@ -7,7 +7,8 @@ import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from data.artifacts import InputError, make_output_dir, written_aside
+from data.artifacts import InputError, written_aside
+from data.scratch import make_output_dir
 
 STD = "-"  # stdin or stdout
 ROWS = (".jsonl", ".ndjson")  # endings of JSON Lines

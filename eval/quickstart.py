@@ -16,8 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.artifacts import SEED, InputError, Parser, bounded, make_output_dir, run, write_text
+from data.artifacts import SEED, InputError, Parser, bounded, run, write_text
 from data.provenance import REPOSITORY
+from data.scratch import make_output_dir
 from data.sequences import load_sequences
 from eval.records import EVALUATION, read_results
 from eval.report import format_table

@@ -21,7 +21,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.artifacts import InputError, Parser, bounded, make_output_dir, run, written_aside
+from data.artifacts import InputError, Parser, bounded, run, written_aside
+from data.scratch import make_output_dir
 from eval.records import EVALUATION, READER, read_results
 from plots.panels import curves_by_method, panels_by_kind, reader_figure
 from plots.texts import texts_figure

@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from data.artifacts import InputError, Parser, make_output_dir, run, write_json
+from data.artifacts import InputError, Parser, run, write_json
 from data.limits import COUNT
 from data.prepare import UNITS
 from data.partial import check_place
+from data.scratch import make_output_dir
 from data.sequences import INFO, SCHEMA, SPLITS, SequenceWriter, load_info, load_sequences
 from models.reconstructor.tokenizer import BASE_MODEL, load_tokenizer, text_vocab_size
 

@@ -29,8 +29,8 @@ def load_causal_lm(name_or_dir):
     """A causal language model in float32, from a directory or by name from the Hugging Face hub or its cache.
 
     Its weights must be safetensors: older files are pickles, which run code when they are opened. Raises InputError in one line
-    if there is none, if its files don't belong together, or if its weights are not those of its config, each one there, of its
-    name and shape, and finite.
+    if there is none, if its files don't belong together, if its weights are not those of its config, each one there, of its
+    name and shape, and finite, or if it can't read two tokens.
     """
     check_together(locate(name_or_dir))
     try:
@@ -47,6 +47,7 @@ def load_causal_lm(name_or_dir):
             f"name of a model in the Hugging Face hub or cache ({reason_of(error).split(' For details look at')[0]})"
         ) from None
     check_tensors(name_or_dir, model, found)
+    check_reads(name_or_dir, model)
     return model
 
 
@@ -90,6 +91,18 @@ def check_tensors(name, model, found):
                 f"{name}: expected the finite tensors that its config.json asks for, found {len(keys)} {what}: {some}; "
                 "get the model's files anew, or train it anew"
             )
+
+
+@torch.no_grad()
+def check_reads(name, model):
+    """Raises InputError unless a model reads two tokens: a config of possible kinds may have impossible values."""
+    try:
+        finite = model.base_model(torch.zeros(1, 2, dtype=torch.long))[0].isfinite().all()
+        wrong = None if finite else "hidden states that are not finite"
+    except UNREADABLE as error:
+        wrong = reason_of(error)
+    if wrong:
+        raise InputError(f"{name}: expected a model that reads a text, found: {wrong}; get its config.json anew, or train it anew")
 
 
 def check_head(model):

@@ -195,6 +195,23 @@ def test_weights_that_are_not_those_of_the_config_are_refused_by_name(toy, tmp_p
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("name, value", [("n_head", -1), ("n_head", 0), ("layer_norm_epsilon", -9.0), ("n_positions", 0)])
+def test_a_config_of_impossible_values_is_refused(toy, tmp_path, name, value):
+    shutil.copytree(toy / "base", tmp_path / "base")
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(InputError, match="expected a (model that reads a text|directory with config)|of another shape"):
+        load_causal_lm(tmp_path / "base")
+
+
+def test_a_tokenizer_that_cannot_split_a_text_is_refused(toy, tmp_path):
+    shutil.copytree(toy / "base", tmp_path / "base")
+    config = json.loads((tmp_path / "base/tokenizer_config.json").read_text())
+    (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": {}}))
+    with pytest.raises(InputError, match="no tokenizer at"):
+        load_tokenizer(tmp_path / "base")
+
+
 def test_gpt2_tokenizer():
     tokenizer = load_tokenizer(BASE_MODEL)
     assert len(tokenizer) == 50_258, "GPT-2's 50,257 tokens and the mask token"

@@ -23,10 +23,12 @@ def locate(name_or_dir):
 def load_tokenizer(name_or_dir):
     """Load a tokenizer from a local directory or, by name, from the Hugging Face hub or its cache.
 
-    Raises InputError in one line if there is none.
+    Raises InputError in one line if there is none, or if it can't split a text.
     """
     try:
-        return AutoTokenizer.from_pretrained(locate(name_or_dir))
+        tokenizer = AutoTokenizer.from_pretrained(locate(name_or_dir))
+        tokenizer(PROBE, add_special_tokens=False)
+        return tokenizer
     except Exception as error:  # `tokenizers` raises nothing more special
         raise InputError(
             f"no tokenizer at '{name_or_dir}': expected a local directory with tokenizer.json or the name of a model "

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from transformers import GPT2TokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from data.artifacts import InputError, Parser, make_output_dir, run
+from data.artifacts import InputError, Parser, run
+from data.scratch import make_output_dir
 from models.reconstructor.tokenizer import BASE_MODEL
 
 

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from data.artifacts import InputError, Parser, make_output_dir, run, written_aside
+from data.artifacts import InputError, Parser, run, written_aside
+from data.scratch import make_output_dir
 from models.reconstructor.pretraining import corpora_text as read
 from models.reconstructor.pretraining.corpora_text import SHORTEST, pieces
 
