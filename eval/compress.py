@@ -25,7 +25,6 @@ JSON Lines (.jsonl or .ndjson, or any input with --text_column) come out with th
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -36,14 +35,16 @@ from tqdm import tqdm
 from data.artifacts import InputError, Parser, bounded, run
 from data.letters import shown
 from data.limits import BATCH, PRICE
+from data.scratch import make_output_dir
 from eval.compressor import GOALS, Compressed, Compressor
 from eval.container import SUFFIX, make_container, plain_payload, restore_file, weights_of
 from eval.deciding import DEFAULT_RATIO
-from eval.files import ROWS, STD, Output, called, decoded, groups, json_lines, read_bytes, sources, targets
+from eval.files import ROWS, STD, Output, called, check_apart, decoded, groups, json_lines, read_bytes, sources, targets
 from eval.lossless import encode, payload_size
 from eval.protect import Protection, read_names
 from eval.view import page
 from models.agent.files import RELEASED
+from models.reconstructor.tokenizer import locate
 from models.reconstructor.words import DECIDED
 
 __all__ = ["Compressed", "Compressor", "Protection"]
@@ -192,6 +193,14 @@ def compress_rows(args, compressor, outputs):
         say(args, called(path), tokens, kept, asked, note)
 
 
+def read_besides(args, config):
+    """What a run reads besides its inputs, [(flag, path), …]: names, and the files of the agent and of what it reads with."""
+    theirs = [args.reconstructor_path or config["reconstructor"]["path"], config.get("reader", {}).get("path")]
+    models = [("model_path", args.model_path), *(("reconstructor_path", locate(path)) for path in theirs if path)]
+    files = [(flag, file) for flag, model in models for file in (model, *Path(model).glob("*"))]
+    return files + [("keep_names", args.keep_names)] * bool(args.keep_names)
+
+
 def main(argv=None):
     args = parse_args(argv)
     settings = {"reconstructor_path": args.reconstructor_path, "unit": args.unit, "batch_size": args.batch_size}
@@ -204,16 +213,11 @@ def main(argv=None):
     rows = {path: output for path, output in outputs.items() if of_rows(path)}
     if args.html and (len(outputs) > 1 or rows):
         raise InputError(f"--html {args.html}: expected one text to show, found {given}; name a file of text")
-    apart = {name: vars(args)[name].resolve() for name in ("html", "keep_names") if vars(args)[name]}
-    taken = {Path(path).resolve() for path in (*outputs, *outputs.values()) if path != STD}
-    if clash := [name for name, path in apart.items() if path in taken] or ["html"] * (len({*apart.values()}) < len(apart)):
-        raise InputError(f"--{clash[0]} {apart[clash[0]]}: expected another file than those of the other flags; name another")
-    models = [Path(path) for path in (args.model_path, args.reconstructor_path) if path]
-    theirs = {os.path.realpath(path) for model in models for path in (model, *model.glob("*"))}
-    written = [path for path in (*outputs.values(), args.html) if path not in (STD, None)]
-    if clash := [path for path in written if os.path.realpath(path) in theirs]:
-        raise InputError(f"{clash[0]}: expected a file that is no model's, which would be overwritten; name another")
     compressor = Compressor(args.model_path, args.device, protection=protection_of(args), **settings, **ask)
+    writes = [("output", path) for path in outputs.values()] + [("html", args.html)] * bool(args.html)
+    check_apart([("input", path) for path in outputs] + read_besides(args, compressor.config), writes)
+    for folder in {path.parent for path in outputs.values() if path != STD and not path.parent.is_dir()}:
+        make_output_dir(folder)
     if args.restore:
         restore_files(args, compressor, outputs)
     elif args.lossless:

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from data.artifacts import InputError, written_aside
-from data.scratch import make_output_dir
 
 STD = "-"  # stdin or stdout
 ROWS = (".jsonl", ".ndjson")  # endings of JSON Lines
@@ -31,10 +30,7 @@ def sources(given):
 
 
 def targets(inputs, given, output, rename=str):
-    """{input: output}, paths or "-"; `rename`: the name in a folder, of the input's.
-
-    Raises InputError if there is no folder to go to, or an input would be overwritten.
-    """
+    """{input: output}, paths or "-"; `rename`: the name in a folder, of the input's. Raises InputError if none is there for it."""
     many = given != STD and not Path(given).is_file()
     if many and (output == STD or Path(output).is_file()):
         raise InputError(f"--output {output}: expected a folder for the {len(inputs)} files of {given}; name one, or one file")
@@ -47,15 +43,21 @@ def targets(inputs, given, output, rename=str):
         found = {given: Path(output) / rename(Path(given).name)}
     else:
         found = {given: output if output == STD else Path(output)}
-    taken = {Path(path).resolve() for path in inputs if path != STD}
-    for path in found.values():
-        if path != STD and path.resolve() in taken:
-            raise InputError(f"--output {output}: {path} is an input and would be overwritten; choose another")
-        if not many and path != STD and not path.parent.is_dir():
-            raise InputError(f"--output {output}: expected a folder {path.parent} for it, found none; make it")
-    for folder in {path.parent for path in found.values() if path != STD} if many else ():
-        make_output_dir(folder)
+        if output != STD and not Path(output).parent.is_dir():
+            raise InputError(f"--output {output}: expected a folder {Path(output).parent} for it, found none; make it")
     return found
+
+
+def check_apart(reads, writes):
+    """Raises InputError if a file would be written over one that is read, or that is written, too: both [(flag, path), …]."""
+    taken = {os.path.realpath(path): (flag, path) for flag, path in reads if path != STD}
+    for flag, path in writes:
+        if path == STD:
+            continue
+        if (place := os.path.realpath(path)) in taken:
+            other = "{} {}".format(*taken[place])
+            raise InputError(f"--{flag} {path}: would be written over --{other}; expected a file of its own, name another")
+        taken[place] = flag, path
 
 
 def read_bytes(path):

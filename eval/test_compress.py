@@ -14,6 +14,8 @@ from eval import compress
 from eval.compressor import Compressor
 from eval.conftest import NOTE
 from eval.files import groups
+from models.agent.files import RELEASED
+from models.reconstructor.tokenizer import BASE_MODEL
 
 OTHER = "It was in the autumn of that year that the second of the two ships came back to the harbour, with all of her crew. 🙂\n"
 
@@ -115,24 +117,35 @@ def test_why_a_word_stayed(run, note):
 def test_what_is_refused_in_one_line(run, tmp_path, note):
     (tmp_path / "latin.txt").write_bytes(b"Ren\xe9e was here")
     (tmp_path / "surrogate.txt").write_bytes(b"\xed\xa0\x80 and more")
-    (agent := tmp_path / "agent.zip").touch()
+    (pair := tmp_path / "pair").mkdir()
+    (names := tmp_path / "names.txt").write_text("Ada")
+    for name in ("a.txt", "a.txt.rltc.json"):
+        (pair / name).write_text("x")
+    page = tmp_path / "page.html"
     cases = [
         (("--input", tmp_path / "latin.txt"), "latin.txt: expected text in UTF-8, found other bytes at byte 3"),
         (("--input", tmp_path / "surrogate.txt"), "expected text in UTF-8"),
-        (("--input", note, "--output", note), "is an input and would be overwritten"),
-        (("--input", tmp_path, "--output", tmp_path), "would be overwritten"),
-        (("--input", tmp_path), "expected a folder for the 4 files"),
+        (("--input", note, "--output", note), "--output .*: would be written over --input"),
+        (("--input", tmp_path, "--output", tmp_path), "would be written over --input"),
+        (("--input", note, "--html", note), "--html .*: would be written over --input"),
+        (("--input", note, "--keep_names", names, "--html", names), "--html .*: would be written over --keep_names"),
+        (("--input", note, "--keep_names", names, "--output", names), "--output .*: would be written over --keep_names"),
+        (("--input", note, "--output", page, "--html", page), "--html .*: would be written over --output"),
+        (("--restore", pair, "--output", tmp_path / "new"), "--output .*new/a.txt: would be written over --output"),
+        (("--input", tmp_path), "expected a folder for the 6 files"),
         (("--input", note, "--output", tmp_path / "none/x.txt"), "expected a folder .*none for it"),
         (("--input", tmp_path / "none.txt"), "none.txt: expected a file, a folder"),
         (("--input", note, "--keep_pattern", "("), "expected a regular expression"),
         (("--input", note, "--model_path", tmp_path / "none"), "is missing; expected an agent"),
-        (("--input", note, "--model_path", agent, "--output", agent), "expected a file that is no model's"),
+        (("--input", note, "--output", Path(RELEASED) / "config.json"), "would be written over --model_path"),
+        (("--input", note, "--output", Path(BASE_MODEL) / "model.safetensors"), "would be written over --reconstructor_path"),
     ]
     for words, expected in cases:
         with pytest.raises((InputError, FileNotFoundError), match=expected) as refused:
             run(*words)
         assert "\n" not in str(refused.value)
-    assert note.read_bytes() == NOTE.encode()
+    assert note.read_bytes() == NOTE.encode() and names.read_text() == "Ada"
+    assert not page.exists() and not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
