@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -109,6 +110,20 @@ def test_containers_that_are_no_longer_what_they_were_are_refused(run, note, tmp
     with pytest.raises(InputError, match="expected the weights .*--force"):
         run("--restore", path)
     assert run("--restore", path, "--force")[1] == [f"{path}: not the original, byte for byte"]
+
+
+def test_names_of_any_bytes(run, note, tmp_path):
+    """In a folder, as names that stay, as a page and as a container."""
+    name = lambda end: tmp_path / os.fsdecode(b"n\xff" + end)
+    for made in (name(b".txt"), name(b".names")):
+        made.write_bytes(note.read_bytes() if made.suffix == ".txt" else b"in the spring\n")
+    run("--input", name(b".txt"), "--keep_names", name(b".names"), "--html", name(b".html"), "--output", name(b".short"))
+    run("--input", name(b".txt"), "--lossless", "--output", name(b".rltc.json"))
+    run("--restore", name(b".rltc.json"), "--output", name(b".back"))
+    assert name(b".back").read_bytes() == note.read_bytes() and "in the spring" in name(b".short").read_text()
+    assert "n\\xff.txt" in name(b".html").read_text()
+    with pytest.raises(InputError, match="would be written over --input"):
+        run("--input", name(b".txt"), "--output", name(b".txt"))
 
 
 def test_a_page_is_written_beside_the_text(run, note, tmp_path):

@@ -107,6 +107,16 @@ def test_reads_are_what_the_reader_says_and_resuming_changes_nothing(reads, data
     assert part.read_bytes() == reads.read_bytes()
 
 
+def test_an_interrupted_reading_says_how_to_go_on(data, tmp_path, monkeypatch):
+    def interrupted(self, prompts):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reader, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="every line of .*half.jsonl is whole: go on with the same command and --resume"):
+        read.main(words_of(data, tmp_path / "half.jsonl", "--num_texts", 6))
+    assert not (tmp_path / "half.jsonl").read_bytes(), "whole lines only"
+
+
 def test_a_reader_writes_a_line(monkeypatch):
     """The same alone and beside a longer prompt, which pads it."""
     reader = Reader.load(BASE, 2)

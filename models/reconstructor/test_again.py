@@ -74,6 +74,25 @@ def test_a_run_killed_before_its_model_is_there_does_not_leave_an_earlier_one(to
     assert (used / "model.safetensors").read_bytes() == (tmp_path / "alone/model.safetensors").read_bytes() != earlier
 
 
+@pytest.mark.parametrize("step, expect", [(1, "no checkpoint was saved yet"), (3, "checkpoint-2 is whole: go on .* --resume")])
+def test_an_interrupt_says_what_can_be_gone_on_with(toy, tmp_path, monkeypatch, step, expect):
+    """And what goes on from there is what was never interrupted."""
+    take, taken = training.Training.take_step, []
+
+    def interrupted(self, *args):
+        taken.append(take(self, *args))
+        if len(taken) == step:
+            raise KeyboardInterrupt
+        return taken[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=expect):
+        patch.setattr(training.Training, "take_step", interrupted)
+        fine_tune(toy, tmp_path / "out", *WORDS)
+    fine_tune(toy, tmp_path / "out", *WORDS, *["--resume"] * (step > 2))
+    fine_tune(toy, tmp_path / "alone", *WORDS)
+    assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "alone")}) == 1
+
+
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda mark: mark.write_bytes(b"half")])
 def test_a_checkpoint_that_lost_its_mark_is_named_before_anything_is_done(toy, used, spoil):
     spoil(used / "checkpoint-4" / MARK)
