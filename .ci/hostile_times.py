@@ -96,12 +96,12 @@ CHANGED = {  # flags that a run that goes on may not change
     TRAIN: "seed=1 n_steps=8 batch_size=2 n_epochs=2 gamma=0.5 critic_only gaps=told unit=token min_price=1 max_price=9 width=16 "
     "max_length=10 eval_freq=8 eval_sequences=3 eval_prices=4 reconstructor_path=base init_from=proposer/best_model.zip "
     "reader_path=tuned",
-    PREPARE: "seed=1 max_length=20 min_length=4 val_ratio=0.3 test_ratio=0.1 tokenizer=tuned near_duplicates=0.5 max_sequences=9 "
+    PREPARE: "seed=1 max_length=20 min_length=4 val_ratio=0.3 test_ratio=0.1 near_duplicates=0.5 max_sequences=9 "
     "text_column=text2 source=sotu input=note.txt",
 }
 FREE = {  # flags that it may
     TUNE: "max_steps=4 learning_rate=0.1 eval_steps=1 save_steps=2 save_total_limit=1 logging_steps=1 eval_sequences=2 epochs=1",
-    TRAIN: "num_timesteps=12 learning_rate=0.1", PREPARE: "retries=2",
+    TRAIN: "num_timesteps=12 learning_rate=0.1", PREPARE: "retries=2 tokenizer=tuned",  # whose tokens are the same
 }
 DAMAGES = {"empty": lambda path: path.write_bytes(b""), "missing": lambda path: None, "a folder": Path.mkdir,
            "half": lambda path: path.write_bytes(b"PK\3\4half")}
