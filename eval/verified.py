@@ -95,13 +95,15 @@ class MeanMaskedNats:
         lengths = valid.sum(1)
         keep_ratio = np.minimum(keep_ratio, 1 - 1 / np.maximum(lengths, 1))  # something is hidden each time
         masks = np.ceil(self.views * lengths / np.maximum(lengths - keep_counts(valid, keep_ratio), 1)).max()
-        self.lm_passes = 0.0
+        self.lm_passes, left = 0.0, np.flatnonzero(lengths)
         for _ in range(PATIENCE * int(masks)):
-            keep_mask = self.words.keep_highest(times + rng.random(ids.shape), ids, valid, keep_ratio)
-            times += ~keep_mask
-            found = score(self.reconstructor, ids, keep_mask, valid)
-            total += (found.nats + found.gaps) * ~keep_mask
-            self.lm_passes += 1 + float((keep_mask & valid).sum() / valid.sum()) * self.reconstructor.found
-            if times[valid].min(initial=self.views) >= self.views:
+            some, there = ids[left], valid[left]
+            keep_mask = self.words.keep_highest(times[left] + rng.random(some.shape), some, there, keep_ratio[left])
+            times[left] += ~keep_mask
+            found = score(self.reconstructor, some, keep_mask, there)
+            total[left] += (found.nats + found.gaps) * ~keep_mask
+            self.lm_passes += float((there.sum() + (keep_mask & there).sum() * self.reconstructor.found) / valid.sum())
+            left = left[((times[left] < self.views) & there).any(1)]
+            if not left.size:
                 break
         return total / np.maximum(times, 1)

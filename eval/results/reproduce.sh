@@ -160,7 +160,8 @@ for kind in $FRESH; do  # the first makes all of them
   result $out/fresh/$kind/price_results.json python eval/evaluate_price.py --model_path "${found[@]}" $alike --prices 3 6
 done
 
-section told where tokens are missing, and by token
+section mean nats under random masks  # every token hidden ten times: hours for all of the kinds
+adapted mean-nats mean-nats
 # evaluated FOLDER KIND…: what `alike` names, at keep ratios and prices; the first of the kinds makes all of them.
 evaluated() {
   local folder=$1 kind; shift
@@ -169,6 +170,12 @@ evaluated() {
     result $folder/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
   done
 }
+alike="--model_path ${found[*]} --receivers agent=$tuned/agent mean-nats=$tuned/mean-nats --methods mean-nats"
+alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/mean-nats"
+alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " addresses encyclopaedia medical-abstracts)"
+evaluated $out/mean-nats addresses encyclopaedia medical-abstracts
+
+section told where tokens are missing, and by token
 for regime in told-word found-token told-token; do
   how="--gaps ${regime%-*} --unit ${regime#*-}"
   for seed in 42 43 44; do
@@ -231,8 +238,8 @@ for pair in all=0.7 half=0.5; do
   result $out/reader/${pair%=*}/reader_results.json python $read --reader smollm2 --peer llmlingua --budgets ${pair#*=} \
     --methods head tail random frequency causal sentences thinned agent --output_dir $out/reader/${pair%=*}
 done
-result $out/reader/gemma3/reader_results.json python $read --reader gemma3 --budgets 0.7 \
-  --num_questions 160 --methods head tail frequency causal sentences agent --output_dir $out/reader/gemma3
+result $out/reader/gemma3/reader_results.json python $read --reader gemma3 --budgets 0.7 0.5 \
+  --methods head tail frequency causal sentences agent --output_dir $out/reader/gemma3
 
 section lossless
 result $out/lossless/lossless_results.json python eval/evaluate_lossless.py \
