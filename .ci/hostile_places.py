@@ -201,7 +201,8 @@ def outputs(world, rng):
         for _, path in inputs(script, world):
             own = flag == "output_dir" and (world / path).is_dir() and path != "agent/tb_logs"
             place = path if own or flag == "output" else os.path.dirname(path) or "."
-            expect = (2,) if own and script != PREPARE or flag == "output" and script != READ else (0, 2)
+            over = own and script in (TUNE, TRAIN, PROPOSER, WORTH) or flag == "output" and script != READ
+            expect = (2,) if over else (0, 2)
             yield Case("outputs", script, line(script, **{flag: place}), expect, mine=(f"{path}*",), note="an input")
         if flag == "output_dir":
             yield Case("outputs", script, line(script), (2,), lock(out, 0o555), note=f"{out} can't be written")

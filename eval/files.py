@@ -1,5 +1,6 @@
 """What is compressed comes from files, folders, patterns and stdin, and goes to files or stdout; nothing is ever half written."""
 
+import errno
 import glob
 import json
 import os
@@ -145,7 +146,10 @@ class Output:
             elif self.path.exists() and not self.path.is_file():  # a device is no file to put another one in the place of
                 self.file = self.stack.enter_context(self.path.open("wb"))
             else:
-                aside = self.stack.enter_context(written_aside(self.path.resolve()))  # a link, such as /dev/stdout, stays one
+                place = Path(os.path.realpath(self.path))  # a link, such as /dev/stdout, stays one
+                if place.is_symlink():
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                aside = self.stack.enter_context(written_aside(place))
                 self.file = self.stack.enter_context(aside.open("wb"))
         return self
 

@@ -1,5 +1,6 @@
 """What every evaluation begins with: its common flags, the texts, and the models, all with one tokenizer."""
 
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -152,7 +153,7 @@ def output_dirs(args):
     """{sequence file: where its results go}: `--output_dir`, or a folder in it named by the file's. Raises InputError."""
     if len(args.data_path) == 1:
         return {args.data_path[0]: args.output_dir}
-    found = {path: args.output_dir / path.resolve().parent.name for path in args.data_path}
+    found = {path: args.output_dir / Path(os.path.realpath(path)).parent.name for path in args.data_path}
     if len(set(found.values())) < len(args.data_path):
         raise InputError("--data_path: expected files in folders of different names, found two alike; evaluate them one by one")
     return found

@@ -122,6 +122,7 @@ def test_what_is_refused_in_one_line(run, tmp_path, note):
     for name in ("a.txt", "a.txt.rltc.json"):
         (pair / name).write_text("x")
     page = tmp_path / "page.html"
+    (loop := tmp_path / "loop").symlink_to(loop)
     cases = [
         (("--input", tmp_path / "latin.txt"), "latin.txt: expected text in UTF-8, found other bytes at byte 3"),
         (("--input", tmp_path / "surrogate.txt"), "expected text in UTF-8"),
@@ -135,6 +136,7 @@ def test_what_is_refused_in_one_line(run, tmp_path, note):
         (("--input", tmp_path), "expected a folder for the 6 files"),
         (("--input", note, "--output", tmp_path / "none/x.txt"), "expected a folder .*none for it"),
         (("--input", tmp_path / "none.txt"), "none.txt: expected a file, a folder"),
+        (("--input", note, "--output", loop), "loop: expected a place that can be written, found: Too many levels"),
         (("--input", note, "--keep_pattern", "("), "expected a regular expression"),
         (("--input", note, "--model_path", tmp_path / "none"), "is missing; expected an agent"),
         (("--input", note, "--output", Path(RELEASED) / "config.json"), "would be written over --model_path"),

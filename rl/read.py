@@ -205,6 +205,8 @@ def read_chunk(texts, chunk, reader, args):
 def lines_of(args):
     """How many whole lines of `--output` are there to go on from. Raises InputError if there is a file and no `--resume`."""
     if not args.output.exists():
+        if args.output.is_symlink():
+            raise InputError(f"{args.output}: expected a file, or a place for one, found a link that leads nowhere; name another")
         return 0
     if not args.resume:
         raise InputError(f"{args.output} is there already; go on with it: --resume, or name another --output")

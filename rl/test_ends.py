@@ -91,6 +91,9 @@ def test_two_runs_in_one_place_and_outputs_among_inputs_are_refused(toy, earlier
     with pytest.raises(InputError, match="expected what rl/read.py wrote, found another content"):
         read.main([*data.split(), "--output", str(theirs), "--resume"])
     assert theirs.read_text() == "mine, and the last line is no whole one"
+    (loop := tmp_path / "loop").symlink_to(loop)
+    with pytest.raises(InputError, match="loop: expected a file, or a place for one, found a link that leads nowhere"):
+        read.main([*data.split(), "--output", str(loop)])
 
 
 if __name__ == "__main__":

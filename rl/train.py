@@ -9,6 +9,7 @@ held-out texts), `final_model.zip`, `checkpoints/`, `tb_logs/` and `training.jso
 off goes on with `--resume`, on a CPU to the same weights as if it had not been.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -94,7 +95,7 @@ def parse_args(argv=None):
         parser.error(f"--min_price {args.min_price}: expected at most --max_price {args.max_price}")
     if args.width % HEADS:
         parser.error(f"--width {args.width}: expected a multiple of {HEADS}")
-    if args.init_from and args.init_from.resolve().is_relative_to(args.output_dir.resolve()):
+    if args.init_from and Path(os.path.realpath(args.init_from)).is_relative_to(os.path.realpath(args.output_dir)):
         parser.error(
             f"--init_from {args.init_from}: expected an agent outside of --output_dir, where it would be overwritten; "
             "choose another --output_dir"
