@@ -59,7 +59,7 @@ OTHERS = (  # scripts whose command lines alone are tried: what they do takes lo
     "models/reconstructor/train_gpu.py", "models/reconstructor/benchmark.py", "models/reconstructor/pretraining/pretrain.py",
     "models/reconstructor/pretraining/card.py", "data/benchmark.py", "eval/benchmark.py", "rl/benchmark.py", "eval/quickstart.py",
 )
-RUN = ("training.json", "tb_logs/events*", ".rltc_lock")
+RUN = ("training.json", "tb_logs/events*", ".rltc_lock", "*.rltc_run")
 MODEL = ("config.json", "generation_config.json", "*.safetensors", "reconstructor.json", "tokenizer*.json")
 OWN = {  # what a run may write or delete in its output directory; all else there, and everything elsewhere, is the user's
     PREPARE: ("processed_data.json", "val_data.json", "test_data.json", "dataset_info.json", ".rltc_partial/*", ".rltc_lock"),

@@ -8,10 +8,12 @@ import _thread
 import argparse
 import codecs
 import copy
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import threading
@@ -24,6 +26,7 @@ from data.provenance import commit, versions
 from data.room import FULL, on_full_disk
 from data.shapes import beginning, flaw
 
+WEIGHTS_NAME = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in what PyTorch says
 
 
@@ -41,10 +44,15 @@ def sha256_of(path):
     """The SHA-256 of a file; of a model directory, that of its weights: of their digests by name if they are in several files."""
     path = Path(path)
     if path.is_dir():
-        digests = [sha256_of(part) for part in sorted(path.glob("model*.safetensors"))]
+        digests = [sha256_of(part) for part in weight_files(path)]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weight_files(directory):
+    """The files of weights in a model directory, as transformers names them, in order."""
+    return [path for path in sorted(Path(directory).glob("model*.safetensors")) if WEIGHTS_NAME.fullmatch(path.name)]
 
 
 @contextmanager
@@ -235,7 +243,8 @@ def line_of(error):
     """What a user reads of an InputError or OSError, in one line."""
     if isinstance(error, OSError) and error.errno in FULL:
         where = error.filename or "the disk"
-        return f"{where}: expected room to write, found a full disk; free some, or write elsewhere; what was finished is whole"
+        full = "a limit on the size of files (ulimit -f)" if error.errno == errno.EFBIG else "a full disk"
+        return f"{where}: expected room to write, found {full}; free some, or write elsewhere; what was finished is whole"
     return " ".join(str(error).split())
 
 

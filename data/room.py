@@ -4,8 +4,8 @@ import errno
 import os
 from contextlib import contextmanager
 
-NO_ROOM = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
-FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FullDisk(OSError):
@@ -19,5 +19,6 @@ def on_full_disk(path):
         yield
     except Exception as error:
         if not isinstance(error, FullDisk) and any(text in str(error) for text in NO_ROOM):
-            raise FullDisk(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            number = errno.EFBIG if os.strerror(errno.EFBIG) in str(error) else errno.ENOSPC
+            raise FullDisk(number, os.strerror(number), str(path)) from None
         raise

@@ -151,18 +151,21 @@ def again(path, info, **flags):
 
 
 def read_rows(path, features):
-    """The rows of a sequence file, through a cache beside it, which is known by the file's content, whatever its time says."""
+    """The rows of a sequence file, through a cache beside it, which is known by the file's content, whatever its time says.
+
+    Where that fails it is not the file's fault yet: there may be no room or right to write beside it, the cache may be damaged or
+    not ours, `datasets` may not like the path. It is read once more, from a link in a folder of its own.
+    """
     with path.open("rb") as file:
         if not file.read(2**16).lstrip().startswith(b"{"):  # Arrow crashes on some of the rest
             raise ValueError("no JSON object in the first line")
     read = functools.partial(datasets.Dataset.from_json, features=features)
     try:
         return read(str(path), cache_dir=str(make_scratch(path.parent / CACHE) / sha256_of(path)[:16]))
-    except (OSError, datasets.exceptions.DatasetGenerationError) as error:
-        if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
-            raise
+    except (OSError, ValueError, TypeError, datasets.exceptions.DatasetGenerationError):
+        pass
     try:
-        with TemporaryDirectory() as folder:  # no room or right to write beside the data, or a name that `datasets` expands
+        with TemporaryDirectory() as folder:
             (plain := Path(folder) / "rows.json").symlink_to(path.resolve())
             return read(str(plain), cache_dir=folder, keep_in_memory=True)
     except datasets.exceptions.DatasetGenerationError as error:

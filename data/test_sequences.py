@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from data import sequences
 from data.artifacts import InputError
+from data.scratch import MARK
 from data.sequences import CACHE, load_sequences, pad_batch
 from data.testing.preparation import prepared, write_texts
 from data.testing.toy import write_base
@@ -85,6 +87,29 @@ def test_data_that_cannot_be_written_beside_are_read_without_a_cache(small, toke
     monkeypatch.setattr(sequences, "make_scratch", refuse)
     assert len(load_sequences(small / "processed_data.json", fingerprint(tokenizer))) > 20
     assert not (small / CACHE).exists()
+
+
+CACHES = {
+    "cut to nothing": lambda cache: [path.write_bytes(b"") for path in cache.rglob("*.arrow")],
+    "cut": lambda cache: [path.write_bytes(path.read_bytes()[:300]) for path in cache.rglob("*.arrow")],
+    "a user's file": lambda cache: (shutil.rmtree(cache), cache.write_text("mine")),
+    "a user's folder": lambda cache: (cache / MARK).unlink(),
+}
+
+
+@pytest.mark.parametrize("what", CACHES)
+def test_a_cache_that_is_damaged_or_not_ours_is_no_fault_of_the_data(small, tokenizer, what):
+    path = small / "processed_data.json"
+    first = load_sequences(path, fingerprint(tokenizer)).first(9).tolist()
+    CACHES[what](small / CACHE)
+    assert load_sequences(path, fingerprint(tokenizer)).first(9).tolist() == first
+    if what == "a user's file":
+        assert (small / CACHE).read_text() == "mine"
+
+
+def test_data_in_a_folder_of_any_name(small, tokenizer, tmp_path):
+    folder = Path(shutil.copytree(small, tmp_path / os.fsdecode(b"cw\xff")))
+    assert len(load_sequences(folder / "processed_data.json", fingerprint(tokenizer))) == len(load_sequences(small / "processed_data.json", fingerprint(tokenizer)))
 
 
 def test_advice_is_the_command_that_made_the_file(small, tmp_path, tokenizer):

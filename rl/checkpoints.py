@@ -9,19 +9,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data.artifacts import InputError, check_resumed
 from data.scratch import MARK, make_scratch
-from data.shapes import NUMBER, OBJECT, TEXT, count, optional
+from data.shapes import NUMBER, OBJECT, count, optional
 from models.agent.files import NAMED, check_reconstructor, differing, load_weights
 from models.reconstructor.checkpoints import (
     FLAGS,
     RANDOM,
     TENSORS,
     by_age,
-    check_data,
+    check_read_from,
     random_states,
+    read_from,
     read_newest,
     remove_checkpoints,
     restore_random_states,
-    resumable,
     restoring,
     write_checkpoint,
 )
@@ -30,7 +30,7 @@ LIMIT = 3  # newest checkpoints to keep
 # Flags that may change when a run goes on; of texts their SHA-256 counts.
 FREE = ("resume", "quiet", "num_timesteps", "output_dir", "data_path", "device", "learning_rate")
 PARTS = {  # of a checkpoint
-    "data": TEXT, "args": FLAGS, "reconstructor": NAMED, "reader": optional(NAMED), "seconds": NUMBER,
+    "data": FLAGS, "args": FLAGS, "reconstructor": NAMED, "reader": optional(NAMED), "seconds": NUMBER,
     "history": [{"texts": count(), "J": NUMBER}], "evaluation_seconds": NUMBER, "texts": count(), "updates": count(),
     "policy": TENSORS, "optimizer": OBJECT, "random": RANDOM,
     "env": {"stream": {"rng": OBJECT, "position": count(), "order": [count()]}, "observation": TENSORS},
@@ -53,7 +53,7 @@ def go_on(agent, directory, args):
     """
     path, state = read_newest(directory, PARTS)
     check_resumed(path, vars(args), state["args"], FREE)
-    check_data(path, state["data"], args.data_path)
+    check_read_from(path, state["data"], read_from(args.data_path, args.init_from))
     check_reconstructor(state["reconstructor"], path, agent.env.judge.reconstructor)
     if state["reader"]:
         check_reconstructor(state["reader"], path, agent.policy.reader.reconstructor)

@@ -19,17 +19,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, check_shape, plain_json, run
+from data.artifacts import (
+    SEED, InputError, Parser, bounded, check_resumed, check_shape, plain_json, read_json, run, sha256_of, write_json,
+)
 from data.limits import BATCH, COUNT
 from data.scratch import LOCK, held
 from data.sequences import load_sequences
-from data.shapes import TEXT
+from data.shapes import ANY_KEY, OBJECT, TEXT
 from eval.reader import QUESTIONS, Reader
+from models.reconstructor.checkpoints import check_read_from
 from models.reconstructor.reconstructor import find_device
 from models.reconstructor.texts import token_counts
 from models.reconstructor.tokenizer import fingerprint, load_tokenizer
 from models.reconstructor.words import Words
 
+SCHEMA, MADE_BY = "rltc.reads/1", "rl/read.py"
+FREE = ("output", "resume", "quiet", "device", "reader_batch", "num_texts", "data_path", "without")  # may change; texts by SHA-256
 LENGTHS = {1: 0.35, 2: 0.3, 3: 0.2, 4: 0.1, 6: 0.05}  # words of an answer, and how often
 CANDIDATES, TRIES = 4, 40  # spans among which the rarest becomes the answer; spans that are tried
 COMMON = 128  # most frequent tokens, in which no answer begins or ends
@@ -202,6 +207,16 @@ def read_chunk(texts, chunk, reader, args):
     return rows
 
 
+def settings_beside(output):
+    """The file that says how the lines of `output` were made."""
+    return output.with_name(f"{output.name}.json")
+
+
+def read_from(args):
+    """{name: SHA-256} of what is read."""
+    return {str(path): sha256_of(path) for path in (args.data_path, args.without) if path.is_file()}
+
+
 def lines_of(args):
     """How many whole lines of `--output` are there to go on from. Raises InputError if there is a file and no `--resume`."""
     if not args.output.exists():
@@ -210,9 +225,12 @@ def lines_of(args):
         return 0
     if not args.resume:
         raise InputError(f"{args.output} is there already; go on with it: --resume, or name another --output")
-    content = args.output.read_bytes()
+    content, began = args.output.read_bytes(), settings_beside(args.output)
     if content and not content.startswith(b'{"text": "'):
         raise InputError(f"{args.output}: expected what rl/read.py wrote, found another content; name another --output")
+    record = read_json(began, SCHEMA, MADE_BY, {"args": OBJECT, "read_from": {ANY_KEY: TEXT}})
+    check_resumed(args.output, vars(args), record["args"], FREE)
+    check_read_from(args.output, record["read_from"], read_from(args))
     whole = content.rfind(b"\n") + 1
     with args.output.open("r+b") as file:
         file.truncate(whole)
@@ -237,6 +255,9 @@ def ask(args):
     texts = Texts(args, load_tokenizer(args.tokenizer))
     reader = Reader.load(args.reader, args.reader_batch, find_device(args.device), quiet=True)
     questions, left = 0, islice(texts, done, None)
+    if not args.output.exists():
+        units = {"nats": "of an answer: without the text, with it, after each mask"}
+        write_json(settings_beside(args.output), SCHEMA, args, units, read_from=read_from(args))
     with args.output.open("a", encoding="utf-8") as file, tqdm(total=args.num_texts, unit="text", disable=args.quiet) as progress:
         progress.update(done)
         while chunk := list(islice(left, CHUNK)):

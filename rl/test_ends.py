@@ -1,6 +1,7 @@
 """Tests of trainings that can't begin, or end too early: pytest or `python rl/test_ends.py`."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from data.artifacts import InputError
 from data.scratch import claimed
 from data.testing.toy import check_refusal
+from models.reconstructor import train_cpu
 from rl import read, train, train_proposer, train_worth
 from rl.conftest import agent_words, alike, train_agent, weights
 
@@ -42,6 +44,31 @@ def test_an_interrupt_says_what_can_be_gone_on_with(toy, tmp_path, monkeypatch):
 
             patch.setattr(train.Run, "evaluate", interrupted)
             train_agent(toy, tmp_path / str(freq), "--num_timesteps", 128, "--eval_freq", freq)
+
+
+def test_a_run_killed_before_its_first_checkpoint_does_not_go_on_with_an_earlier_one(toy, tmp_path, monkeypatch):
+    """Though it differs where a run that goes on may."""
+    train_agent(toy, tmp_path, "--num_timesteps", 32)
+
+    def killed(run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="no checkpoint was saved yet"):
+        patch.setattr(train.Run, "evaluate", killed)
+        train_agent(toy, tmp_path, "--num_timesteps", 64, "--learning_rate", 1e-5)
+    with pytest.raises(InputError, match="found checkpoint-32 of an earlier one"):
+        train_agent(toy, tmp_path, "--num_timesteps", 64, "--learning_rate", 1e-5, "--resume")
+
+
+def test_an_agent_goes_on_with_the_texts_that_it_is_chosen_by(toy, tmp_path):
+    train_agent(toy, tmp_path / "out", "--num_timesteps", 32)
+    shutil.copytree(toy / "data", tmp_path / "data")
+    words = ["--num_timesteps", 64, "--data_path", tmp_path / "data/processed_data.json", "--resume"]
+    (held_out := tmp_path / "data/val_data.json").write_bytes(b"".join(reversed(held_out.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(InputError, match="checkpoint-32 was made from another .*val_data.json than there is now"):
+        train_agent(toy, tmp_path / "out", *words)
+    shutil.copyfile(toy / "data/val_data.json", held_out)
+    train_agent(toy, tmp_path / "out", *words)
 
 
 def test_an_agent_of_an_earlier_run_is_not_taken_for_the_last(toy, tmp_path, monkeypatch):
@@ -91,6 +118,13 @@ def test_two_runs_in_one_place_and_outputs_among_inputs_are_refused(toy, earlier
     with pytest.raises(InputError, match="expected what rl/read.py wrote, found another content"):
         read.main([*data.split(), "--output", str(theirs), "--resume"])
     assert theirs.read_text() == "mine, and the last line is no whole one"
+    tuned = f"{data} --base_model {toy / 'base'} --mask_policy {earlier} --output_dir {toy / 'tuned'} --gaps told --quiet"
+    with pytest.raises(InputError, match="expected another directory than --mask_policy's reconstructor, which would be"):
+        train_cpu.main(tuned.split())
+    with pytest.raises(InputError, match="expected another directory than --model_path's reconstructor, which would be"):
+        train_worth.main(["--model_path", str(earlier), "--output_dir", str(toy / "tuned")])
+    with pytest.raises(InputError, match="expected none or an agent, found config.json of something else"):
+        train_worth.main(["--model_path", str(earlier), "--output_dir", str(toy / "base")])
     (loop := tmp_path / "loop").symlink_to(loop)
     with pytest.raises(InputError, match="loop: expected a file, or a place for one, found a link that leads nowhere"):
         read.main([*data.split(), "--output", str(loop)])

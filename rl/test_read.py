@@ -1,6 +1,7 @@
 """What a reader loses, and what an agent learns from it: the reader is the embedded base, the texts are the embedded corpus'."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -101,8 +102,15 @@ def test_reads_are_what_the_reader_says_and_resuming_changes_nothing(reads, data
     lines = reads.read_bytes().splitlines(keepends=True)
     part = tmp_path / "part.jsonl"
     part.write_bytes(b"".join(lines[:4]) + lines[4][:30])  # stopped in the middle of a line
+    shutil.copyfile(read.settings_beside(reads), read.settings_beside(part))
     with pytest.raises(InputError, match="--resume"):
         read.main(words_of(data, part, "--num_texts", 6))
+    for more, found in ((("--num_masks", 5), "--num_masks 3"), (("--seed", 7), "--seed 42")):
+        with pytest.raises(InputError, match=f"part.jsonl was made with {found}"):
+            read.main(words_of(data, part, "--num_texts", 6, "--resume", *more))
+    (other := tmp_path / "questions.jsonl").write_text("")
+    with pytest.raises(InputError, match="part.jsonl was made from another .*questions.jsonl than there is now"):
+        read.main(words_of(data, part, "--num_texts", 6, "--resume", "--without", other))
     read.main(words_of(data, part, "--num_texts", 6, "--resume"))
     assert part.read_bytes() == reads.read_bytes()
 

@@ -21,19 +21,20 @@ from stable_baselines3.common.logger import HParam, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, run, sha256_of, stamped, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, run, stamped, write_json
 from data.limits import LEARNING_RATE, PRICE, check_memory
 from data.scratch import claimed, keep_apart
 from models.agent.actor_critic import TokenCompressionPolicy
 from models.agent.files import SCHEMA as AGENT_SCHEMA
 from models.agent.files import common_tokens, identity, load_weights, read_agent, save_agent
 from models.agent.reader import Reader
+from models.reconstructor.checkpoints import read_from, resumable
 from models.reconstructor.gaps import GAPS
 from models.reconstructor.reconstructor import Reconstructor, find_device
 from models.reconstructor.texts import open_splits, token_counts
 from models.reconstructor.words import DECIDED
 from rl.callbacks import RolloutFigures, held_out_figures
-from rl.checkpoints import ContinuedLog, check_trained_for, delete_run, go_on, resumable, save_checkpoint, what_a_run_left
+from rl.checkpoints import ContinuedLog, check_trained_for, delete_run, go_on, save_checkpoint, what_a_run_left
 from rl.env import PRICES, TokenCompressionVecEnv
 from rl.ppo import TokenPPO
 
@@ -181,7 +182,7 @@ class Run(BaseCallback):
             for name, directory in self.directories.items()
         }
         self.logs, self.checkpoint_dir = args.output_dir / "tb_logs", args.output_dir / "checkpoints"
-        self.data = sha256_of(args.data_path)
+        self.data = read_from(args.data_path, args.init_from)
         before = {"seconds": 0.0, "history": [], "evaluation_seconds": 0.0}
         if args.resume:
             before = go_on(self.agent, self.checkpoint_dir, args)
@@ -289,7 +290,7 @@ def main(argv=None):
     args = parse_args(argv)
     keep_apart(args.output_dir, reconstructor_path=args.reconstructor_path, reader_path=args.reader_path)
     training = Run(args)
-    with claimed(args.output_dir), resumable(training.checkpoint_dir):
+    with claimed(args.output_dir), resumable(training.checkpoint_dir, args):
         training.train()
 
 

@@ -19,7 +19,7 @@ from data.artifacts import SEED, InputError, Parser, bounded, plain_json, run, s
 from data.scratch import claimed, keep_apart
 from data.sequences import pad_batch
 from data.shapes import NUMBER, TEXT, WORD, flaw
-from models.agent.files import TrainedAgent, load_policy
+from models.agent.files import TrainedAgent, check_place, load_policy, needs
 from models.agent.worth import Worth
 from models.reconstructor.reconstructor import find_device
 from models.reconstructor.words import Words
@@ -131,7 +131,8 @@ def main(argv=None):
     args = parse_args(argv)
     keep_apart(args.output_dir, model_path=args.model_path)
     policy = load_policy(args.model_path, find_device(args.device))
-    keep_apart(args.output_dir, reconstructor_path=policy.reader.reconstructor.directory)
+    keep_apart(args.output_dir, **needs(policy.config, "model_path"))
+    check_place(args.output_dir)
     rows = load_reads(args.reads)
     pooled(rows, policy.reader, args.reads)
     with claimed(args.output_dir):

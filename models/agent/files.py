@@ -204,6 +204,18 @@ def load_policy(path, device="cpu", reconstructor=None):
     return policy
 
 
+def needs(config, flag):
+    """{what: directory} of the reconstructors that an agent needs, of its config; `flag` is what named the agent."""
+    return {f"{flag}'s {part}": locate(config[part]["path"]) for part in ("reconstructor", "reader") if config.get(part)}
+
+
+def check_place(folder):
+    """Raises InputError if an agent can't be saved to `folder`: there is a config.json of something else."""
+    if (path := Path(folder) / CONFIG).is_file() and SCHEMA.encode() not in path.read_bytes():
+        found = f"found {CONFIG} of something else, which would be overwritten"
+        raise InputError(f"--output_dir {folder}: expected none or an agent, {found}; choose another one")
+
+
 def load_receiver(policy):
     """The reconstructor that restores what a policy of `load_policy` sends, on its device: what it reads with, unless it has a
     reader of its own. Raises FileNotFoundError or InputError."""

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data.artifacts import InputError, read_json, reason_of, sha256_of
+from data.artifacts import InputError, read_json, reason_of, sha256_of, weight_files
 from data.shapes import ANY_KEY, TEXT
 from models.reconstructor.gaps import GAP_HEAD
 from models.reconstructor.tokenizer import locate
@@ -66,7 +66,7 @@ def check_together(directory):
         return
     named = read_record(directory, {"weights?": {ANY_KEY: TEXT}}).get("weights", {})
     named = {name: digest for name, digest in named.items() if Path(name).name == name}  # the others lie elsewhere
-    weights = [path.name for path in (*directory.glob("model*.safetensors"), directory / GAP_HEAD) if path.is_file()]
+    weights = [path.name for path in (*weight_files(directory), directory / GAP_HEAD) if path.is_file()]
     for name, expected in {**dict.fromkeys(weights if named else ()), **named}.items():
         found = sha256_of(directory / name) if (directory / name).is_file() else None
         if found != expected:

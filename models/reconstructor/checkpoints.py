@@ -14,21 +14,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.artifacts import InputError, reason_of, sha256_of
+from data.artifacts import InputError, reason_of, sha256_of, write_text
 from data.room import on_full_disk
 from data.scratch import MARK, make_scratch, remove_left_folders, remove_scratch
+from data.sequences import SPLITS
 from data.shapes import ANY_KEY, NUMBER, OBJECT, TEXT, Kind, count, flaw, optional
 
 STATE = "state.pt"
 UNFINISHED = ".unfinished"  # where a checkpoint is written before it gets its name
 MANIFEST = "checksums.json"  # SHA-256 of every file of a checkpoint, written last: without it a checkpoint is not whole
+RUN = ".rltc_run"  # in a directory of checkpoints, of the run that was begun there last, and in each: what it was begun with
 REMEDY = "leave --resume away to start anew"
 TENSOR = Kind("a tensor", torch.is_tensor)
 TENSORS, FLAGS = {ANY_KEY: TENSOR}, {ANY_KEY: TEXT}
 RANDOM = {"torch": TENSOR, "device": optional(TENSOR), "numpy": (TEXT, [count()], count(), count(), NUMBER)}
 METRICS = optional({ANY_KEY: NUMBER})
 FINE_TUNING = {
-    "data": TEXT, "step_size": count(1), "args": FLAGS, "step": count(), "log": [{ANY_KEY: NUMBER}], "before": METRICS,
+    "data": FLAGS, "step_size": count(1), "args": FLAGS, "step": count(), "log": [{ANY_KEY: NUMBER}], "before": METRICS,
     "metrics": METRICS, "optimizer": OBJECT, "scaler": optional(OBJECT), "random": [RANDOM, ...],
 }
 # What restoring another content than a training's state can raise.
@@ -45,6 +47,8 @@ def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
         with on_full_disk(final):
             torch.save(state, aside / STATE)
             fill(aside)
+            if run := run_of(directory):
+                (aside / RUN).write_bytes(run)
             (aside / MANIFEST).write_text(json.dumps(checksums(aside), indent=1) + "\n", encoding="utf-8")
         remove_scratch(final)
         os.replace(aside, final)
@@ -54,14 +58,35 @@ def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
 
 
 @contextmanager
-def resumable(directory):
-    """An interrupt inside says what there is to go on with in `directory`."""
+def resumable(directory, args):
+    """A run that has checkpoints in `directory`, of the namespace `args`: what lies there of an earlier one is not its own.
+
+    An interrupt inside says what there is to go on with.
+    """
+    if not args.resume:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        settings = {name: str(value) for name, value in vars(args).items() if name not in ("output_dir", "resume", "quiet")}
+        write_text(Path(directory) / RUN, json.dumps(settings, sort_keys=True) + "\n")
     try:
         yield
     except KeyboardInterrupt:
-        found = by_age(directory)
+        found = own(directory)
         whole = f"{found[-1]} is whole: go on with the same command and --resume" if found else ""
         raise KeyboardInterrupt(whole or "no checkpoint was saved yet: begin anew") from None
+
+
+def run_of(folder):
+    """What the run was begun with that a checkpoint is of, or that was begun last in a directory; None if that is not known."""
+    try:
+        return (Path(folder) / RUN).read_bytes()
+    except OSError:
+        return None
+
+
+def own(directory):
+    """The checkpoints of the run that was begun last in `directory`, the one that was finished last at the end."""
+    run = run_of(directory)
+    return [path for path in by_age(directory) if run in (None, run_of(path))]
 
 
 def remove_checkpoints(paths):
@@ -116,6 +141,10 @@ def read_newest(directory, shape):
         if not (reason := damage(path)):
             if damaged:
                 print(f"skipped {'; '.join(damaged)}; going on from {path.name}")
+            if path not in own(directory):
+                found = f"found {path.name} of an earlier one"
+                remedy = f"{REMEDY}; to go on with that one, delete {Path(directory) / RUN}"
+                raise InputError(f"--resume: expected a checkpoint of the run that was begun last, {found}; {remedy}")
             return path, read_state(path / STATE, shape)
         if MARK in reason:  # a run that goes on from an earlier one could not replace it
             raise InputError(f"--resume: {path}: expected a checkpoint with its mark, found {reason}; move it away")
@@ -147,12 +176,18 @@ def restoring(path):
         raise InputError(f"--resume: expected a training's state in {path}, found another content ({reason}); {REMEDY}") from None
 
 
-def check_data(path, began, data_path):
-    """A run goes on with the training texts that it `began` with, by their SHA-256; `path` is what it left. Raises InputError."""
-    if began != sha256_of(data_path):
-        raise InputError(
-            f"--resume: {path} was made from other texts than {data_path} has now; prepare the same ones again, or {REMEDY}"
-        )
+def read_from(data_path, *files):
+    """{name: SHA-256} of what a run's future depends on: its texts, those for validation, and `files`, if they are there."""
+    texts = (data_path, data_path.with_name(SPLITS["val"]))
+    return {str(path): sha256_of(path) for path in (*texts, *files) if path is not None and Path(path).is_file()}
+
+
+def check_read_from(path, began, ours):
+    """A run goes on with what it `began` with, both of `read_from`; `path` is what it left. Raises InputError."""
+    theirs = {Path(name).name: digest for name, digest in began.items()}
+    for name, digest in ours.items():
+        if theirs.get(Path(name).name) != digest:
+            raise InputError(f"--resume: {path} was made from another {name} than there is now; bring that one back, or {REMEDY}")
 
 
 def random_states(device):

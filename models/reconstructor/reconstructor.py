@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from data.artifacts import InputError, write_json
+from data.artifacts import InputError, weight_files, write_json
 from data.room import on_full_disk
-from data.scratch import MARK, make_scratch, remove_scratch
+from data.scratch import MARK, keep_apart, make_scratch, remove_scratch
 from data.shapes import TEXT, among
 from models.reconstructor.causal_lm import MADE_BY, RECORD, SCHEMA, check_head, load_causal_lm, read_record
 from models.reconstructor.gaps import GAP_HEAD, GAPS, GapHead, at_places, load_gap_head, save_gap_head, send, shares
@@ -93,6 +93,16 @@ def passes(valid, device):
         count = max(1, limit // longest)
         yield order[:count], longest
         order = order[count:]
+
+
+def check_place(directory, **inputs):
+    """Raises InputError if a model can't be saved to `directory`: it is one of `inputs`, {flag: path or None}, or has a model that
+    is not ours, one without our record."""
+    keep_apart(directory, **inputs)
+    theirs = [path for path in (Path(directory) / "config.json", *weight_files(directory)) if path.is_file()]
+    if theirs and not (Path(directory) / RECORD).is_file() and not (Path(directory) / SAVING).is_dir():
+        found = f"found {theirs[0].name} without a {RECORD}, which would be overwritten"
+        raise InputError(f"--output_dir {directory}: expected no model or one of {MADE_BY}, {found}; choose another one")
 
 
 class Reconstructor(torch.nn.Module):
@@ -170,16 +180,16 @@ class Reconstructor(torch.nn.Module):
         if self.gap_head is not None:
             save_gap_head(self.gap_head, aside, self.model.dtype)
         written = [path for path in sorted(aside.iterdir()) if path.name != MARK]
-        for earlier in (directory / RECORD, *directory.glob("model*.safetensors"), directory / GAP_HEAD):
+        for earlier in (directory / RECORD, *weight_files(directory), directory / GAP_HEAD):
             earlier.unlink(missing_ok=True)
         for path in written:
             os.replace(path, directory / path.name)
-        remove_scratch(aside)
         write_json(
             directory / RECORD, SCHEMA, units={"max_length": "tokens"}, weights=[directory / path.name for path in written],
             max_length=self.max_length, attention=self.attention, tokenizer_fingerprint=self.fingerprint,
             gaps=[way for way in GAPS if way == "told" or self.gap_head is not None], **record,
         )
+        remove_scratch(aside)
 
     @property
     def device(self):

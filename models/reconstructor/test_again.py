@@ -15,6 +15,8 @@ import pytest
 from data.artifacts import InputError
 from data.scratch import LOCK, MARK, claimed
 from models.reconstructor import train_cpu, training
+from models.reconstructor.checkpoints import RUN
+from models.reconstructor.reconstructor import Reconstructor
 from models.reconstructor.test_checkpoints import command_line, fine_tune
 
 WORDS = "--max_steps 4 --batch_size 4 --save_steps 2 --eval_steps 100".split()
@@ -74,6 +76,49 @@ def test_a_run_killed_before_its_model_is_there_does_not_leave_an_earlier_one(to
     assert (used / "model.safetensors").read_bytes() == (tmp_path / "alone/model.safetensors").read_bytes() != earlier
 
 
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def killed_early(toy, used, monkeypatch, *words):
+    """A run that is killed when it took a step, in a directory with another's checkpoints."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="no checkpoint was saved yet: begin anew"):
+        patch.setattr(training.Training, "take_step", interrupt)
+        fine_tune(toy, used, *WORDS, *words)
+
+
+@pytest.mark.parametrize("flag", ["--learning_rate 1e-5", "--max_steps 6", "--save_steps 3"])
+def test_what_was_begun_last_does_not_go_on_with_another_run_that_differs_where_it_may(toy, used, monkeypatch, flag):
+    killed_early(toy, used, monkeypatch, *flag.split())
+    before = contents(used)
+    with pytest.raises(InputError, match="expected a checkpoint of the run that was begun last, found checkpoint-4 of an earlier"):
+        fine_tune(toy, used, *WORDS, *flag.split(), "--resume")
+    assert contents(used) == before
+    (used / RUN).unlink()
+    fine_tune(toy, used, *WORDS, "--resume")
+
+
+def test_a_loss_that_is_nan_before_the_first_checkpoint_does_not_lead_to_another_run(toy, used, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="lower --learning_rate$"):
+        forward = Reconstructor.forward
+        patch.setattr(Reconstructor, "forward", lambda self, *batch: forward(self, *batch) * float("nan"))
+        fine_tune(toy, used, *WORDS, "--learning_rate", 1)
+
+
+def test_a_model_of_others_is_not_overwritten(toy, tmp_path, used):
+    """Without our record it is not ours; and of a name that transformers does not load nothing is deleted."""
+    shutil.copytree(toy / "base", tmp_path / "theirs")
+    (tmp_path / "theirs/reconstructor.json").unlink(missing_ok=True)
+    before = contents(tmp_path / "theirs")
+    with pytest.raises(InputError, match="found config.json without a reconstructor.json, which would be overwritten"):
+        fine_tune(toy, tmp_path / "theirs", *WORDS)
+    assert contents(tmp_path / "theirs") == before
+    (used / "model-backup.safetensors").write_bytes(b"mine")
+    fine_tune(toy, used, *WORDS, "--seed", 7)
+    assert (used / "model-backup.safetensors").read_bytes() == b"mine"
+    assert Reconstructor.load(used, gaps="found")
+
+
 @pytest.mark.parametrize("step, expect", [(1, "no checkpoint was saved yet"), (3, "checkpoint-2 is whole: go on .* --resume")])
 def test_an_interrupt_says_what_can_be_gone_on_with(toy, tmp_path, monkeypatch, step, expect):
     """And what goes on from there is what was never interrupted."""
@@ -102,12 +147,13 @@ def test_a_checkpoint_that_lost_its_mark_is_named_before_anything_is_done(toy, u
     assert contents(used) == before
 
 
-def test_other_texts_are_named(toy, used, tmp_path):
-    texts = toy / "data/processed_data.json"
+@pytest.mark.parametrize("name", ["processed_data.json", "val_data.json"])
+def test_other_texts_are_named(toy, used, name):
+    texts = toy / "data" / name
     whole = texts.read_bytes()
     try:
-        texts.write_bytes(b"".join(whole.splitlines(keepends=True)[:-5]))
-        with pytest.raises(InputError, match="checkpoint-4 was made from other texts than .*processed_data.json has now"):
+        texts.write_bytes(b"".join(reversed(whole.splitlines(keepends=True))))
+        with pytest.raises(InputError, match=f"checkpoint-4 was made from another .*{name} than there is now"):
             fine_tune(toy, used, *WORDS, "--resume")
     finally:
         texts.write_bytes(whole)

@@ -7,6 +7,7 @@ import torch
 
 from data.artifacts import InputError
 from data.limits import check_memory
+from data.scratch import keep_apart
 from data.sequences import SPLITS, load_info, load_sequences, pad_batch
 from models.reconstructor.causal_lm import load_causal_lm
 from models.reconstructor.masking import draw_mask_ratios, random_keep_mask
@@ -103,7 +104,7 @@ def load_mask_policy(args, reconstructor, texts, device):
     """The MaskPolicy that the command line names, for the reconstructor's tokenizer. Raises FileNotFoundError or InputError."""
     from eval.inputs import first_base_model  # here, because Stable-Baselines3 takes seconds to import
     from eval.methods import OPPONENTS, Agent, build_opponent
-    from models.agent.files import load_policy
+    from models.agent.files import load_policy, needs
 
     name, fingerprint = str(args.mask_policy), reconstructor.fingerprint
     if name in OPPONENTS:
@@ -112,6 +113,7 @@ def load_mask_policy(args, reconstructor, texts, device):
         model = load_causal_lm(first_base_model(locate(args.base_model))).to(device)  # not what it was fine-tuned to
         return MaskPolicy(build_opponent(name, model, receiver, words, counts, args.seed), words)
     policy = load_policy(args.mask_policy, device)
+    keep_apart(args.output_dir, **needs(policy.config, "mask_policy"))
     if (found := policy.tokenizer_fingerprint) != fingerprint:
         expected = f"expected an agent for tokenizer {fingerprint}, found one for {found}"
         raise InputError(f"--mask_policy {name}: {expected}; give an agent trained with this tokenizer")

@@ -18,13 +18,13 @@ from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, sha256_of, write_json
+from data.artifacts import SEED, InputError, Parser, bounded, check_resumed, write_json
 from data.limits import BATCH, COUNT, LEARNING_RATE, RATIO
-from data.scratch import claimed, keep_apart
+from data.scratch import claimed
 from data.sequences import pad_batch
 from models.reconstructor import checkpoints, texts
 from models.reconstructor.gaps import GAPS
-from models.reconstructor.reconstructor import ATTENTION, Reconstructor, find_device
+from models.reconstructor.reconstructor import ATTENTION, Reconstructor, check_place, find_device
 from models.reconstructor.texts import Rarity, draw_masks, load_mask_policy, masked_accuracy, open_splits, order_of_texts
 from models.reconstructor.tokenizer import BASE_MODEL, locate
 from models.reconstructor.words import DECIDED
@@ -105,9 +105,9 @@ def mixed_precision(args):
 
 def fine_tune(args):
     """Train as the command line says, alone in its --output_dir. Returns the last metrics."""
-    keep_apart(args.output_dir, base_model=locate(args.base_model), mask_policy=args.mask_policy)
+    check_place(args.output_dir, base_model=locate(args.base_model), mask_policy=args.mask_policy)
     training = Training(args)
-    with claimed(args.output_dir), checkpoints.resumable(args.output_dir):
+    with claimed(args.output_dir), checkpoints.resumable(args.output_dir, args):
         return training.run()
 
 
@@ -121,13 +121,13 @@ class Training:
         if args.resume:
             checkpoint, state = checkpoints.read_newest(args.output_dir, checkpoints.FINE_TUNING)
             check_resumed(checkpoint, vars(args), state["args"], FREE)
-            checkpoints.check_data(checkpoint, state["data"], args.data_path)
+            checkpoints.check_read_from(checkpoint, state["data"], checkpoints.read_from(args.data_path, args.mask_policy))
             self.reconstructor = Reconstructor.load(checkpoint, gaps=args.gaps)
         else:
             self.reconstructor = Reconstructor.from_base(args.base_model, args.attention, args.gaps)
         self.texts, self.validation, length = open_splits(args, self.reconstructor)
         texts.check_batch(args, self.reconstructor.model.config, min(args.batch_size, len(self.texts)) * length)
-        self.data = sha256_of(args.data_path)
+        self.data = checkpoints.read_from(args.data_path, args.mask_policy)
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
         self.accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=precision)
         named = args.mask_policy is not None
@@ -178,7 +178,7 @@ class Training:
 
     def remedy(self):
         """What to do where weights or loss are not finite."""
-        return "lower --learning_rate" + " and go on with --resume" * bool(self.step and checkpoints.by_age(self.args.output_dir))
+        return "lower --learning_rate" + " and go on with --resume" * bool(self.step and checkpoints.own(self.args.output_dir))
 
     def save_model(self, folder):
         self.reconstructor.save(folder, args=self.args, step=self.step, metrics=self.metrics)

@@ -46,7 +46,8 @@ from models.reconstructor.pretraining.evaluation import Base, evaluate
 from models.reconstructor.pretraining.network import read
 from models.reconstructor.pretraining.positions import begin_with_neighbours
 from models.reconstructor.pretraining.vocabulary import Vocabulary, full_embedding
-from models.reconstructor.tokenizer import BASE_MODEL, bos_id, load_tokenizer, text_vocab_size
+from models.reconstructor.reconstructor import check_place
+from models.reconstructor.tokenizer import BASE_MODEL, bos_id, load_tokenizer, locate, text_vocab_size
 
 UNITS = {
     "minutes": "minutes of wall time", "tokens": "tokens read", "causal": "nats per token",
@@ -264,11 +265,13 @@ def main(argv=None):
         torch.set_float32_matmul_precision("high")
     size = args.n_embd * (12 * args.n_layer * args.n_embd + args.n_positions) * WEIGHT
     check_memory(size, f"--n_layer {args.n_layer} --n_embd {args.n_embd} --n_positions {args.n_positions}", "give smaller ones")
-    with claimed(args.output_dir), resumable(args.output_dir):
+    check_place(args.output_dir, tokenizer=locate(args.tokenizer))
+    with claimed(args.output_dir):
         training = Pretraining(args)
         millions, kinds = sum(p.numel() for p in training.model.parameters()) / 1e6, training.train_text.length
         print(f"{millions:.1f} M parameters, {int(kinds.sum()):,} training tokens of {len(kinds)} kinds", flush=True)
-        training.train()
+        with resumable(args.output_dir, args):
+            training.train()
     print(f"written to {args.output_dir}")
 
 
