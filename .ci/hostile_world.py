@@ -187,6 +187,7 @@ def build(folder, runner):
     runner(interrupt)
     shutil.rmtree("data/.rltc_cache")
     os.unlink("new.jsonl")
+    os.unlink("new.jsonl.json")
     for directory in ("data", "tuned", "agent", "agent/tb_logs", "agent/checkpoints", "results", "figures", "taught", "proposer"):
         Path(directory, "mine.txt").write_text("a user's file\n")
         Path(directory, ".cache").mkdir(exist_ok=True)

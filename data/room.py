@@ -4,8 +4,8 @@ import errno
 import os
 from contextlib import contextmanager
 
-NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.EFBIG), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (*map(os.strerror, FULL), "PytorchStreamWriter failed", "unexpected pos", "iostream error")  # in what libraries say
 
 
 class FullDisk(OSError):

@@ -6,7 +6,7 @@ What does not carry it belongs to the user, whatever its name, and stays.
 
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -99,18 +99,19 @@ def make_output_dir(path):
 
 
 @contextmanager
-def claimed(path):
-    """An output directory, made and proved to be writable, that no other run writes to until the block ends.
+def claimed(*paths):
+    """Output directories, made and proved to be writable, that no other run writes to until the block ends. Yields the first.
 
     The operating system lets go of the lock of a process that died. Of several processes of one run the first holds it. Raises
     InputError.
     """
-    path = make_output_dir(path)
-    if os.environ.get("RANK", "0") != "0":
-        yield path
-        return
-    with held(path / LOCK, f"{path}: another run writes there; wait for it, or choose another --output_dir"), on_full_disk(path):
-        yield path
+    with ExitStack() as stack:
+        for path in map(make_output_dir, paths):
+            if os.environ.get("RANK", "0") == "0":
+                taken = f"{path}: another run writes there; wait for it, or choose another --output_dir"
+                stack.enter_context(held(path / LOCK, taken))
+                stack.enter_context(on_full_disk(path))
+        yield Path(paths[0])
 
 
 @contextmanager

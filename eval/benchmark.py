@@ -33,7 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.artifacts import SEED, Parser, bounded, quieten_libraries, run, write_json
 from data.provenance import REPOSITORY
-from data.scratch import make_output_dir
+from data.scratch import claimed
 from data.sources import SotuDocuments
 from eval.compressor import Compressor
 from eval.methods import CausalSurprisal
@@ -200,17 +200,17 @@ def pays(fixed, speed, start, readers):
 
 def main(argv=None):
     args, start = parse_args(argv), None
-    make_output_dir(args.output_dir)
-    for rows, text in measure_all(args):
-        measured = {way: [row for row in rows if row["way"] == way and row["seconds"]] for way in WAYS}
-        short, long = measured[READ][0], measured[READ][-1]
-        fixed = max(0.0, short["seconds"] - short["tokens"] / long["tokens_per_second"])
-        start = start_of(text, args, short["seconds"]) if start is None else start
-        readers = {model: measured[f"prefill, {model}"][-1]["tokens_per_second"] for model in (OWN, LARGE)}
-        found = pays(fixed, long["tokens_per_second"], start, readers)
-        content = {"keep_ratio": RATIO, "results": rows, "fixed": fixed, "start": start, "pays": found}
-        write_json(args.output_dir / "speed_results.json", SCHEMA, args, UNITS, [args.model_path], **content)
-    print(args.output_dir / "speed_results.json")
+    with claimed(args.output_dir):
+        for rows, text in measure_all(args):
+            measured = {way: [row for row in rows if row["way"] == way and row["seconds"]] for way in WAYS}
+            short, long = measured[READ][0], measured[READ][-1]
+            fixed = max(0.0, short["seconds"] - short["tokens"] / long["tokens_per_second"])
+            start = start_of(text, args, short["seconds"]) if start is None else start
+            readers = {model: measured[f"prefill, {model}"][-1]["tokens_per_second"] for model in (OWN, LARGE)}
+            found = pays(fixed, long["tokens_per_second"], start, readers)
+            content = {"keep_ratio": RATIO, "results": rows, "fixed": fixed, "start": start, "pays": found}
+            write_json(args.output_dir / "speed_results.json", SCHEMA, args, UNITS, [args.model_path], **content)
+        print(args.output_dir / "speed_results.json")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data.artifacts import InputError, Parser, bounded, run, write_json, write_text
 from data.limits import RATIO
-from data.scratch import make_output_dir
+from data.scratch import claimed
 from eval.choosing import best_variant
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, Agent, build_opponents
@@ -162,14 +162,14 @@ def main(argv=None):
     corpora = {path: draw_texts(args, models, path) for path in folders}
     for path, corpus in corpora.items():
         check_ratios(args, path, corpus)
-    methods = Methods(args, models)
-    for path, folder in folders.items():
-        record = evaluate_texts(args, models, methods, corpora[path])
-        make_output_dir(folder)
-        write_json(folder / "evaluation_results.json", SCHEMA, args, UNITS, models.weights, **record)
-        write_text(folder / "examples.txt", examples_as_text(record["examples"]))
-        texts = f"{path}: {record['texts']} texts of {record['documents']} documents, {record['tokens']:,} tokens"
-        print(f"{texts}; surprisal by {models.base_name}\n\n{format_table(record)}\n\nwritten to {folder}", flush=True)
+    with claimed(*folders.values()):
+        methods = Methods(args, models)
+        for path, folder in folders.items():
+            record = evaluate_texts(args, models, methods, corpora[path])
+            write_json(folder / "evaluation_results.json", SCHEMA, args, UNITS, models.weights, **record)
+            write_text(folder / "examples.txt", examples_as_text(record["examples"]))
+            texts = f"{path}: {record['texts']} texts of {record['documents']} documents, {record['tokens']:,} tokens"
+            print(f"{texts}; surprisal by {models.base_name}\n\n{format_table(record)}\n\nwritten to {folder}", flush=True)
 
 
 if __name__ == "__main__":

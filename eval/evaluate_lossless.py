@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from data.artifacts import SEED, Parser, run, write_json
 from data.limits import COUNT, RATIO
-from data.scratch import make_output_dir
+from data.scratch import claimed
 from data.sequences import load_sequences
 from eval.compressor import Compressor
 from eval.container import make_container, weights_of
@@ -177,18 +177,18 @@ def format_results(record):
 def main(argv=None):
     args = parse_args(argv)
     coders = Coders(args)
-    make_output_dir(args.output_dir)
-    if not shutil.which("zstd"):
-        print(f"no zstd on this machine: {ZSTD} is left out")
-    corpora = []
-    for path in tqdm(args.data_path, desc="lossless", unit="corpus", disable=args.quiet):
-        texts = documents(path, coders.reconstructor, args.tokens, args.seed)
-        corpora.append({"corpus": path.parent.name, **corpus_results(coders, texts)})
-    record = {"keep_ratio": args.keep_ratio, "base_model": coders.base_name, "models": coders.models, "corpora": corpora}
-    record["together"] = together(corpora)
-    paths = dict.fromkeys(Path(locate(path)) for path in (args.model_path, coders.reconstructor.directory, coders.base_name))
-    write_json(args.output_dir / "lossless_results.json", SCHEMA, args, UNITS, list(paths), **record)
-    print(f"{format_results(record)}\n\nwritten to {args.output_dir}")
+    with claimed(args.output_dir):
+        if not shutil.which("zstd"):
+            print(f"no zstd on this machine: {ZSTD} is left out")
+        corpora = []
+        for path in tqdm(args.data_path, desc="lossless", unit="corpus", disable=args.quiet):
+            texts = documents(path, coders.reconstructor, args.tokens, args.seed)
+            corpora.append({"corpus": path.parent.name, **corpus_results(coders, texts)})
+        record = {"keep_ratio": args.keep_ratio, "base_model": coders.base_name, "models": coders.models, "corpora": corpora}
+        record["together"] = together(corpora)
+        paths = dict.fromkeys(Path(locate(path)) for path in (args.model_path, coders.reconstructor.directory, coders.base_name))
+        write_json(args.output_dir / "lossless_results.json", SCHEMA, args, UNITS, list(paths), **record)
+        print(f"{format_results(record)}\n\nwritten to {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data import limits
 from data.artifacts import Parser, run, write_json
-from data.scratch import make_output_dir
+from data.scratch import claimed
 from eval.choosing import Rules
 from eval.inputs import Scores, add_flags, draw_texts, draw_validation, open_models, output_dirs
 from eval.methods import CHEAP, OPPONENTS, build_opponents
@@ -173,24 +173,24 @@ def main(argv=None):
     args = parse_args(argv)
     folders, models = output_dirs(args), open_models(args)
     corpora = {path: draw_texts(args, models, path) for path in folders}
-    methods = build_opponents(args, models)
-    rules = choose_rules(args, models, methods)
-    for path, folder in folders.items():
-        corpus = corpora[path]
-        evaluation = Evaluation(args, models, methods, rules, corpus)
-        record = {
-            "texts": len(corpus.texts), "documents": len(corpus.names),
-            "gaps": "found" if models.reconstructor.found else "told", "unit": models.words.unit,
-            "receivers": {name: str(models.receiver(name).directory) for name in ("agent", *models.against, *methods)},
-            "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
-            "prices": [evaluation.at(price) for price in args.prices],
-        }
-        correct([lead["J"] for _, _, lead in paired(record)[-1]])
-        make_output_dir(folder)
-        write_json(folder / "price_results.json", SCHEMA, args, UNITS, models.weights, **record)
-        blocks = [format_price(at, len(args.model_path)) for at in record["prices"]]
-        blocks += ["\n".join(sentences(record)), f"written to {folder}"]
-        print("\n\n".join([f"{path}: {record['texts']} texts of {record['documents']} documents", *blocks]), flush=True)
+    with claimed(*folders.values()):
+        methods = build_opponents(args, models)
+        rules = choose_rules(args, models, methods)
+        for path, folder in folders.items():
+            corpus = corpora[path]
+            evaluation = Evaluation(args, models, methods, rules, corpus)
+            record = {
+                "texts": len(corpus.texts), "documents": len(corpus.names),
+                "gaps": "found" if models.reconstructor.found else "told", "unit": models.words.unit,
+                "receivers": {name: str(models.receiver(name).directory) for name in ("agent", *models.against, *methods)},
+                "agents": [str(path) for path in args.model_path], "against": [str(path) for path in args.against],
+                "prices": [evaluation.at(price) for price in args.prices],
+            }
+            correct([lead["J"] for _, _, lead in paired(record)[-1]])
+            write_json(folder / "price_results.json", SCHEMA, args, UNITS, models.weights, **record)
+            blocks = [format_price(at, len(args.model_path)) for at in record["prices"]]
+            blocks += ["\n".join(sentences(record)), f"written to {folder}"]
+            print("\n\n".join([f"{path}: {record['texts']} texts of {record['documents']} documents", *blocks]), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 
 from data.artifacts import InputError, Parser, run, write_json
 from data.limits import BATCH, COUNT, RATIO
-from data.scratch import make_output_dir
+from data.scratch import claimed
 from eval.contexts import METHODS, Contexts, Passage, taught, ways
 from eval.inputs import add_model_flags, open_models
 from eval.metrics import INTERVAL, JUDGED, SAMPLES, TEST, Bootstrap, correct, difference
@@ -224,19 +224,19 @@ def main(argv=None):
     if "restored" in args.methods and models.receiver("agent").gap_head is None:
         args.methods.remove("restored")
     reader = Reader.load(args.reader, args.reader_batch, str(models.reconstructor.device), args.quiet)
-    make_output_dir(args.output_dir)
-    evaluation = Evaluation(args, models, reader)
-    results, leads = evaluation.results()
-    record = {
-        "reader": args.reader, "dtype": str(reader.model.dtype), "agents": [str(path) for path in args.model_path],
-        "questions": len(evaluation.questions), "short": int(evaluation.short.sum()),
-        "passages": max(evaluation.document) + 1, "continuations": len(evaluation.cuts),
-        "passage_of_each": evaluation.document, "results": results, "leads": leads,
-        **({"peer": evaluation.peer.record()} if evaluation.peer else {}),
-    }
-    weights = [*models.weights, *[path for path in reader.paths if path.exists()]]
-    write_json(args.output_dir / "reader_results.json", SCHEMA, args, UNITS, weights, **record)
-    print(f"{format_reader(record)}\n\nwritten to {args.output_dir}")
+    with claimed(args.output_dir):
+        evaluation = Evaluation(args, models, reader)
+        results, leads = evaluation.results()
+        record = {
+            "reader": args.reader, "dtype": str(reader.model.dtype), "agents": [str(path) for path in args.model_path],
+            "questions": len(evaluation.questions), "short": int(evaluation.short.sum()),
+            "passages": max(evaluation.document) + 1, "continuations": len(evaluation.cuts),
+            "passage_of_each": evaluation.document, "results": results, "leads": leads,
+            **({"peer": evaluation.peer.record()} if evaluation.peer else {}),
+        }
+        weights = [*models.weights, *[path for path in reader.paths if path.exists()]]
+        write_json(args.output_dir / "reader_results.json", SCHEMA, args, UNITS, weights, **record)
+        print(f"{format_reader(record)}\n\nwritten to {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def sources(given):
 
 
 def targets(inputs, given, output, rename=str):
-    """{input: output}, paths or "-"; `rename`: the name in a folder, of the input's. Raises InputError if none is there for it."""
+    """{input: output}, paths or "-"; `rename`: the name in a folder, of the input's. Raises InputError if there is none."""
     many = given != STD and not Path(given).is_file()
     if many and (output == STD or Path(output).is_file()):
         raise InputError(f"--output {output}: expected a folder for the {len(inputs)} files of {given}; name one, or one file")

@@ -112,7 +112,7 @@ def test_a_variant_has_its_method_s_colour_and_a_stranger_none():
 def draw(tmp_path, *words):
     """Names of the figures that a command line draws."""
     visualize.main([str(word) for word in (*words, "--output_dir", tmp_path / "out")])
-    return sorted(path.stem for path in (tmp_path / "out").iterdir())
+    return sorted(path.stem for path in (tmp_path / "out").glob("[!.]*"))
 
 
 def test_log_and_results_are_enough_each(folder, record, tmp_path, capsys, monkeypatch):

@@ -22,7 +22,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.artifacts import InputError, Parser, bounded, run, written_aside
-from data.scratch import make_output_dir
+from data.scratch import claimed
 from eval.records import EVALUATION, READER, read_results
 from plots.panels import curves_by_method, panels_by_kind, reader_figure
 from plots.texts import texts_figure
@@ -115,12 +115,12 @@ def main(argv=None):
         drawn |= figures_of(args.results_path, args.num_texts)
     if args.log_dir:
         drawn["training_curves"] = training_curves(args.log_dir)
-    make_output_dir(args.output_dir)
-    for name, figure in drawn.items():
-        with written_aside(args.output_dir / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=args.dpi)
-        plt.close(figure)
-        print(args.output_dir / f"{name}.png")
+    with claimed(args.output_dir):
+        for name, figure in drawn.items():
+            with written_aside(args.output_dir / f"{name}.png") as temporary:
+                figure.savefig(temporary, dpi=args.dpi)
+            plt.close(figure)
+            print(args.output_dir / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from models.reconstructor.tokenizer import fingerprint, load_tokenizer
 from models.reconstructor.words import Words
 
 SCHEMA, MADE_BY = "rltc.reads/1", "rl/read.py"
-FREE = ("output", "resume", "quiet", "device", "reader_batch", "num_texts", "data_path", "without")  # may change; texts by SHA-256
+FREE = ("output", "resume", "quiet", "device", "reader_batch", "num_texts", "data_path", "without")  # texts: SHA-256
 LENGTHS = {1: 0.35, 2: 0.3, 3: 0.2, 4: 0.1, 6: 0.05}  # words of an answer, and how often
 CANDIDATES, TRIES = 4, 40  # spans among which the rarest becomes the answer; spans that are tried
 COMMON = 128  # most frequent tokens, in which no answer begins or ends
@@ -256,6 +256,8 @@ def ask(args):
     reader = Reader.load(args.reader, args.reader_batch, find_device(args.device), quiet=True)
     questions, left = 0, islice(texts, done, None)
     if not args.output.exists():
+        if settings_beside(args.output).exists():
+            read_json(settings_beside(args.output), SCHEMA, MADE_BY)  # an earlier run's, and no file of a user
         units = {"nats": "of an answer: without the text, with it, after each mask"}
         write_json(settings_beside(args.output), SCHEMA, args, units, read_from=read_from(args))
     with args.output.open("a", encoding="utf-8") as file, tqdm(total=args.num_texts, unit="text", disable=args.quiet) as progress:

@@ -13,6 +13,7 @@ import pytest
 from data.artifacts import InputError
 from data.scratch import claimed
 from data.testing.toy import check_refusal
+from eval import evaluate, evaluate_price
 from models.reconstructor import train_cpu
 from rl import read, train, train_proposer, train_worth
 from rl.conftest import agent_words, alike, train_agent, weights
@@ -109,6 +110,10 @@ def test_two_runs_in_one_place_and_outputs_among_inputs_are_refused(toy, earlier
             train_proposer.main([*proposer, str(out)])
     with claimed(tmp_path), pytest.raises(InputError, match="another run writes there"):
         train_proposer.main([*proposer, str(tmp_path)])
+    words = f"--model_path {earlier} --data_path {toy / 'data/test_data.json'} --num_sequences 4 --methods random --output_dir"
+    for main, more in ((evaluate.main, ""), (evaluate_price.main, "--tune_sequences 4 --prices 1")):
+        with claimed(tmp_path), pytest.raises(InputError, match="another run writes there"):
+            main([*words.split(), str(tmp_path), *more.split()])
     agent = tmp_path / "agent"
     agent.mkdir()
     with pytest.raises(InputError, match="expected another directory than --model_path"):

@@ -102,7 +102,7 @@ def check_reads(name, model):
     except UNREADABLE as error:
         wrong = reason_of(error)
     if wrong:
-        raise InputError(f"{name}: expected a model that reads a text, found: {wrong}; get its config.json anew, or train it anew")
+        raise InputError(f"{name}: expected a model that reads a text, found: {wrong}; get its config.json or train it anew")
 
 
 def check_head(model):

@@ -96,8 +96,8 @@ def passes(valid, device):
 
 
 def check_place(directory, **inputs):
-    """Raises InputError if a model can't be saved to `directory`: it is one of `inputs`, {flag: path or None}, or has a model that
-    is not ours, one without our record."""
+    """Raises InputError if a model can't be saved to `directory`: it is one of `inputs`, {flag: path or None}, or has a model
+    that is not ours, one without our record."""
     keep_apart(directory, **inputs)
     theirs = [path for path in (Path(directory) / "config.json", *weight_files(directory)) if path.is_file()]
     if theirs and not (Path(directory) / RECORD).is_file() and not (Path(directory) / SAVING).is_dir():

@@ -91,7 +91,7 @@ def killed_early(toy, used, monkeypatch, *words):
 def test_what_was_begun_last_does_not_go_on_with_another_run_that_differs_where_it_may(toy, used, monkeypatch, flag):
     killed_early(toy, used, monkeypatch, *flag.split())
     before = contents(used)
-    with pytest.raises(InputError, match="expected a checkpoint of the run that was begun last, found checkpoint-4 of an earlier"):
+    with pytest.raises(InputError, match="of the run that was begun last, found checkpoint-4 of an earlier one"):
         fine_tune(toy, used, *WORDS, *flag.split(), "--resume")
     assert contents(used) == before
     (used / RUN).unlink()
@@ -142,7 +142,7 @@ def test_an_interrupt_says_what_can_be_gone_on_with(toy, tmp_path, monkeypatch, 
 def test_a_checkpoint_that_lost_its_mark_is_named_before_anything_is_done(toy, used, spoil):
     spoil(used / "checkpoint-4" / MARK)
     before = contents(used)
-    with pytest.raises(InputError, match=f"checkpoint-4: expected a checkpoint with its mark, found {MARK} not as written; move it"):
+    with pytest.raises(InputError, match=f"expected a checkpoint with its mark, found {MARK} not as written; move it"):
         fine_tune(toy, used, *WORDS, "--max_steps", 6, "--resume")
     assert contents(used) == before
 
