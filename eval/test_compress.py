@@ -155,7 +155,8 @@ def test_what_is_refused_in_one_line(run, tmp_path, note):
               "--input x --restore x", "--input x --keep_lines middle 2", "--input x --keep_lines first some",
               "--input x --price nan", "--restore x --keep_ratio .5", "--restore x --explain", "--input x --force",
               "--input x --lossless --keep_numbers", "--input x --lossless --html y", "--restore x --lossless",
-              "--input x --text_column y --output z.rltc.json"],
+              "--input x --text_column y --output z.rltc.json", "--input x --keep_lines last -1",
+              "--input x --keep_lines first 1000000001", f"--input x --keep_lines first {'9' * 5000}"],
 )
 def test_a_command_line_that_is_none(words, capsys):
     with pytest.raises(SystemExit) as ended:
