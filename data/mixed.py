@@ -56,6 +56,7 @@ def parse_part(word):
         return what, WEIGHT(number)
     except argparse.ArgumentTypeError:
         name = os.path.expanduser(word)
-        advised = f"{word}=1" if os.path.lexists(name) or glob.glob(name) else f"{what}=2"  # a = of a file's name, or the weight's
+        there = os.path.lexists(name) or glob.glob(name)  # so the = is of a file's name
+        advised = f"{word}=1" if there else f"{what}=2"
         expected = f"expected a number from {WEIGHT.low:g} to {WEIGHT.high:,.0f} as weight, found '{number}'"
         raise InputError(f"--input {word}: {expected}; write, say, {advised}") from None

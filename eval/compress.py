@@ -200,7 +200,7 @@ def compress_rows(args, compressor, outputs):
 def read_besides(args, config):
     """What a run reads besides its inputs, [(flag, path), …]: names, and the files of the agent and of what it reads with."""
     theirs = [args.reconstructor_path or config["reconstructor"]["path"], config.get("reader", {}).get("path")]
-    models = [("model_path", args.model_path), *(("reconstructor_path", locate(path)) for path in theirs if path)]
+    models = [("model_path", locate(args.model_path)), *(("reconstructor_path", locate(path)) for path in theirs if path)]
     files = [(flag, file) for flag, model in models for file in (model, *Path(model).glob("*"))]
     return files + [("keep_names", args.keep_names)] * bool(args.keep_names)
 

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pytest
 
 from data.artifacts import InputError
+from data.provenance import REPOSITORY
 from eval import compress
 from eval.compressor import Compressor
 from eval.conftest import NOTE
@@ -114,7 +115,7 @@ def test_why_a_word_stayed(run, note):
     assert any("  kept  " in line for line in err) and any("left out" in line for line in err)
 
 
-def test_what_is_refused_in_one_line(run, tmp_path, note):
+def test_what_is_refused_in_one_line(run, tmp_path, note, monkeypatch):
     (tmp_path / "latin.txt").write_bytes(b"Ren\xe9e was here")
     (tmp_path / "surrogate.txt").write_bytes(b"\xed\xa0\x80 and more")
     (pair := tmp_path / "pair").mkdir()
@@ -146,6 +147,9 @@ def test_what_is_refused_in_one_line(run, tmp_path, note):
         with pytest.raises((InputError, FileNotFoundError), match=expected) as refused:
             run(*words)
         assert "\n" not in str(refused.value)
+    monkeypatch.chdir(tmp_path)  # where the agent that ships is known by its name, too
+    with pytest.raises(InputError, match="would be written over --model_path"):
+        run("--input", note, "--output", REPOSITORY / RELEASED / "config.json")
     assert note.read_bytes() == NOTE.encode() and names.read_text() == "Ada"
     assert not page.exists() and not (tmp_path / "new").exists()
 

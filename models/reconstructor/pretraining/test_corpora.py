@@ -90,7 +90,8 @@ def test_what_came_by_half_is_fetched_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
 def test_a_package_that_is_not_whole_is_named(tmp_path, name, share):
     (tmp_path / "package/DEBIAN").mkdir(parents=True)
-    (tmp_path / "package/DEBIAN/control").write_text("Package: toy\nVersion: 1\nArchitecture: all\nMaintainer: a\nDescription: a\n")
+    about = "Package: toy\nVersion: 1\nArchitecture: all\nMaintainer: a\nDescription: a\n"
+    (tmp_path / "package/DEBIAN/control").write_text(about)
     (tmp_path / "package/data.txt").write_bytes(np.random.default_rng(0).bytes(20_000))
     path, kind = tmp_path / name, name.rpartition(".")[2]
     if kind == "deb":
