@@ -80,7 +80,8 @@ def flags(world, rng):
             yield Case("flags", script, [*words, name], note="no value")
             yield from (Case("flags", script, [*words, *more]) for more in ([name, ""], [f"{name}="]))
             for value in (*BAD, *ends(action)):
-                new = [*words, f"{name}={value}"] if action.nargs is None else [*words, name, value]
+                first = ["first"] * (action.nargs == 2)  # of --keep_lines
+                new = [*words, f"{name}={value}"] if action.nargs is None else [*words, name, *first, value]
                 if action.nargs is not None and value.startswith("-"):
                     continue
                 if refused(action, value):

@@ -1,11 +1,18 @@
 """What a screen, or a file in UTF-8, can't hold, in letters that it can."""
 
+import re
+
 PLAIN = {"λ": "lambda", "−": "-", "–": "-", "—": "-", "±": "+-", "…": "...", "→": "->", "▶": ">", "·": "*", "█": "#"}
+HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of surrogate pairs, those apart that stand for bytes
 
 
 def shown(name):
-    """A file's name as text: bytes of it that are not UTF-8, which Python has as half surrogate pairs, as in \\xff."""
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file's name as text: bytes of it that are not UTF-8, which Python has as half surrogate pairs, as in \\xff.
+
+    Halves that stand for no byte, which JSON may have, too: as in \\ud800.
+    """
+    name = HALVES.sub(lambda half: f"\\u{ord(half[0]):x}", str(name))
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def plain(error):

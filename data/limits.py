@@ -10,6 +10,7 @@ BATCH = bounded(int, 1, 4096)  # texts in one forward pass
 LEARNING_RATE = bounded(float, 1e-12, 1)  # smaller ones are lost in 32 bit
 RATIO = bounded(float, 0.001, 0.999)  # of tokens kept or masked; outside there may be nothing to keep, or to restore
 PRICE = bounded(float, 0.001, 1000)  # λ, nats per token: nothing costs less, or more
+WEIGHT = bounded(float, 1e-6, 1e6)  # of a part of a mixture
 
 
 def check_memory(size, what, remedy):

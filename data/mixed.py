@@ -1,10 +1,13 @@
 """Several sources in one data set, in proportions that the user gives, the source of every document known."""
 
-from math import inf
+import argparse
+import glob
+import os
 from pathlib import Path
 
 from data.artifacts import InputError
 from data.letters import shown
+from data.limits import WEIGHT
 from data.sources import SotuDocuments, TextDocuments, WikiDocuments
 
 EMBEDDED = {"sotu": SotuDocuments, "wiki": WikiDocuments}
@@ -50,9 +53,10 @@ def parse_part(word):
     if not equals:
         return word, 1.0
     try:
-        weight = float(number)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < inf:
-        raise InputError(f"--input {word}: expected a number above 0 as weight, found '{number}'; write, say, {what}=2")
-    return what, weight
+        return what, WEIGHT(number)
+    except argparse.ArgumentTypeError:
+        name = os.path.expanduser(word)
+        there = os.path.lexists(name) or glob.glob(name)  # so the = is of a file's name
+        advised = f"{word}=1" if there else f"{what}=2"
+        expected = f"expected a number from {WEIGHT.low:g} to {WEIGHT.high:,.0f} as weight, found '{number}'"
+        raise InputError(f"--input {word}: {expected}; write, say, {advised}") from None

@@ -189,9 +189,12 @@ def load_sequences(path, tokenizer_fingerprint, max_length=None):
     if path.stat().st_size == 0:
         split = next((name for name, file in SPLITS.items() if file == path.name), None)
         if split and not info["splits"].get(split, {}).get("sequences", 1):
-            share = f"--{split}_ratio"
-            found = f"{path} is empty, as {share} 0 asked for, but texts of it are needed"
-            raise InputError(f"{found}; give {share} a share and {again(path, info, **{f'{split}_ratio': DEFAULT_SHARE})}")
+            share, args = f"{split}_ratio", info["args"] if isinstance(info.get("args"), dict) else {}
+            other = args.get("test_ratio" if split == "val" else "val_ratio")
+            left = 1 - other if isinstance(other, (int, float)) and 0 <= other < 1 else 1
+            advised = {share: min(DEFAULT_SHARE, float(f"{left / 2:.2g}"))}
+            found = f"{path} is empty, as --{share} 0 asked for, but texts of it are needed"
+            raise InputError(f"{found}; give --{share} a share and {again(path, info, **advised)}")
         raise InputError(f"{path} is empty; {remedy}")
     try:
         dataset = read_rows(path, features_of(info))

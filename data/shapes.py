@@ -36,7 +36,8 @@ def optional(shape):
 
 
 def is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether a value is a finite float, or an int that machine integers hold."""
+    return type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < 1 << 63
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str))

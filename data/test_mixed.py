@@ -1,6 +1,7 @@
 """Tests of mixtures of sources: pytest or `python data/test_mixed.py`."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -84,9 +85,11 @@ def interrupt_after(calls, fromiter=np.fromiter):
 @pytest.mark.parametrize(
     "parts, expect",
     [
-        (["sotu=0", "wiki"], "expected a number above 0 as weight, found '0'"),
-        (["sotu=", "wiki"], "expected a number above 0 as weight, found ''"),
-        (["sotu=nan", "wiki"], "expected a number above 0 as weight, found 'nan'"),
+        (["sotu=0", "wiki"], "expected a number from 1e-06 to 1,000,000 as weight, found '0'"),
+        (["sotu=", "wiki"], "expected a number from 1e-06 to 1,000,000 as weight, found ''"),
+        (["sotu=nan", "wiki"], "expected a number from 1e-06 to 1,000,000 as weight, found 'nan'"),
+        (["sotu=5e-324", "wiki"], "as weight, found '5e-324'"),
+        (["sotu", "wiki=1e308"], "as weight, found '1e308'"),
         (["sotu", "wiki=much"], "found 'much'; write, say, wiki=2"),
         (["sotu", "nowhere.jsonl=2"], "nowhere.jsonl: expected a file"),
         (["sotu", "sotu=2"], "expected each part once"),
@@ -97,6 +100,18 @@ def interrupt_after(calls, fromiter=np.fromiter):
 def test_impossible_parts_are_refused(parts, expect):
     with pytest.raises((InputError, FileNotFoundError), match=expect):
         MixedDocuments(parts, "text", 42)
+
+
+@pytest.mark.parametrize("word", ["a=b.jsonl", "k=v/a.jsonl", "k=v/*.jsonl"])
+def test_a_file_whose_name_has_the_sign_of_a_weight_is_advised_with_one(tmp_path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    Path("k=v").mkdir()
+    for path in (Path("a=b.jsonl"), Path("k=v/a.jsonl")):
+        write_jsonl(path, PLUMS)
+    with pytest.raises(InputError, match=f"write, say, {re.escape(word)}=1$"):
+        MixedDocuments(["sotu", word], "text", 42)
+    parts = MixedDocuments(["sotu", f"{word}=1"], "text", 42).parts
+    assert len(parts) == 2 and {weight for _, weight in parts.values()} == {1.0}
 
 
 @pytest.mark.parametrize(

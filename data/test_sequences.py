@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pytest
 
-from data import sequences
+from data import prepare, sequences
 from data.artifacts import InputError
 from data.scratch import MARK
 from data.sequences import CACHE, load_sequences, pad_batch
@@ -126,12 +127,15 @@ def test_advice_is_the_command_that_made_the_file(small, tmp_path, tokenizer):
         load_sequences(path, fingerprint(tokenizer))
 
 
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_a_split_that_was_left_out_leads_back(tmp_path, tokenizer, split):
-    out = prepared(tmp_path, "--input", write_texts(tmp_path / "texts"), "--max_length", 50, f"--{split}_ratio", 0)
+@pytest.mark.parametrize("other_share, share", [(0.1, 0.1), (0.9, 0.05)])
+@pytest.mark.parametrize("split, other", [("val", "test"), ("test", "val")])
+def test_a_split_that_was_left_out_leads_back(tmp_path, tokenizer, split, other, other_share, share):
+    shares = f"--{split}_ratio", 0, f"--{other}_ratio", other_share
+    out = prepared(tmp_path, "--input", write_texts(tmp_path / "texts", 60), "--max_length", 50, *shares)
     expect = f"{split}_data.json is empty, as --{split}_ratio 0 asked for.*; give --{split}_ratio a share and write it again with"
-    with pytest.raises(InputError, match=f"{expect}: python data/prepare.py .*--source text .*--{split}_ratio 0.1 "):
+    with pytest.raises(InputError, match=f"{expect}: python data/prepare.py .*--source text .*--{split}_ratio {share} ") as found:
         load_sequences(out / f"{split}_data.json", fingerprint(tokenizer))
+    prepare.parse_args(shlex.split(str(found.value).partition("data/prepare.py ")[2]))
 
 
 if __name__ == "__main__":

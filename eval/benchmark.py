@@ -40,6 +40,7 @@ from eval.methods import CausalSurprisal
 from models.agent.files import RELEASED
 from models.reconstructor.causal_lm import load_causal_lm
 from models.reconstructor.reconstructor import find_device
+from models.reconstructor.tokenizer import locate
 
 SCHEMA = "rltc.speed/1"
 RATIO, WINDOW = 0.7, 512
@@ -209,7 +210,7 @@ def main(argv=None):
             readers = {model: measured[f"prefill, {model}"][-1]["tokens_per_second"] for model in (OWN, LARGE)}
             found = pays(fixed, long["tokens_per_second"], start, readers)
             content = {"keep_ratio": RATIO, "results": rows, "fixed": fixed, "start": start, "pays": found}
-            write_json(args.output_dir / "speed_results.json", SCHEMA, args, UNITS, [args.model_path], **content)
+            write_json(args.output_dir / "speed_results.json", SCHEMA, args, UNITS, [locate(args.model_path)], **content)
         print(args.output_dir / "speed_results.json")
 
 

@@ -48,7 +48,7 @@ from models.reconstructor.tokenizer import locate
 from models.reconstructor.words import DECIDED
 
 __all__ = ["Compressed", "Compressor", "Protection"]
-ENDS = ("first", "last")
+ENDS, LINES = ("first", "last"), bounded(int, 0, 10**9)  # of --keep_lines
 TEXT_ONLY = (  # flags that say nothing where all bytes come back
     "goal", "target_tokens", "keep_pattern", "keep_numbers", "keep_names", "keep_lines", "text_column", "explain", "html",
 )
@@ -89,9 +89,13 @@ def parse_args(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
-    for end, number in args.keep_lines:
-        if end not in ENDS or not number.isdecimal():
-            parser.error(f"argument --keep_lines: expected first or last and a number of lines, found {end} {number}")
+    for pair in args.keep_lines:
+        if pair[0] not in ENDS:
+            parser.error(f"argument --keep_lines: expected first or last and a number of lines, found {' '.join(pair)}")
+        try:
+            pair[1] = LINES(pair[1])
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --keep_lines: {error}")
     way, silent = ("restore", COMPRESSING) if args.restore else ("lossless", TEXT_ONLY if args.lossless else ())
     for name in silent:
         if getattr(args, name) not in (None, False, []):
@@ -105,7 +109,7 @@ def parse_args(argv=None):
 
 def protection_of(args):
     """The Protection that the command line asks for. Raises FileNotFoundError or InputError."""
-    lines = {end: max([int(number) for name, number in args.keep_lines if name == end], default=0) for end in ENDS}
+    lines = {end: max([number for name, number in args.keep_lines if name == end], default=0) for end in ENDS}
     names = read_names(args.keep_names) if args.keep_names else ()
     return Protection(tuple(args.keep_pattern), args.keep_numbers, names, args.keep_negations, lines["first"], lines["last"])
 
@@ -196,7 +200,7 @@ def compress_rows(args, compressor, outputs):
 def read_besides(args, config):
     """What a run reads besides its inputs, [(flag, path), …]: names, and the files of the agent and of what it reads with."""
     theirs = [args.reconstructor_path or config["reconstructor"]["path"], config.get("reader", {}).get("path")]
-    models = [("model_path", args.model_path), *(("reconstructor_path", locate(path)) for path in theirs if path)]
+    models = [("model_path", locate(args.model_path)), *(("reconstructor_path", locate(path)) for path in theirs if path)]
     files = [(flag, file) for flag, model in models for file in (model, *Path(model).glob("*"))]
     return files + [("keep_names", args.keep_names)] * bool(args.keep_names)
 

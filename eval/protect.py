@@ -65,7 +65,7 @@ def compiled(pattern):
     """A regular expression, which `re` remembers. Raises InputError."""
     try:
         return re.compile(pattern)
-    except re.error as error:
+    except (re.error, ValueError, OverflowError, RecursionError) as error:  # numbers too long, too large; too many brackets
         raise InputError(f"keep_pattern '{pattern}': expected a regular expression, found that {error}; mend it") from None
 
 

@@ -7,8 +7,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pytest
 
-from data.artifacts import read_json
+from data.artifacts import read_json, sha256_of
+from data.provenance import REPOSITORY
 from eval import benchmark
+from models.agent.files import RELEASED
 
 
 def seconds_saved(tokens, kept, reads, fixed, speed):
@@ -30,10 +32,12 @@ def test_compressing_pays_from_the_length_on_that_is_said(reads):
     assert {row["from_tokens"] is None for row in benchmark.pays(0.05, 4000, 3.0, {"reader": 4000})} == {True}
 
 
-def test_every_way_is_measured_by_length_or_says_why_not(tmp_path, capsys):
-    """Two lengths, of which the second would take too long, with the agent that ships."""
+def test_every_way_is_measured_by_length_or_says_why_not(tmp_path, capsys, monkeypatch):
+    """Two lengths, of which the second would take too long, with the agent that ships, from another folder."""
+    monkeypatch.chdir(tmp_path)
     benchmark.main(f"--lengths 40 400 --turns 1 --max_seconds 0.001 --device cpu --output_dir {tmp_path}".split())
     record = read_json(tmp_path / "speed_results.json", benchmark.SCHEMA, "eval/benchmark.py")
+    assert record["weights"] == {str(REPOSITORY / RELEASED): sha256_of(REPOSITORY / RELEASED)}
     short, long = record["results"][: len(benchmark.WAYS)], record["results"][len(benchmark.WAYS) :]
     assert [row["way"] for row in short] == [row["way"] for row in long] == list(benchmark.WAYS)
     speeds = {row["way"]: row["tokens_per_second"] for row in short}

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pytest
 
 from data.artifacts import InputError
+from data.provenance import REPOSITORY
 from eval import compress
 from eval.compressor import Compressor
 from eval.conftest import NOTE
@@ -114,7 +115,7 @@ def test_why_a_word_stayed(run, note):
     assert any("  kept  " in line for line in err) and any("left out" in line for line in err)
 
 
-def test_what_is_refused_in_one_line(run, tmp_path, note):
+def test_what_is_refused_in_one_line(run, tmp_path, note, monkeypatch):
     (tmp_path / "latin.txt").write_bytes(b"Ren\xe9e was here")
     (tmp_path / "surrogate.txt").write_bytes(b"\xed\xa0\x80 and more")
     (pair := tmp_path / "pair").mkdir()
@@ -146,6 +147,9 @@ def test_what_is_refused_in_one_line(run, tmp_path, note):
         with pytest.raises((InputError, FileNotFoundError), match=expected) as refused:
             run(*words)
         assert "\n" not in str(refused.value)
+    monkeypatch.chdir(tmp_path)  # where the agent that ships is known by its name, too
+    with pytest.raises(InputError, match="would be written over --model_path"):
+        run("--input", note, "--output", REPOSITORY / RELEASED / "config.json")
     assert note.read_bytes() == NOTE.encode() and names.read_text() == "Ada"
     assert not page.exists() and not (tmp_path / "new").exists()
 
@@ -155,7 +159,8 @@ def test_what_is_refused_in_one_line(run, tmp_path, note):
               "--input x --restore x", "--input x --keep_lines middle 2", "--input x --keep_lines first some",
               "--input x --price nan", "--restore x --keep_ratio .5", "--restore x --explain", "--input x --force",
               "--input x --lossless --keep_numbers", "--input x --lossless --html y", "--restore x --lossless",
-              "--input x --text_column y --output z.rltc.json"],
+              "--input x --text_column y --output z.rltc.json", "--input x --keep_lines last -1",
+              "--input x --keep_lines first 1000000001", f"--input x --keep_lines first {'9' * 5000}"],
 )
 def test_a_command_line_that_is_none(words, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -39,9 +39,16 @@ def test_patterns_and_lines():
     assert found(text, patterns=(r"/[\w/.]+", r"z*")) == ["/x/y.z", "z", "/q"]
     assert found(text, first_lines=2) == ["a: /x/y.z\r\n", "\r\n"] and found(text, last_lines=2) == ["b: /q\n", "last"]
     assert len(found(text, first_lines=9)) == 4 and found("", first_lines=1, last_lines=1, numbers=True, negations=True) == []
-    with pytest.raises(InputError, match="keep_pattern '\\(': expected a regular expression, found that missing") as refused:
-        Protection(patterns=("(",))
-    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "pattern, reason", [("(", "missing"), ("a{99999999999}", "the repetition number is too large"),
+                        ("(" * 3000 + ")" * 3000, "maximum recursion depth"), (f"a{{{'9' * 5000}}}", "Exceeds the limit")],
+)
+def test_a_pattern_that_is_none_is_refused(pattern, reason):
+    with pytest.raises(InputError, match=f"expected a regular expression, found that {reason}") as refused:
+        Protection(patterns=(pattern,))
+    assert str(refused.value).startswith(f"keep_pattern '{pattern}': ") and "\n" not in str(refused.value)
 
 
 def test_markers_are_taken_out_and_spans_know_where_they_were():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data.artifacts import InputError
+from data.letters import shown
 from data.provenance import REPOSITORY
 from data.testing.toy import check_refusal
 from eval import methods
@@ -132,6 +133,29 @@ def test_log_and_results_are_enough_each(folder, record, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="found neither; run: python rl/train.py or python eval/evaluate.py"):
         draw(tmp_path / "4")
+
+
+STRANGE = ["a$x_{$.txt", "$", r"\frac", "no UTF-8 \udcff", "half \ud800", "a{b}%s^_\\"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_names_are_drawn_as_they_are(reader, tmp_path, monkeypatch, name):
+    """Of documents, texts, methods, and of the folder where a run is, and no math is made of them."""
+    record = json.loads((REPOSITORY / "eval/results/fresh/recipes/evaluation_results.json").read_text())
+    for found in (record, reader):
+        for row in found["results"]:
+            row["method"] = name if row["method"] == found["results"][0]["method"] else row["method"]
+    record["examples"][0] |= {"doc": name, "pieces": [{"token": name, "restored": name, "state": "kept"}]}
+    (here := tmp_path / name.replace("\ud800", "")).mkdir()  # no file's name has it
+    (tmp_path / "web").mkdir()
+    for path, found in ((here / "results.json", record), (tmp_path / "web/results.json", record), (here / "reader.json", reader)):
+        path.write_text(json.dumps(found))
+    monkeypatch.chdir(here)
+    assert draw(tmp_path / "1", "--results_path", "results.json") == ["masked_top1", "rate_distortion", "texts"]
+    assert draw(tmp_path / "2", "--results_path", "results.json", "../web/results.json", "reader.json")
+    figure = visualize.figures_of([Path("results.json")], 1)["texts"]
+    assert [text.get_text() for text in figure.axes[0].texts].count(shown(name)) == 3
+    plt.close("all")
 
 
 @pytest.mark.parametrize("sent", [True, False])

@@ -44,7 +44,7 @@ def draw_text(axis, laid, top, sent):
             box = (column + space - 0.1, y - 0.42), len(text) - space + 0.2, 0.84
             axis.add_patch(plt.Rectangle(*box, color=STATES[piece["state"]][1], linewidth=0))
     for line, text in enumerate(lines):
-        axis.text(0, top + line, text.replace("$", r"\$"), family="DejaVu Sans Mono", fontsize=FONT_SIZE, va="center")
+        axis.text(0, top + line, text, family="DejaVu Sans Mono", fontsize=FONT_SIZE, va="center")
     return top + len(lines)
 
 

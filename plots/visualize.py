@@ -17,11 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import matplotlib
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a text or in a name is one
 import matplotlib.pyplot as plt
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.artifacts import InputError, Parser, bounded, run, written_aside
+from data.letters import shown
 from data.scratch import claimed
 from eval.records import EVALUATION, READER, read_results
 from plots.panels import curves_by_method, panels_by_kind, reader_figure
@@ -64,17 +66,26 @@ def moving_average(values, width):
     return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 
 
+def drawable(value):
+    """A value of JSON, every text in it of letters that can be drawn."""
+    if isinstance(value, list):
+        return [drawable(each) for each in value]
+    if isinstance(value, dict):
+        return {name: drawable(each) for name, each in value.items()}
+    return shown(value) if isinstance(value, str) else value
+
+
 def figures_of(paths, num_texts):
     """{name: figure} of results, by their schemas: of one evaluation its curves and texts, of several their panels."""
     evaluations, readers = {}, []
     for path in paths:
         if path.is_file() and b'"rltc.reader/' in path.read_bytes()[:200]:
-            readers.append(read_results(path, READER))
+            readers.append(drawable(read_results(path, READER)))
         else:
-            evaluations[path] = read_results(path, EVALUATION)
+            evaluations[path] = drawable(read_results(path, EVALUATION))
     drawn = {"reader": reader_figure(readers)} if readers else {}
     if len(evaluations) > 1:
-        kinds = {path.resolve().parent.name: record for path, record in evaluations.items()}
+        kinds = {shown(path.resolve().parent.name): record for path, record in evaluations.items()}
         if len(kinds) < len(evaluations):
             raise InputError("expected results in folders of different names, one a kind, found two of the same name")
         return drawn | {"rate_distortion_by_kind": panels_by_kind(kinds)}

@@ -11,7 +11,7 @@ from data.artifacts import InputError
 from eval.reader import Reader
 from models.agent.files import RELEASED, load_policy
 from models.agent.worth import WORTH, within_budget
-from models.reconstructor.tokenizer import load_tokenizer
+from models.reconstructor.tokenizer import load_tokenizer, locate
 from models.reconstructor.words import Words
 from rl import read, train_worth
 
@@ -165,6 +165,12 @@ def test_an_agent_learns_what_a_reader_misses(reads, tmp_path, capsys):
         capital = np.array([tokenizer.decode(part).strip()[:1].isupper() for part in pieces])
         shares.append(kept[capital].mean() - kept[~capital].mean())
     assert np.mean(shares) > 0.3, shares
+
+
+def test_the_agent_that_ships_is_not_taught_in_its_place_from_wherever(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="expected another directory than --model_path"):
+        train_worth.main(["--model_path", RELEASED, "--output_dir", locate(RELEASED)])
 
 
 @pytest.mark.parametrize("line", [

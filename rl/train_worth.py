@@ -22,6 +22,7 @@ from data.shapes import NUMBER, TEXT, WORD, flaw
 from models.agent.files import TrainedAgent, check_place, load_policy, needs
 from models.agent.worth import Worth
 from models.reconstructor.reconstructor import find_device
+from models.reconstructor.tokenizer import locate
 from models.reconstructor.words import Words
 
 LEAST_GAIN = 2.0  # nats that a text has to bring an answer: others say nothing about words
@@ -129,7 +130,7 @@ def train(rows, states, args):
 
 def main(argv=None):
     args = parse_args(argv)
-    keep_apart(args.output_dir, model_path=args.model_path)
+    keep_apart(args.output_dir, model_path=locate(args.model_path))
     policy = load_policy(args.model_path, find_device(args.device))
     keep_apart(args.output_dir, **needs(policy.config, "model_path"))
     check_place(args.output_dir)

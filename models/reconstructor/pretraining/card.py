@@ -101,7 +101,7 @@ def main(argv=None):
     value = lambda figure: figure["value"] if isinstance(figure, dict) else figure
     trained, named = [row for row in rows if row["trained"]], [name for name in rows[0] if name not in ("kind", "trained")]
     mean = {name: float(np.mean([value(row[name]) for row in trained])) for name in named}
-    weights = [args.base, *([args.compare] if args.compare else [])]
+    weights = [locate(directory) for directory in (args.base, args.compare) if directory]
     write_json(Path(locate(args.base)) / "card.json", SCHEMA, args, UNITS, weights, kinds=rows, mean=mean)
     for what, target in TARGETS.items():
         of, name = what.split()

