@@ -13,6 +13,7 @@ import torch
 
 from data.artifacts import Parser, line_of, written_aside
 from data.provenance import REPOSITORY
+from data.shapes import NUMBER, flaw
 
 SCRIPT = """
 import sys
@@ -64,6 +65,11 @@ FREED = """import os, signal, time, weakref
 def test_an_interrupt_while_an_object_is_freed_is_not_lost(tmp_path):
     done = script(tmp_path, FREED)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (130, b"", 1) and b"interrupted" in done.stderr
+
+
+@pytest.mark.parametrize("value, right", [(1.5, True), (2**62, True), (2**63, False), (10**400, False), (True, False)])
+def test_a_number_is_what_machines_hold(value, right):
+    assert bool(flaw(value, NUMBER)) is not right
 
 
 def test_a_full_disk_is_one_line_with_the_file(tmp_path):
