@@ -162,6 +162,15 @@ done
 
 section mean nats under random masks  # every token hidden ten times: hours for all of the kinds
 adapted mean-nats mean-nats
+alike="--model_path ${found[*]} --receivers agent=$tuned/agent mean-nats=$tuned/mean-nats --methods mean-nats"
+alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/mean-nats"
+alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " addresses encyclopaedia medical-abstracts)"
+for kind in addresses encyclopaedia medical-abstracts; do  # the first makes all of them
+  result $out/mean-nats/$kind/evaluation_results.json python eval/evaluate.py $alike --keep_ratios 0.7 0.5 --num_examples 0
+  result $out/mean-nats/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
+done
+
+section told where tokens are missing, and by token
 # evaluated FOLDER KIND…: what `alike` names, at keep ratios and prices; the first of the kinds makes all of them.
 evaluated() {
   local folder=$1 kind; shift
@@ -170,12 +179,6 @@ evaluated() {
     result $folder/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
   done
 }
-alike="--model_path ${found[*]} --receivers agent=$tuned/agent mean-nats=$tuned/mean-nats --methods mean-nats"
-alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/mean-nats"
-alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " addresses encyclopaedia medical-abstracts)"
-evaluated $out/mean-nats addresses encyclopaedia medical-abstracts
-
-section told where tokens are missing, and by token
 for regime in told-word found-token told-token; do
   how="--gaps ${regime%-*} --unit ${regime#*-}"
   for seed in 42 43 44; do
