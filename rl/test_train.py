@@ -43,7 +43,7 @@ def test_training_writes_models_logs_and_a_record(toy, tmp_path):
     assert [row["texts"] for row in record["evaluations"]] == [0, 32, 64, 96]
     assert record["best_J"] == max(row["J"] for row in record["evaluations"])
     assert record["weights"] == {str(toy / "tuned"): sha256_of(toy / "tuned/model.safetensors")}
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {f"checkpoint-{texts}" for texts in (32, 64, 96)}
+    assert {p.name for p in (tmp_path / "checkpoints").glob("[!.]*")} == {f"checkpoint-{texts}" for texts in (32, 64, 96)}
     logged = set(EventAccumulator(str(tmp_path / "tb_logs")).Reload().Tags()["scalars"])
     assert logged - {"time/fps", "time/iterations", "time/time_elapsed", "time/total_timesteps"} == SCALARS
     page = (Path(train.__file__).parent / "README.md").read_text()
