@@ -167,7 +167,6 @@ alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/
 alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " addresses encyclopaedia medical-abstracts)"
 for kind in addresses encyclopaedia medical-abstracts; do  # the first makes all of them
   result $out/mean-nats/$kind/evaluation_results.json python eval/evaluate.py $alike --keep_ratios 0.7 0.5 --num_examples 0
-  result $out/mean-nats/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
 done
 
 section told where tokens are missing, and by token
