@@ -50,6 +50,8 @@ def write_checkpoint(directory, step, state, limit, fill=lambda folder: None):
             if run := run_of(directory):
                 (aside / RUN).write_bytes(run)
             (aside / MANIFEST).write_text(json.dumps(checksums(aside), indent=1) + "\n", encoding="utf-8")
+        others = [path for path in by_age(directory) if path != final]
+        remove_checkpoints(others[: -max(1, limit - 1)])  # before, so that a run that is killed now ends with as many
         remove_scratch(final)
         os.replace(aside, final)
     finally:
