@@ -18,7 +18,6 @@ from models.reconstructor.checkpoints import (
     by_age,
     check_read_from,
     random_states,
-    read_from,
     read_newest,
     remove_checkpoints,
     restore_random_states,
@@ -45,15 +44,17 @@ def save_checkpoint(agent, directory, **content):
     write_checkpoint(directory, agent.num_timesteps, content, LIMIT)
 
 
-def go_on(agent, directory, args):
+def go_on(agent, directory, args, data):
     """Put a new agent and its environment where the newest whole checkpoint was. Returns what was saved with it.
+
+    `data`: what is read now, of `read_from`.
 
     Raises FileNotFoundError if there is none, InputError if none can be read or it was made with other flags or another
     reconstructor.
     """
     path, state = read_newest(directory, PARTS)
     check_resumed(path, vars(args), state["args"], FREE)
-    check_read_from(path, state["data"], read_from(args.data_path, args.init_from))
+    check_read_from(path, state["data"], data)
     check_reconstructor(state["reconstructor"], path, agent.env.judge.reconstructor)
     if state["reader"]:
         check_reconstructor(state["reader"], path, agent.policy.reader.reconstructor)

@@ -20,14 +20,14 @@ import numpy as np
 from tqdm import tqdm
 
 from data.artifacts import (
-    SEED, InputError, Parser, bounded, check_resumed, check_shape, plain_json, read_json, run, sha256_of, write_json,
+    SEED, InputError, Parser, bounded, check_resumed, check_shape, plain_json, read_json, run, write_json,
 )
 from data.limits import BATCH, COUNT
 from data.scratch import LOCK, held
 from data.sequences import load_sequences
 from data.shapes import ANY_KEY, OBJECT, TEXT
 from eval.reader import QUESTIONS, Reader
-from models.reconstructor.checkpoints import check_read_from
+from models.reconstructor.checkpoints import check_read_from, digests
 from models.reconstructor.reconstructor import find_device
 from models.reconstructor.texts import token_counts
 from models.reconstructor.tokenizer import fingerprint, load_tokenizer
@@ -212,11 +212,6 @@ def settings_beside(output):
     return output.with_name(f"{output.name}.json")
 
 
-def read_from(args):
-    """{name: SHA-256} of what is read."""
-    return {str(path): sha256_of(path) for path in (args.data_path, args.without) if path.is_file()}
-
-
 def lines_of(args):
     """How many whole lines of `--output` are there to go on from. Raises InputError if there is a file and no `--resume`."""
     if not args.output.exists():
@@ -230,7 +225,7 @@ def lines_of(args):
         raise InputError(f"{args.output}: expected what rl/read.py wrote, found another content; name another --output")
     record = read_json(began, SCHEMA, MADE_BY, {"args": OBJECT, "read_from": {ANY_KEY: TEXT}})
     check_resumed(args.output, vars(args), record["args"], FREE)
-    check_read_from(args.output, record["read_from"], read_from(args))
+    check_read_from(args.output, record["read_from"], digests(args.data_path, args.without))
     whole = content.rfind(b"\n") + 1
     with args.output.open("r+b") as file:
         file.truncate(whole)
@@ -259,7 +254,7 @@ def ask(args):
         if settings_beside(args.output).exists():
             read_json(settings_beside(args.output), SCHEMA, MADE_BY)  # an earlier run's, and no file of a user
         units = {"nats": "of an answer: without the text, with it, after each mask"}
-        write_json(settings_beside(args.output), SCHEMA, args, units, read_from=read_from(args))
+        write_json(settings_beside(args.output), SCHEMA, args, units, read_from=digests(args.data_path, args.without))
     with args.output.open("a", encoding="utf-8") as file, tqdm(total=args.num_texts, unit="text", disable=args.quiet) as progress:
         progress.update(done)
         while chunk := list(islice(left, CHUNK)):

@@ -185,7 +185,7 @@ class Run(BaseCallback):
         self.data = read_from(args.data_path, args.init_from)
         before = {"seconds": 0.0, "history": [], "evaluation_seconds": 0.0}
         if args.resume:
-            before = go_on(self.agent, self.checkpoint_dir, args)
+            before = go_on(self.agent, self.checkpoint_dir, args, self.data)
         self.earlier = [] if args.resume else what_a_run_left(self.logs, self.checkpoint_dir)
         self.start = time.monotonic() - before["seconds"]
         self.history, self.evaluation_seconds = before["history"], before["evaluation_seconds"]

@@ -180,8 +180,12 @@ def restoring(path):
 
 def read_from(data_path, *files):
     """{name: SHA-256} of what a run's future depends on: its texts, those for validation, and `files`, if they are there."""
-    texts = (data_path, data_path.with_name(SPLITS["val"]))
-    return {str(path): sha256_of(path) for path in (*texts, *files) if path is not None and Path(path).is_file()}
+    return digests(data_path, data_path.with_name(SPLITS["val"]), *files)
+
+
+def digests(*files):
+    """{name: SHA-256} of those of the files that are there; None is none."""
+    return {str(path): sha256_of(path) for path in files if path is not None and Path(path).is_file()}
 
 
 def check_read_from(path, began, ours):

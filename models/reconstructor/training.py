@@ -118,16 +118,16 @@ class Training:
         precision = mixed_precision(args)
         torch.manual_seed(args.seed)
         self.args, self.step, self.log, self.before, self.metrics = args, 0, [], None, None
+        self.data = checkpoints.read_from(args.data_path, args.mask_policy)
         if args.resume:
             checkpoint, state = checkpoints.read_newest(args.output_dir, checkpoints.FINE_TUNING)
             check_resumed(checkpoint, vars(args), state["args"], FREE)
-            checkpoints.check_read_from(checkpoint, state["data"], checkpoints.read_from(args.data_path, args.mask_policy))
+            checkpoints.check_read_from(checkpoint, state["data"], self.data)
             self.reconstructor = Reconstructor.load(checkpoint, gaps=args.gaps)
         else:
             self.reconstructor = Reconstructor.from_base(args.base_model, args.attention, args.gaps)
         self.texts, self.validation, length = open_splits(args, self.reconstructor)
         texts.check_batch(args, self.reconstructor.model.config, min(args.batch_size, len(self.texts)) * length)
-        self.data = checkpoints.read_from(args.data_path, args.mask_policy)
         AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier training in this process
         self.accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=precision)
         named = args.mask_policy is not None
