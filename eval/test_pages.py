@@ -1,7 +1,9 @@
 """Tests of the tables in the pages: `python eval/test_pages.py` or pytest."""
 
+import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +138,22 @@ def test_the_script_makes_what_is_missing_once_and_notes_its_seconds(tmp_path):
     assert list(times) == ["eval/results/a.json"] and times["eval/results/a.json"]["seconds"] < 60
     again = run()
     assert "a.json is there" in again.stdout and again.returncode == 2 and "expected b.json, found none" in again.stderr
+
+
+def test_every_command_of_the_script_is_one_that_its_python_script_takes():
+    """A word too many, or a flag that is gone, would be found after hours of the steps before it."""
+    checked = set()
+    for command in reproduced().values():
+        before, _, after = command.partition("python ")
+        path, *words = shlex.split(after) or [""]
+        if not path.endswith(".py") or before.startswith("(commit"):
+            continue
+        script = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        if hasattr(script, "parse_args"):
+            training = {"devices": ("cpu",), "doc": ""} if path.startswith("models/reconstructor/train_") else {}
+            script.parse_args(words, **training)
+            checked.add(path)
+    assert len(checked) >= 10
 
 
 MISTAKES = [("c.top1", "c.top2"), ("results.json", "nowhere.json"), ("r.results", "one(r.results, method='random')")]

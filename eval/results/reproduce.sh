@@ -6,7 +6,8 @@
 #   eval/results/reproduce.sh KIND …     # only results whose path has one of these words in it
 #
 # A step is skipped where its file is there: to make one anew, delete it. eval/results/times.json has the seconds of each. PYTHON
-# names the interpreter. Two cores take a day for all of it; `rl/read.py` wants a card, and the last step needs one.
+# names the interpreter. Two cores take two days for all of it, less with a card that PyTorch knows, on which reconstructors are
+# fine-tuned; `rl/read.py` wants one, and the last step needs one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=$(command -v "${PYTHON:-python}" || echo python)
@@ -17,14 +18,14 @@ wanted=("$@")
 
 section() { echo "# $*"; }
 
-# result PATH COMMAND…: run the command that makes PATH, unless it is there, and note the seconds that it took.
+# result PATH COMMAND…: run the command that makes PATH, unless it is there (and $needs, if that is set), and note the seconds.
 result() {
   local path=$1 began word ok; shift
   if [ -n "$list" ]; then printf '%s  # %s\n' "$*" "$path"; return; fi
   ok=$([ ${#wanted[@]} -gt 0 ] || echo yes)
   for word in ${wanted[@]+"${wanted[@]}"}; do [[ $path != *"$word"* ]] || ok=yes; done
   [ -n "$ok" ] || return 0
-  if [ -e "$path" ]; then echo "$path is there"; return; fi
+  if [ -e "$path" ] && [ -e "${needs:-$path}" ]; then echo "$path is there"; return; fi
   echo "$path: $*"
   began=$(date +%s)
   "$@"
@@ -33,12 +34,12 @@ result() {
 }
 
 note() {
-  python - "$@" <<'END'
+  python - "$@" ${card:+"$card"} <<'END'
 import json, pathlib, sys
 from data.artifacts import write_text
 times = pathlib.Path("eval/results/times.json")
 known = json.loads(times.read_text()) if times.exists() else {}
-known[sys.argv[1]] = {"seconds": int(sys.argv[2]), "command": sys.argv[3]}
+known[sys.argv[1]] = {"seconds": int(sys.argv[2]), "command": sys.argv[3], **dict(zip(["on"], sys.argv[4:]))}
 write_text(times, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
 END
 }
@@ -66,13 +67,15 @@ at() {
     find "$tree/$folder" -maxdepth 1 -type f -newer "$tree/began" -exec cp {} "$folder/" \; ; }
 }
 
-card() { .ci/gpu_check.sh eval/results; rm eval/results/gpu_check.log; }
+checks() { .ci/gpu_check.sh eval/results; rm eval/results/gpu_check.log; }
 
 TRAINED="brown commentary dictionary encyclopaedia-long encyclopaedia factbook jargon legal mailing-lists manuals novels recipes"
 TRAINED="$TRAINED tales technical web"
 UNSEEN="moby-dick fortunes drama"
 OUTSIDE="consultations film-reviews medical-abstracts"
-FRESH="addresses encyclopaedia mailing-lists recipes technical $OUTSIDE"
+KNOWN="addresses encyclopaedia mailing-lists recipes technical"
+FRESH="$KNOWN $OUTSIDE"
+RIVALS="causal iterative frequency head tail sentences verified-once verified-twice"
 SEEDS="42 43 44 45 46"
 agent=models/agent/output tuned=models/reconstructor/fine-tuned processed=data/processed out=eval/results
 mixed="$processed/mixed/processed_data.json"
@@ -105,19 +108,17 @@ result $processed/fresh/addresses/dataset_info.json python eval/results/fresh.py
 
 section agents
 flags="--reconstructor_path models/reconstructor/base --n_steps 64 --batch_size 16"
-found="--data_path $mixed $flags --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 --min_price 0.5 --max_price 16"
-# Trained in an agent's folder, of which the record is brought here.
+priced="--data_path $mixed $flags --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 --min_price 0.5 --max_price 16"
+# trained PATH FOLDER COMMAND…: an agent in its folder, of which the record is brought to PATH.
+trained() { local path=$1 folder=$2; shift 2; needs=$folder/best_model.zip result "$path" record "$path" "$folder" "$@"; }
 record() { local path=$1 folder=$2; shift 2; "$@" --output_dir "$folder" && cp "$folder/training.json" "$path"; }
 for seed in $SEEDS; do
-  path=$out/training/found-$seed.json
-  result $path record $path $agent/found-$seed python rl/train.py $found --seed $seed
+  trained $out/training/found-$seed.json $agent/found-$seed python rl/train.py $priced --seed $seed
 done
 for seed in 42 43 44; do
-  path=$out/training/critic-$seed.json
-  result $path record $path $agent/critic-$seed python rl/train.py $found --critic_only --seed $seed
+  trained $out/training/critic-$seed.json $agent/critic-$seed python rl/train.py $priced --critic_only --seed $seed
 done
-path=$out/training/long-44.json
-result $path record $path $agent/long-44 python rl/train.py ${found/1920/5760} --eval_freq 1920 --seed 44
+trained $out/training/long-44.json $agent/long-44 python rl/train.py ${priced/1920/5760} --eval_freq 1920 --seed 44
 found=("$agent"/found-4[23456]/best_model.zip)
 
 section proposers
@@ -132,67 +133,73 @@ for seed in 42 43 44; do
     --model_path $agent/found-$seed/best_model.zip --output_dir $agent/read-$seed --seed $seed
 done
 
-section reconstructors  # one for each method, on its own masks
+section reconstructors  # one for each method, on its own masks; on a card where there is one
+card= trainer=train_cpu.py
+[ -n "$list" ] || card=$(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")')
+[ -z "$card" ] || trainer=train_gpu.py
 # adapted NAME POLICY FLAGS…: the base, fine-tuned on the masks of an agent or method.
 adapted() {
   local name=$1 policy=$2; shift 2
-  result $tuned/$name/reconstructor.json python models/reconstructor/train_cpu.py --data_path $mixed "$@" \
+  result $tuned/$name/reconstructor.json python models/reconstructor/$trainer --data_path $mixed "$@" \
     --base_model models/reconstructor/base --mask_policy $policy --policy_share 0.8 --max_steps 150 --batch_size 16 \
     --learning_rate 3e-4 --eval_steps 1000 --save_steps 1000 --eval_sequences 16 --output_dir $tuned/$name
 }
-receivers=()
-for pair in agent=$agent/found-42/best_model.zip critic=$agent/critic-44/best_model.zip proposer=$agent/proposer-42/best_model.zip \
-  causal=causal iterative=iterative frequency=frequency head=head tail=tail sentences=sentences \
-  verified-once=verified-once verified-twice=verified-twice; do
-  method=${pair%%=*}
-  adapted $method ${pair#*=}
-  receivers+=("$method=$tuned/$method")
-done
+# all_adapted PREFIX AGENT FLAGS…: one for every method; $rivals has what an evaluation of all is told.
+all_adapted() {
+  local prefix=$1 first=$2 method receivers=; shift 2
+  for pair in agent=$first critic=$agent/${prefix}critic-44 proposer=$agent/${prefix}proposer-42 $RIVALS; do
+    method=${pair%%=*}
+    adapted $prefix$method $([ $pair = $method ] && echo $method || echo ${pair#*=}/best_model.zip) "$@"
+    receivers="$receivers $method=$tuned/$prefix$method"
+  done
+  rivals="--against $(echo $agent/${prefix}critic-4[234]/best_model.zip) $agent/${prefix}proposer-42/best_model.zip"
+  rivals="$rivals --receivers$receivers --methods $RIVALS --num_sequences 55 --chosen_on $processed/mixed"
+}
+all_adapted "" $agent/found-42
 
 section fresh documents, from the sent tokens alone
-alike="--against $(echo $agent/critic-4[234]/best_model.zip) $agent/proposer-42/best_model.zip --receivers ${receivers[*]}"
-alike="$alike --methods causal iterative frequency head tail sentences verified-once verified-twice"
-alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/fresh"
-alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " $FRESH)"
+alike="$rivals --output_dir $out/fresh --data_path $(printf "$processed/fresh/%s/test_data.json " $FRESH)"
 for kind in $FRESH; do  # the first makes all of them
   result $out/fresh/$kind/evaluation_results.json python eval/evaluate.py --model_path "${found[@]}" $alike \
     --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 5
   result $out/fresh/$kind/price_results.json python eval/evaluate_price.py --model_path "${found[@]}" $alike --prices 3 6
 done
 
-section mean nats under random masks  # every token hidden ten times: hours for all of the kinds
-adapted mean-nats mean-nats
-alike="--model_path ${found[*]} --receivers agent=$tuned/agent mean-nats=$tuned/mean-nats --methods mean-nats"
-alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/mean-nats"
-alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " addresses encyclopaedia medical-abstracts)"
-for kind in addresses encyclopaedia medical-abstracts; do  # the first makes all of them
-  result $out/mean-nats/$kind/evaluation_results.json python eval/evaluate.py $alike --keep_ratios 0.7 0.5 --num_examples 0
-done
-
 section told where tokens are missing, and by token
 # evaluated FOLDER KIND…: what `alike` names, at keep ratios and prices; the first of the kinds makes all of them.
 evaluated() {
-  local folder=$1 kind; shift
+  local folder=$1 kind ours; shift
+  ours="$alike --output_dir $folder --data_path $(printf "$processed/fresh/%s/test_data.json " "$@")"
   for kind in "$@"; do
-    result $folder/$kind/evaluation_results.json python eval/evaluate.py $alike --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 0
-    result $folder/$kind/price_results.json python eval/evaluate_price.py $alike --prices 3 6
+    result $folder/$kind/evaluation_results.json python eval/evaluate.py $ours --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 0
+    result $folder/$kind/price_results.json python eval/evaluate_price.py $ours --prices 3 6
   done
 }
 for regime in told-word found-token told-token; do
   how="--gaps ${regime%-*} --unit ${regime#*-}"
+  shared="$flags --data_path $mixed --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 $how"
   for seed in 42 43 44; do
-    path=$out/training/$regime-$seed.json
-    result $path record $path $agent/$regime-$seed python rl/train.py --data_path $mixed $flags --num_timesteps 1920 \
-      --eval_freq 640 --eval_sequences 96 $how --seed $seed
+    trained $out/training/$regime-$seed.json $agent/$regime-$seed python rl/train.py $shared --seed $seed
+    trained $out/training/$regime-critic-$seed.json $agent/$regime-critic-$seed python rl/train.py $shared --critic_only \
+      --seed $seed
   done
-  for pair in agent=$agent/$regime-42/best_model.zip verified-once=verified-once verified-twice=verified-twice; do
-    adapted $regime-${pair%%=*} ${pair#*=} $how
-  done
-  alike="--model_path $(echo $agent/$regime-4[234]/best_model.zip) --methods causal frequency verified-once verified-twice"
-  alike="$alike --receivers $(for m in agent verified-once verified-twice; do echo $m=$tuned/$regime-$m; done | xargs)"
-  alike="$alike --num_sequences 55 --chosen_on $processed/mixed --output_dir $out/regimes/$regime"
-  alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " addresses encyclopaedia medical-abstracts)"
-  evaluated $out/regimes/$regime addresses encyclopaedia medical-abstracts
+  result $agent/$regime-proposer-42/training.json python rl/train_proposer.py --data_path $mixed \
+    --reconstructor_path models/reconstructor/base --num_texts 1000 $how --seed 42 --output_dir $agent/$regime-proposer-42
+  all_adapted $regime- $agent/$regime-42 $how
+  alike="--model_path $(echo $agent/$regime-4[234]/best_model.zip) $rivals"
+  evaluated $out/regimes/$regime $KNOWN
+  evaluated $out/regimes/$regime $OUTSIDE
+done
+
+section mean nats under random masks  # every token hidden ten times: hours for all of the kinds
+for regime in found-word told-word; do
+  prefix= how= agents=("${found[@]}") kinds=$FRESH
+  [ $regime = found-word ] || { prefix=$regime- how="--gaps told --unit ${regime#*-}"
+    agents=("$agent"/$regime-4[234]/best_model.zip) kinds="addresses encyclopaedia medical-abstracts"; }
+  adapted ${prefix}mean-nats mean-nats $how
+  alike="--model_path ${agents[*]} --receivers agent=$tuned/${prefix}agent mean-nats=$tuned/${prefix}mean-nats"
+  alike="$alike --methods mean-nats --num_sequences 55 --chosen_on $processed/mixed"
+  evaluated $out/mean-nats/$regime $kinds
 done
 
 section a small reader for a larger judge
@@ -213,13 +220,12 @@ result $tuned/half-base/config.json half $tuned/half-base
 result $tuned/half/reconstructor.json python models/reconstructor/train_cpu.py --data_path $mixed --base_model $tuned/half-base \
   --max_steps 150 --batch_size 16 --eval_sequences 32 --output_dir $tuned/half
 for seed in 42 43 44; do
-  path=$out/training/small-reader-$seed.json
-  result $path record $path $agent/small-reader-$seed python rl/train.py $found --reader_path $tuned/half --seed $seed
+  trained $out/training/small-reader-$seed.json $agent/small-reader-$seed python rl/train.py $priced \
+    --reader_path $tuned/half --seed $seed
 done
 alike="--model_path $(echo $agent/small-reader-4[234]/best_model.zip) --against $(echo $agent/found-4[234]/best_model.zip)"
 alike="$alike --receivers agent=$tuned/agent against=$tuned/agent --methods frequency --num_sequences 55"
-alike="$alike --chosen_on $processed/mixed --output_dir $out/small-reader"
-alike="$alike --data_path $(printf "$processed/fresh/%s/test_data.json " encyclopaedia technical medical-abstracts)"
+alike="$alike --chosen_on $processed/mixed"
 evaluated $out/small-reader encyclopaedia technical medical-abstracts
 
 section room above the agent
@@ -262,4 +268,4 @@ earlier $first $out/compared/comparison.json python rl/compare.py --minutes 2.5 
   "only-1.5=--min_price 1.5 --max_price 1.5" "only-3=--min_price 3 --max_price 3"
 
 section on a card
-result $out/gpu_check.json card
+result $out/gpu_check.json checks
