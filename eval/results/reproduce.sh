@@ -255,7 +255,7 @@ result $out/lossless/lossless_results.json python eval/evaluate_lossless.py \
   --tokens 1500 --output_dir $out/lossless
 
 section speed
-result $out/speed/speed_results.json python eval/benchmark.py --output_dir $out/speed
+result $out/speed/speed_results.json python eval/benchmark.py --output_dir $out/speed --max_seconds 600
 
 section ways to train, compared by earlier code
 first=3b0dbba
