@@ -79,7 +79,9 @@ RIVALS="causal iterative frequency head tail sentences verified-once verified-tw
 SEEDS="42 43 44 45 46"
 agent=models/agent/output tuned=models/reconstructor/fine-tuned processed=data/processed out=eval/results
 mixed="$processed/mixed/processed_data.json"
-test_of() { if [ "$1" = addresses ]; then echo $processed/$1/test_data.json; else echo $processed/kinds/$1/test_data.json; fi; }
+card= trainer=train_cpu.py
+[ -n "$list" ] || card=$(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")')
+[ -z "$card" ] || trainer=train_gpu.py
 
 section data
 result corpora/web.jsonl.gz python models/reconstructor/pretraining/corpora.py --output_dir corpora
@@ -134,9 +136,6 @@ for seed in 42 43 44; do
 done
 
 section reconstructors  # one for each method, on its own masks; on a card where there is one
-card= trainer=train_cpu.py
-[ -n "$list" ] || card=$(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")')
-[ -z "$card" ] || trainer=train_gpu.py
 # adapted NAME POLICY FLAGS…: the base, fine-tuned on the masks of an agent or method.
 adapted() {
   local name=$1 policy=$2; shift 2
@@ -146,10 +145,11 @@ adapted() {
 }
 # all_adapted PREFIX AGENT FLAGS…: one for every method; $rivals has what an evaluation of all is told.
 all_adapted() {
-  local prefix=$1 first=$2 method receivers=; shift 2
+  local prefix=$1 first=$2 pair method policy receivers=; shift 2
   for pair in agent=$first critic=$agent/${prefix}critic-44 proposer=$agent/${prefix}proposer-42 $RIVALS; do
-    method=${pair%%=*}
-    adapted $prefix$method $([ $pair = $method ] && echo $method || echo ${pair#*=}/best_model.zip) "$@"
+    method=${pair%%=*} policy=${pair#*=}
+    [ $pair = $method ] || policy=$policy/best_model.zip
+    adapted $prefix$method $policy "$@"
     receivers="$receivers $method=$tuned/$prefix$method"
   done
   rivals="--against $(echo $agent/${prefix}critic-4[234]/best_model.zip) $agent/${prefix}proposer-42/best_model.zip"
@@ -158,23 +158,20 @@ all_adapted() {
 all_adapted "" $agent/found-42
 
 section fresh documents, from the sent tokens alone
-alike="$rivals --output_dir $out/fresh --data_path $(printf "$processed/fresh/%s/test_data.json " $FRESH)"
-for kind in $FRESH; do  # the first makes all of them
-  result $out/fresh/$kind/evaluation_results.json python eval/evaluate.py --model_path "${found[@]}" $alike \
-    --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 5
-  result $out/fresh/$kind/price_results.json python eval/evaluate_price.py --model_path "${found[@]}" $alike --prices 3 6
-done
-
-section told where tokens are missing, and by token
-# evaluated FOLDER KIND…: what `alike` names, at keep ratios and prices; the first of the kinds makes all of them.
+# evaluated FOLDER KIND…: what `alike` names, at keep ratios and prices; the first kind makes all of them. $examples: texts.
 evaluated() {
   local folder=$1 kind ours; shift
   ours="$alike --output_dir $folder --data_path $(printf "$processed/fresh/%s/test_data.json " "$@")"
   for kind in "$@"; do
-    result $folder/$kind/evaluation_results.json python eval/evaluate.py $ours --keep_ratios 0.8 0.7 0.6 0.5 --num_examples 0
+    result $folder/$kind/evaluation_results.json python eval/evaluate.py $ours --keep_ratios 0.8 0.7 0.6 0.5 \
+      --num_examples ${examples:-0}
     result $folder/$kind/price_results.json python eval/evaluate_price.py $ours --prices 3 6
   done
 }
+alike="--model_path ${found[*]} $rivals"
+examples=5 evaluated $out/fresh $FRESH
+
+section told where tokens are missing, and by token
 for regime in told-word found-token told-token; do
   how="--gaps ${regime%-*} --unit ${regime#*-}"
   shared="$flags --data_path $mixed --num_timesteps 1920 --eval_freq 640 --eval_sequences 96 $how"
@@ -192,15 +189,17 @@ for regime in told-word found-token told-token; do
 done
 
 section mean nats under random masks  # every token hidden ten times: hours for all of the kinds
-for regime in found-word told-word; do
-  prefix= how= agents=("${found[@]}") kinds=$FRESH
-  [ $regime = found-word ] || { prefix=$regime- how="--gaps told --unit ${regime#*-}"
-    agents=("$agent"/$regime-4[234]/best_model.zip) kinds="addresses encyclopaedia medical-abstracts"; }
-  adapted ${prefix}mean-nats mean-nats $how
-  alike="--model_path ${agents[*]} --receivers agent=$tuned/${prefix}agent mean-nats=$tuned/${prefix}mean-nats"
-  alike="$alike --methods mean-nats --num_sequences 55 --chosen_on $processed/mixed"
+# mean_nats REGIME PREFIX AGENTS KINDS FLAGS…
+mean_nats() {
+  local regime=$1 prefix=$2 agents=$3 kinds=$4; shift 4
+  adapted ${prefix}mean-nats mean-nats "$@"
+  alike="--model_path $agents --receivers agent=$tuned/${prefix}agent mean-nats=$tuned/${prefix}mean-nats --methods mean-nats"
+  alike="$alike --num_sequences 55 --chosen_on $processed/mixed"
   evaluated $out/mean-nats/$regime $kinds
-done
+}
+mean_nats found-word "" "${found[*]}" "$FRESH"
+mean_nats told-word told-word- "$(echo $agent/told-word-4[234]/best_model.zip)" "addresses encyclopaedia medical-abstracts" \
+  --gaps told --unit word
 
 section a small reader for a larger judge
 half() {  # of the base: its first three blocks, with its embeddings and gap head
